@@ -1,0 +1,67 @@
+"""Any TCP port, ssh first, through the HTTPS site that is already open.
+
+    import trio, http2tcp
+
+    async def main():
+        async with await http2tcp.open_tunnel("https://example.com/~http2tcp/", "localhost:22", token="…") as tunnel:
+            print(await tunnel.receive_some())
+
+    trio.run(main)
+
+`open_tunnel` and `serve` are what the command line is made of. The names below are imported when they are
+first used: a client started at every ssh login does not pay for the server.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+# A literal: reading the installed metadata costs 25 ms.
+__version__ = "0.1.0"
+
+if TYPE_CHECKING:
+    from http2tcp.address import parse_destination, parse_endpoint, parse_listen
+    from http2tcp.client import open_tunnel
+    from http2tcp.errors import Http2tcpError, ListenError, SettingsError, TunnelError
+    from http2tcp.protocol.transport import Transport
+    from http2tcp.server import serve
+    from http2tcp.settings import ServerSettings, TLSSettings
+
+__all__ = [
+    "Http2tcpError",
+    "ListenError",
+    "ServerSettings",
+    "SettingsError",
+    "TLSSettings",
+    "Transport",
+    "TunnelError",
+    "__version__",
+    "open_tunnel",
+    "parse_destination",
+    "parse_endpoint",
+    "parse_listen",
+    "serve",
+]
+
+_HOMES = {
+    "open_tunnel": "client",
+    "serve": "server",
+    "ServerSettings": "settings",
+    "TLSSettings": "settings",
+    "Transport": "protocol.transport",
+    "Http2tcpError": "errors",
+    "ListenError": "errors",
+    "SettingsError": "errors",
+    "TunnelError": "errors",
+    "parse_destination": "address",
+    "parse_endpoint": "address",
+    "parse_listen": "address",
+}
+
+
+def __getattr__(name: str) -> object:
+    if name not in _HOMES:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    from importlib import import_module
+
+    return getattr(import_module(f"{__name__}.{_HOMES[name]}"), name)

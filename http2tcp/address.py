@@ -1,0 +1,171 @@
+"""Addresses and endpoints: parsed once, at the edge. Pure.
+
+Nothing below the command line, the configuration file and the request head ever splits on a colon
+again: they all pass `TCPAddress`, `UnixAddress` or `Endpoint` on. Every parser here raises
+`AddressError`, whose text is a sentence that says what was expected.
+"""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass, field
+from ipaddress import IPv6Address
+from urllib.parse import quote, unquote, urlsplit
+
+from http2tcp.errors import AddressError
+
+# RFC 1035, section 2.3.4 gives 255 octets on the wire, which is 253 characters of text.
+MAX_HOST = 253
+# struct sockaddr_un: 108 bytes on Linux, the terminating zero included.
+MAX_UNIX_PATH = 107
+
+# Underscores are no host name characters, but names with them resolve and people use them.
+_NAME = re.compile(r"[a-z0-9_]([a-z0-9_.-]*[a-z0-9_.])?", re.ASCII)
+_PORT = re.compile(r"[0-9]{1,5}", re.ASCII)
+_CONTROL_OR_BLANK = re.compile(r"[\x00-\x20\x7f]")
+_UNIX = "unix:"
+
+
+@dataclass(frozen=True, slots=True)
+class TCPAddress:
+    """A host (a lower-case name, or an IP address without brackets; empty: every interface) and a port."""
+
+    host: str
+    port: int
+
+    def __str__(self) -> str:
+        return f"[{self.host}]:{self.port}" if ":" in self.host else f"{self.host}:{self.port}"
+
+
+@dataclass(frozen=True, slots=True)
+class UnixAddress:
+    """The absolute path of a Unix stream socket."""
+
+    path: str
+
+    def __str__(self) -> str:
+        return _UNIX + self.path
+
+
+Address = TCPAddress | UnixAddress
+
+
+def parse_destination(text: str) -> Address:
+    """`host:port`, `[v6]:port`, `v6:port` as ssh's %h:%p writes it, `:port` (localhost), `unix:/path`."""
+    if text.startswith(_UNIX):
+        return _parse_unix(text)
+    host, port = _split(text, "HOST:PORT, [IPv6]:PORT or unix:/PATH")
+    if port == 0:
+        raise AddressError(f"{text!a}: expected a port from 1 to 65535")
+    return TCPAddress(host or "localhost", port)
+
+
+def parse_listen(text: str) -> Address:
+    """As a destination, but `:port` is every interface, a bare port is loopback, and port 0 is any free one."""
+    if text.startswith(_UNIX):
+        return _parse_unix(text)
+    host, port = _split(f"127.0.0.1:{text}" if _PORT.fullmatch(text) else text, "HOST:PORT, PORT or unix:/PATH")
+    return TCPAddress(host, port)
+
+
+def _parse_unix(text: str) -> UnixAddress:
+    path = text.removeprefix(_UNIX)
+    if not path.startswith("/") or "\0" in path:
+        raise AddressError(f"{text!a}: expected an absolute path, as in unix:/run/http2tcp.sock")
+    if len(path.encode("utf-8", "surrogateescape")) > MAX_UNIX_PATH:
+        raise AddressError(f"{text!a}: a Unix socket's path has at most {MAX_UNIX_PATH} bytes")
+    return UnixAddress(path)
+
+
+def _split(text: str, expected: str) -> tuple[str, int]:
+    # The last colon separates the port, so that an IPv6 address may come without brackets.
+    host, colon, port = text.rpartition(":")
+    if not colon:
+        raise AddressError(f"{text!a}: expected {expected}")
+    if not _PORT.fullmatch(port) or int(port) > 65535:
+        raise AddressError(f"{text!a}: expected a port from 1 to 65535 after the last colon")
+    return _parse_host(host, text), int(port)
+
+
+def _parse_host(host: str, text: str) -> str:
+    if host.startswith("[") and host.endswith("]"):
+        return _parse_ipv6(host[1:-1], text)
+    if ":" in host:
+        return _parse_ipv6(host, text)
+    name = host.lower() if host.isascii() else _to_ascii(host, text)
+    if name and (len(name) > MAX_HOST or not _NAME.fullmatch(name) or ".." in name):
+        raise AddressError(f"{text!a}: expected a host name or an IP address before the port")
+    return name
+
+
+def _parse_ipv6(host: str, text: str) -> str:
+    try:
+        return str(IPv6Address(host))
+    except ValueError:
+        raise AddressError(f"{text!a}: expected [IPv6]:PORT, as in [2001:db8::1]:22") from None
+
+
+def _to_ascii(host: str, text: str) -> str:
+    import idna  # here, since few ever need it and its tables are large
+
+    try:
+        return idna.encode(host, uts46=True).decode("ascii")
+    except idna.IDNAError:
+        raise AddressError(f"{text!a}: expected a host name or an IP address before the port") from None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Endpoint:
+    """Where the upgrade request goes: the URL that the client was given, taken apart."""
+
+    tls: bool
+    host: str
+    port: int
+    path: str = "/"
+    query: str = ""
+    username: str | None = field(default=None, repr=False)
+    password: str | None = field(default=None, repr=False)
+
+    @property
+    def authority(self) -> str:
+        """The Host field's value: without the port where it is the scheme's own (RFC 9110, section 7.2)."""
+        if self.port == (443 if self.tls else 80):
+            return f"[{self.host}]" if ":" in self.host else self.host
+        return str(TCPAddress(self.host, self.port))
+
+    def __str__(self) -> str:
+        """The URL for a person to read: no credentials, no query."""
+        return f"http{'s' if self.tls else ''}://{self.authority}{self.path}"
+
+
+def parse_endpoint(text: str) -> Endpoint:
+    """`https://host/path`, `http://…`, or `host:port/path`, which is http as in the original."""
+    if _CONTROL_OR_BLANK.search(text):
+        raise AddressError("the endpoint holds a blank or a control character: expected https://HOST[:PORT]/PATH")
+    url = text if "://" in text else f"http://{text}"
+    # No message shows the text: it may hold a password.
+    try:
+        parts = urlsplit(url)
+        port = parts.port
+    except ValueError:
+        raise AddressError("the endpoint is no URL: expected https://HOST[:PORT]/PATH") from None
+    if parts.scheme not in ("http", "https"):
+        raise AddressError(f"an endpoint begins with https:// or http://, not {parts.scheme!a}://")
+    if parts.fragment:
+        raise AddressError("an endpoint has no #fragment: expected https://HOST[:PORT]/PATH")
+    if not parts.hostname or port == 0:
+        raise AddressError("the endpoint names no host, or port 0: expected https://HOST[:PORT]/PATH")
+    return Endpoint(
+        tls=parts.scheme == "https",
+        host=_parse_host(parts.hostname, parts.hostname),
+        port=port or (443 if parts.scheme == "https" else 80),
+        path=_quoted(parts.path) or "/",
+        query=_quoted(parts.query),
+        username=None if parts.username is None else unquote(parts.username),
+        password=None if parts.password is None else unquote(parts.password),
+    )
+
+
+def _quoted(part: str) -> str:
+    # What is percent-encoded already stays; the other reserved characters mean something where they are.
+    return quote(part, safe="/%:@!$&'()*+,;=?~-._{}[]|")

@@ -1,0 +1,360 @@
+"""The command line: strings to settings, errors to exit codes. Nothing else."""
+
+from __future__ import annotations
+
+import logging
+import os
+import stat
+import sys
+from base64 import b64decode
+from collections.abc import Callable, Sequence
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from http2tcp import __version__
+from http2tcp.address import parse_destination, parse_endpoint, parse_listen
+from http2tcp.errors import Http2tcpError, SettingsError, TunnelError
+from http2tcp.protocol.transport import TOKEN_FIELD, Transport
+
+if TYPE_CHECKING:
+    from http2tcp.settings import ClientSettings, ServerSettings
+
+logger = logging.getLogger("http2tcp")
+
+ENV_PREFIX = "HTTP2TCP"
+EXIT_BUG = 1
+EXIT_USAGE = 2
+
+# What the handshake itself says. To change one of these is to ask for something else than a tunnel.
+_OWN_FIELDS = {"connection", "upgrade", "content-length", "transfer-encoding", TOKEN_FIELD.lower()}
+_TOKEN_CHARACTERS = frozenset("!#$%&'*+-.^_`|~0123456789abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ")
+
+EPILOG = """\b
+Examples:
+  http2tcp -s --token-file /etc/http2tcp/token
+  ssh -o ProxyCommand='http2tcp -c -e https://example.com/~http2tcp/ -d %h:%p' localhost
+  http2tcp -c -e https://example.com/~http2tcp/ -d db:5432 -l 5432
+  http2tcp --demo
+
+Every option but the last four can come from the environment: HTTP2TCP_TOKEN for --token, and so on.
+Exit status: 0 done, 2 usage, 64 to 74 the hop that failed, 1 a bug.
+"""
+
+
+# --- strings to values ------------------------------------------------------------------------
+
+
+class _Parsed(click.ParamType[Any]):
+    """A value that one of our own parsers makes."""
+
+    def __init__(self, name: str, parse: Callable[[str], Any]) -> None:
+        self.name = name
+        self._parse = parse
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:
+        if not isinstance(value, str):
+            return value
+        try:
+            return self._parse(value)
+        except Http2tcpError as error:
+            self.fail(str(error), param, ctx)
+
+    # Repeatable options split their variable here: a header field holds blanks.
+    envvar_list_splitter = "\n"
+
+    def split_envvar_value(self, rv: str) -> list[str]:
+        return [line.strip() for line in rv.split("\n") if line.strip()]
+
+
+def _parse_header(text: str) -> tuple[tuple[str, str], ...]:
+    """`Name: value`, or `@file` with one such line a line."""
+    if not text.startswith("@"):
+        return (_parse_field(text),)
+    try:
+        with open(text[1:], encoding="utf-8") as file:
+            return tuple(_parse_field(line) for line in file.read().splitlines() if line.strip())
+    except (OSError, UnicodeDecodeError) as error:
+        raise SettingsError(f"cannot read the header file {text[1:]}: {_reason(error)}") from error
+
+
+def _parse_field(line: str) -> tuple[str, str]:
+    # No message shows the line: it may hold a secret.
+    name, colon, value = line.partition(":")
+    name, value = name.strip(), value.strip()
+    if not colon or not name or not _TOKEN_CHARACTERS.issuperset(name):
+        raise SettingsError("expected 'Name: value', or @FILE with such lines")
+    if not (value.isprintable() or value.replace("\t", "").isprintable()):
+        raise SettingsError(f"the value of {name} holds a control character")
+    if name.lower() in _OWN_FIELDS:
+        raise SettingsError(f"{name} is set by http2tcp itself")
+    return name, value
+
+
+def _parse_pin(text: str) -> bytes:
+    """`sha256//BASE64` as curl writes it, the base64 alone, or 64 hexadecimal digits."""
+    value = text.removeprefix("sha256//")
+    try:
+        digest = bytes.fromhex(value) if len(value) == 64 else b64decode(value, validate=True)
+    except ValueError:
+        digest = b""
+    if len(digest) != 32:
+        raise SettingsError("expected the SHA-256 of a public key: sha256//BASE64, or 64 hexadecimal digits")
+    return digest
+
+
+def _parse_seconds(text: str) -> float:
+    try:
+        seconds = float(text)
+    except ValueError:
+        seconds = -1.0
+    if not 0 < seconds < 1e9:
+        raise SettingsError(f"{text!a}: expected a number of seconds above 0")
+    return seconds
+
+
+def _parse_transport(text: str) -> Transport:
+    transport = Transport.named(text)
+    if transport is None:
+        raise SettingsError(f"{text!a}: expected {' or '.join(known.value for known in Transport)}")
+    return transport
+
+
+_DESTINATION = _Parsed("HOST:PORT", parse_destination)
+_LISTEN = _Parsed("[HOST:]PORT", parse_listen)
+_ENDPOINT = _Parsed("URL", parse_endpoint)
+_SECONDS = _Parsed("SECONDS", _parse_seconds)
+
+
+# --- the command ------------------------------------------------------------------------------
+
+
+class _Option(click.Option):
+    """An option that knows its group in the help."""
+
+    def __init__(self, *args: Any, group: str, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        self.group = group
+
+
+class _Command(click.Command):
+    """A command whose help is grouped."""
+
+    def format_options(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
+        groups: dict[str, list[tuple[str, str]]] = {"Server": [], "Client": [], "Both": []}
+        for param in self.get_params(ctx):
+            record = param.get_help_record(ctx)
+            if record is not None:
+                groups[getattr(param, "group", "Both")].append(record)
+        for name, records in groups.items():
+            with formatter.section(name):
+                formatter.write_dl(records, col_max=34)
+
+
+def _server(*names: str, **attributes: Any) -> Callable[[Callable[..., Any]], Callable[..., Any]]:
+    return click.option(*names, cls=_Option, group="Server", **attributes)
+
+
+def _client(*names: str, **attributes: Any) -> Callable[[Callable[..., Any]], Callable[..., Any]]:
+    return click.option(*names, cls=_Option, group="Client", **attributes)
+
+
+def _both(*names: str, **attributes: Any) -> Callable[[Callable[..., Any]], Callable[..., Any]]:
+    return click.option(*names, cls=_Option, group="Both", **attributes)
+
+
+@click.command(
+    cls=_Command,
+    epilog=EPILOG,
+    options_metavar="-s | -c [OPTIONS]",
+    context_settings={"auto_envvar_prefix": ENV_PREFIX, "max_content_width": 100},
+)
+@_server("-s", "--server", is_flag=True, help="Serve tunnels, behind a front end such as nginx.")
+@_server("--path", metavar="/PATH", help="Answer at this path only.")
+@_server("--connect-timeout", type=_SECONDS, default="10", help="To reach a target.  [default: 10]")
+@_server("--grace", type=_SECONDS, default="30", help="For open tunnels after SIGTERM.  [default: 30]")
+@_client("-c", "--client", is_flag=True, help="Open a tunnel, for stdin and stdout or from -l.")
+@_client("-e", "--endpoint", type=_ENDPOINT, help="The server's location, as in https://example.com/~http2tcp/.")
+@_client(
+    "--transport",
+    type=_Parsed("NAME", _parse_transport),
+    default=Transport.TCP.value,
+    help="tcp, or http2tcp/1.0 for a server of the original.  [default: tcp]",
+)
+@_client(
+    "-H",
+    "--header",
+    type=_Parsed("NAME: VALUE", _parse_header),
+    multiple=True,
+    help="Add a header field; @FILE reads lines.  [repeatable]",
+)
+@_client("--user-agent", metavar="TEXT", help=f"[default: http2tcp/{__version__}]")
+@_client("--ca-file", metavar="FILE", help="Verify against these authorities (PEM), not the system's.")
+@_client("--client-cert", metavar="FILE", help="This client's certificate (PEM).")
+@_client("--client-key", metavar="FILE", help="Its key, where it is not in the same file.")
+@_client("--tls-server-name", metavar="NAME", help="Ask for this name and verify it, not the endpoint's.")
+@_client(
+    "--pin-sha256",
+    type=_Parsed("HASH", _parse_pin),
+    multiple=True,
+    help="The site's public key has to be this one too.  [repeatable]",
+)
+@_client("--insecure", is_flag=True, help="Trust any certificate.")
+@_both("-t", "--token", metavar="TOKEN", help="The shared secret. It shows in ps; a file does not.")
+@_both("--token-file", metavar="FILE", help="Read the token from a file's first line.")
+@_both(
+    "-d",
+    "--destination",
+    type=_DESTINATION,
+    help="Where to go. Server: where to go if the client names nothing; without a token, all that is reachable.",
+)
+@_both(
+    "-l",
+    "--listen",
+    type=_LISTEN,
+    help="Where to listen. Server: 127.0.0.1:12345 by default. Client: in place of stdin and stdout.",
+)
+@_both("-v", "--verbose", is_flag=True, help="Say more.")
+@_both("-q", "--quiet", is_flag=True, help="Say errors only.")
+@_both("--demo", is_flag=True, allow_from_autoenv=False, help="Serve, tunnel and check on loopback, and end.")
+@click.version_option(__version__, message="http2tcp %(version)s")
+@click.help_option("-h", "--help", allow_from_autoenv=False)
+@click.pass_context
+def command(ctx: click.Context, /, **options: Any) -> int:
+    """Reach any TCP port through a web site that is already open.
+
+    With -s it serves tunnels behind nginx; with -c it opens one, as ssh's ProxyCommand or from a local port.
+    """
+    from http2tcp.process import run_client, run_server, start_logging
+
+    mode = _mode(ctx, options)
+    normal = logging.WARNING if mode == "demo" else logging.INFO
+    level = logging.ERROR if options["quiet"] else logging.DEBUG if options["verbose"] else normal
+    start_logging(level, service=mode == "server")
+    match mode:
+        case "demo":
+            from http2tcp.demo import run_demo
+
+            return run_demo()
+        case "server":
+            return run_server(_server_settings(ctx, options))
+        case _:
+            return run_client(_client_settings(ctx, options), options["listen"])
+
+
+def _mode(ctx: click.Context, options: dict[str, Any]) -> str:
+    if options["demo"]:
+        return "demo"
+    chosen = [mode for mode in ("server", "client") if options[mode]]
+    # A mode on the command line beats one in the environment.
+    spoken = [mode for mode in chosen if _on_command_line(ctx, mode)] or chosen
+    if len(spoken) != 1:
+        raise SettingsError("expected either -s to serve or -c to be a client (-h lists the options, --demo shows)")
+    return spoken[0]
+
+
+def _server_settings(ctx: click.Context, options: dict[str, Any]) -> ServerSettings:
+    from http2tcp.settings import DEFAULT_LISTEN, ServerSettings
+
+    token = _token(ctx, options)
+    return ServerSettings(
+        listen=options["listen"] or DEFAULT_LISTEN,
+        tokens=() if token is None else (token,),
+        destination=options["destination"],
+        path=options["path"],
+        connect_timeout=options["connect_timeout"],
+        grace=options["grace"],
+    )
+
+
+def _client_settings(ctx: click.Context, options: dict[str, Any]) -> ClientSettings:
+    from http2tcp.settings import DEFAULT_USER_AGENT, ClientSettings, TLSSettings
+
+    if options["endpoint"] is None:
+        raise SettingsError("a client needs an endpoint (-e), as in -e https://example.com/~http2tcp/")
+    return ClientSettings(
+        endpoint=options["endpoint"],
+        destination=options["destination"],
+        token=_token(ctx, options),
+        transport=options["transport"],
+        user_agent=options["user_agent"] or DEFAULT_USER_AGENT,
+        headers=tuple(field for fields in options["header"] for field in fields),
+        tls=TLSSettings(
+            ca_file=options["ca_file"],
+            client_cert=options["client_cert"],
+            client_key=options["client_key"],
+            server_name=options["tls_server_name"],
+            pins=options["pin_sha256"],
+            verify=not options["insecure"],
+        ),
+    )
+
+
+# --- the token --------------------------------------------------------------------------------
+
+
+def _token(ctx: click.Context, options: dict[str, Any]) -> str | None:
+    """The one token that was given, by value or by file; the command line beats the environment."""
+    from http2tcp.settings import check_token
+
+    sources = [name for name in ("token", "token_file") if _given(name, options)]
+    spoken = [name for name in sources if _on_command_line(ctx, name)] or sources
+    if not spoken:
+        return None
+    if len(spoken) > 1:
+        raise SettingsError("expected one token: either by value (-t) or by file (--token-file)")
+    # click takes a variable that is set but empty for one that is unset; an empty secret is a mistake.
+    text = options[spoken[0]] or ""
+    token = (_read_token(text) if spoken[0] == "token_file" else text).strip()
+    check_token(token)
+    return token
+
+
+def _given(name: str, options: dict[str, Any]) -> bool:
+    return options[name] is not None or f"{ENV_PREFIX}_{name.upper()}" in os.environ
+
+
+def _on_command_line(ctx: click.Context, name: str) -> bool:
+    return ctx.get_parameter_source(name) is click.core.ParameterSource.COMMANDLINE
+
+
+def _read_token(path: str) -> str:
+    if not path:
+        raise SettingsError("--token-file names no file")
+    try:
+        with open(path, encoding="utf-8") as file:
+            if os.fstat(file.fileno()).st_mode & stat.S_IROTH:
+                logger.warning("%s can be read by everybody on this machine: chmod o-r it", path)
+            return file.readline()
+    except (OSError, UnicodeDecodeError) as error:
+        raise SettingsError(f"cannot read the token file {path}: {_reason(error)}") from error
+
+
+def _reason(error: OSError | UnicodeDecodeError) -> str:
+    return "it is not UTF-8" if isinstance(error, UnicodeDecodeError) else (error.strerror or "failed").lower()
+
+
+# --- errors to exit codes ---------------------------------------------------------------------
+
+
+def run(arguments: Sequence[str] | None = None) -> int:
+    """Run the command line; the exit status. One line on stderr says what went wrong."""
+    try:
+        return command.main(arguments, prog_name="http2tcp", standalone_mode=False) or 0
+    except click.ClickException as error:
+        return _complain(" ".join(error.format_message().split()), EXIT_USAGE)
+    except TunnelError as error:
+        return _complain(f"{error.hop}: {error}", error.exit_code)
+    except Http2tcpError as error:
+        return _complain(str(error), error.exit_code)
+    except Exception:
+        logger.exception("this is a bug in http2tcp; please report it with these lines")
+        return EXIT_BUG
+
+
+def _complain(sentence: str, exit_code: int) -> int:
+    try:
+        print(f"http2tcp: {sentence}", file=sys.stderr)
+    except OSError:
+        pass  # nobody listens, but the exit status still tells
+    return exit_code

@@ -1,0 +1,263 @@
+"""The client's story: dial → TLS → upgrade → relay, with stdio or with a local listener.
+
+`connect` opens a tunnel; `run_stdio` is ssh's ProxyCommand; `forward` listens locally and gives each
+connection a tunnel of its own; `open_tunnel` is for programs. Every phase has its own deadline, which its
+message names.
+"""
+
+from __future__ import annotations
+
+import logging
+import socket
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import trio
+
+from http2tcp.address import Address, Endpoint, TCPAddress, parse_destination, parse_endpoint
+from http2tcp.diagnosis import explain_refusal, explain_tls
+from http2tcp.errors import (
+    ConnectFailed,
+    FrontEndFailed,
+    ListenError,
+    ResolveFailed,
+    TargetFailed,
+    TLSFailed,
+    TunnelCut,
+    TunnelError,
+)
+from http2tcp.net.dial import DialError, dial_first, resolve
+from http2tcp.net.relay import EOF_LINGER, End, Outcome, Traffic, relay
+from http2tcp.net.streams import SocketStream, Stream
+from http2tcp.protocol.client import AnswerReader, Refused, request
+from http2tcp.protocol.transport import Transport
+from http2tcp.settings import DEFAULT_USER_AGENT, ClientSettings, TLSSettings
+
+if TYPE_CHECKING:
+    from http2tcp.net.stdio import StdioStream
+
+logger = logging.getLogger(__name__)
+
+_ANSWER_CHUNK = 64 * 1024
+
+
+@dataclass(frozen=True, slots=True)
+class Tunnel:
+    """An open tunnel."""
+
+    stream: Stream
+    transport: Transport
+    #: Our own server has answered, which dials before it does.
+    target_accepted: bool
+
+
+async def open_tunnel(
+    endpoint: str | Endpoint,
+    destination: str | Address | None = None,
+    *,
+    token: str | None = None,
+    transport: Transport = Transport.TCP,
+    tls: TLSSettings = TLSSettings(),  # noqa: B008
+    headers: Sequence[tuple[str, str]] = (),
+    user_agent: str = DEFAULT_USER_AGENT,
+) -> Stream:
+    """Open a tunnel and give it as a trio stream.
+
+    `endpoint` is the URL of the server's location, `destination` what it is to reach ("host:port"; None:
+    the server's default). Returns once the target has accepted, on `http2tcp/1.0` once the server has.
+    `send_eof` half-closes over http; over https it raises HalfCloseUnsupported. Raises TunnelError,
+    whose subclasses are the hops, AddressError or SettingsError.
+    """
+    settings = ClientSettings(
+        endpoint=parse_endpoint(endpoint) if isinstance(endpoint, str) else endpoint,
+        destination=parse_destination(destination) if isinstance(destination, str) else destination,
+        token=token,
+        transport=transport,
+        tls=tls,
+        headers=headers,
+        user_agent=user_agent,
+    )
+    return (await connect(settings)).stream
+
+
+async def connect(settings: ClientSettings) -> Tunnel:
+    """Open a tunnel: a connection to the endpoint, TLS on https, the upgrade. Raises TunnelError."""
+    stream: Stream = await _dial(settings)
+    try:
+        if settings.endpoint.tls:
+            assert isinstance(stream, SocketStream)
+            stream = await _secure(settings, stream)
+        return await _upgrade(settings, stream)
+    except BaseException:
+        stream.abort()
+        raise
+
+
+async def _dial(settings: ClientSettings) -> SocketStream:
+    endpoint, seconds = settings.endpoint, settings.connect_timeout
+    where = f"{endpoint.host}:{endpoint.port}"
+    late: TunnelError = ResolveFailed(
+        f"cannot find {endpoint.host}: no answer within {seconds:g} s; check this machine's DNS"
+    )
+    with trio.move_on_after(seconds):
+        try:
+            candidates = await resolve(TCPAddress(endpoint.host, endpoint.port))
+        except DialError as error:
+            raise ResolveFailed(f"cannot find {endpoint.host}: {error}; check -e, and this machine's DNS") from error
+        logger.debug("%s has %d addresses", endpoint.host, len(candidates))
+        late = ConnectFailed(f"no answer from {where} within {seconds:g} s: a firewall may drop the connection")
+        try:
+            dialled = await dial_first(candidates)
+        except DialError as error:
+            raise ConnectFailed(f"cannot connect to {where}: {error}; check -e, and that the site is up") from error
+        logger.debug("connected to %s", dialled.address)
+        return dialled.stream
+    raise late
+
+
+async def _secure(settings: ClientSettings, stream: SocketStream) -> Stream:
+    # ssl is loaded with trio; what is here is ours, and plain http does without it.
+    from http2tcp.net.tls import PinMismatch, client_context, open_tls
+
+    endpoint, tls = settings.endpoint, settings.tls
+    server_name = tls.server_name or endpoint.host
+    try:
+        context = client_context(ca_file=tls.ca_file, cert=tls.client_cert, key=tls.client_key, verify=tls.verify)
+    except OSError as error:
+        raise TLSFailed(f"cannot use the certificate files: {(error.strerror or 'failed').lower()}") from error
+    try:
+        with trio.fail_after(settings.tls_timeout):
+            secured = await open_tls(stream, context, server_name, tls.pins)
+    except trio.TooSlowError:
+        raise TLSFailed(
+            f"no TLS handshake with {endpoint.host}:{endpoint.port} within {settings.tls_timeout:g} s"
+        ) from None
+    except PinMismatch as error:
+        raise TLSFailed(
+            f"{server_name} has another public key than --pin-sha256 allows, {error}: "
+            "it was renewed, or somebody stands in between"
+        ) from None
+    except OSError as error:
+        raise explain_tls(error, endpoint, server_name) from error
+    logger.debug("%s with %s", secured.socket.version(), server_name)
+    return secured
+
+
+async def _upgrade(settings: ClientSettings, stream: Stream) -> Tunnel:
+    endpoint, transport = settings.endpoint, settings.transport
+    head = request(
+        endpoint,
+        settings.destination,
+        transport,
+        token=settings.token,
+        user_agent=settings.user_agent,
+        headers=settings.headers,
+    )
+    reader = AnswerReader(transport)
+    try:
+        with trio.fail_after(settings.answer_timeout):
+            await stream.send_all(head)
+            while (answer := reader.next_event()) is None:
+                reader.receive(await stream.receive_some(_ANSWER_CHUNK))
+    except trio.TooSlowError:
+        seconds = settings.answer_timeout
+        raise FrontEndFailed(f"{endpoint} gave no answer within {seconds:g} s: is http2tcp behind it?") from None
+    except trio.BrokenResourceError as error:
+        raise FrontEndFailed(f"{endpoint} broke the connection off without an answer: {error}") from error
+    if isinstance(answer, Refused):
+        raise explain_refusal(answer, endpoint, settings.destination, transport, with_token=settings.token is not None)
+    logger.debug("tunnel open, transport %s", transport.value)
+    stream.unread(answer.trailing_data)
+    return Tunnel(stream, transport, answer.from_http2tcp)
+
+
+async def run_stdio(settings: ClientSettings, stdio: StdioStream) -> None:
+    """Pump `stdio` through a tunnel until both directions have ended, or nobody reads any more.
+
+    Raises TunnelError.
+    """
+    failure: TunnelError | None = None
+    async with trio.open_nursery() as nursery:
+
+        async def end_with_the_reader() -> None:
+            await stdio.reader_gone()
+            nursery.cancel_scope.cancel()
+
+        nursery.start_soon(end_with_the_reader)
+        try:
+            tunnel = await connect(settings)
+            traffic = Traffic()
+            outcome = await relay(stdio, tunnel.stream, traffic)
+            failure = _failure(tunnel, outcome, traffic)
+        except TunnelError as error:
+            failure = error
+        nursery.cancel_scope.cancel()
+    if failure is not None:
+        raise failure
+
+
+async def forward(
+    settings: ClientSettings,
+    listen: Address,
+    *,
+    task_status: trio.TaskStatus[Sequence[Address]] = trio.TASK_STATUS_IGNORED,
+) -> None:
+    """Listen at `listen` and give each connection a tunnel of its own, until cancelled.
+
+    A tunnel that fails is logged and its connection reset; the listener lives on. Start it with
+    `nursery.start`, which returns the addresses listened on. Raises ListenError.
+    """
+    from http2tcp.net.listen import open_listeners
+
+    try:
+        listeners = await open_listeners(listen)
+    except OSError as error:
+        raise ListenError(f"cannot listen on {listen}: {(error.strerror or str(error)).lower()}") from error
+    try:
+        async with trio.open_nursery() as nursery:
+
+            def accepted(sock: socket.socket, peer: str) -> None:
+                nursery.start_soon(_forward_one, settings, SocketStream(sock), peer)
+
+            for listener in listeners:
+                nursery.start_soon(listener.accept_forever, accepted)
+            task_status.started([listener.address for listener in listeners])
+    finally:
+        for listener in listeners:
+            listener.close()
+
+
+async def _forward_one(settings: ClientSettings, local: SocketStream, peer: str) -> None:
+    try:
+        tunnel = await connect(settings)
+        traffic = Traffic()
+        outcome = await relay(local, tunnel.stream, traffic)
+        failure = _failure(tunnel, outcome, traffic)
+        if failure is not None:
+            raise failure
+        logger.debug("%s: done, %d bytes up, %d down", peer, traffic.left_to_right, traffic.right_to_left)
+    except TunnelError as error:
+        logger.warning("%s: %s: %s", peer, error.hop, error)
+    except Exception:
+        logger.exception("%s: failed; please report this", peer)
+    finally:
+        local.abort()
+
+
+def _failure(tunnel: Tunnel, outcome: Outcome, traffic: Traffic) -> TunnelError | None:
+    """What the end of a relay means, with our own side at the left. That our side left is no failure."""
+    if outcome.end is End.LEFT_BROKE:
+        return None
+    if traffic.right_to_left == 0 and tunnel.transport is Transport.HTTP2TCP and not tunnel.target_accepted:
+        return TargetFailed("closed before its first byte: it probably refused the server's connection")
+    match outcome.end:
+        case End.RIGHT_BROKE:
+            return TunnelCut(f"cut before both sides were done: {outcome.words}")
+        case End.UNTOLD_EOF:
+            return TunnelCut(
+                f"the target sent nothing for {EOF_LINGER:g} s after our end of input, "
+                "which raw bytes over TLS cannot tell it"
+            )
+        case _:
+            return None

@@ -1,0 +1,131 @@
+"""What a failure at a hop means, and what its reader can do about it. Pure.
+
+Foreign errors and foreign answers become `TunnelError`s here and nowhere else. An answer with our own
+Proxy-Status comes from the http2tcp server; any other was made by a front end. What a peer wrote is
+stripped of control characters before it becomes part of a sentence.
+"""
+
+from __future__ import annotations
+
+import ssl
+from urllib.parse import urljoin, urlsplit
+
+from http2tcp.address import Address, Endpoint
+from http2tcp.errors import (
+    BadRequest,
+    CredentialsRefused,
+    DestinationForbidden,
+    FrontEndFailed,
+    ServerRefused,
+    TargetFailed,
+    TLSFailed,
+    TunnelError,
+)
+from http2tcp.protocol.client import Refused
+from http2tcp.protocol.transport import Transport
+
+_MAX_QUOTE = 200
+
+
+def safe(text: str) -> str:
+    """A peer's text for a terminal or a log: printable characters only, and not too many."""
+    printable = "".join(character if character.isprintable() else "?" for character in text)
+    return printable if len(printable) <= _MAX_QUOTE else printable[:_MAX_QUOTE] + "…"
+
+
+def explain_refusal(
+    refused: Refused, endpoint: Endpoint, destination: Address | None, transport: Transport, *, with_token: bool
+) -> TunnelError:
+    """The error for an answer that is no 101."""
+    if refused.proxy_error is None:
+        return _explain_front_end(refused, endpoint, transport, with_token)
+    text = safe(refused.text)
+    where = "its default destination" if destination is None else str(destination)
+    match refused.status:
+        case 400 if refused.text == BadRequest.text:
+            return FrontEndFailed(
+                f"{endpoint} reached the http2tcp server with a changed request (400); {_nginx_lines(transport)}"
+            )
+        case 401 if not with_token:
+            return CredentialsRefused("the server wants a token: give it one with --token-file or -t")
+        case 401:
+            return CredentialsRefused("the server does not know this token: compare it with the server's own")
+        case 403:
+            return DestinationForbidden(f"{where} may not be reached through this server: {text}")
+        case 404:
+            return ServerRefused(f"the server does not answer at {endpoint.path}: compare -e with the server's --path")
+        case 426:
+            return FrontEndFailed(
+                f"{endpoint} did not pass the upgrade to {transport.value} on (426); {_nginx_lines(transport)}"
+            )
+        case 502 | 504:
+            return TargetFailed(text)
+        case _:
+            return ServerRefused(f"the server refused ({refused.status}): {text}")
+
+
+def _explain_front_end(refused: Refused, endpoint: Endpoint, transport: Transport, with_token: bool) -> TunnelError:
+    made_by = f"{endpoint} answered {refused.status}" + (f" ({safe(refused.server)})" if refused.server else "")
+    match refused.status:
+        case 301 | 302 | 303 | 307 | 308 if refused.location:
+            # What we added to the query is not for the user to repeat.
+            url = urlsplit(urljoin(str(endpoint), refused.location))._replace(query="", fragment="")
+            return FrontEndFailed(f"{made_by}, a redirect; use that URL: -e {safe(url.geturl())}")
+        case 200 | 400 | 404 | 426:
+            return FrontEndFailed(f"{made_by} and did not pass the upgrade on; {_nginx_lines(transport)}")
+        case 401 if transport is Transport.HTTP2TCP:
+            return CredentialsRefused(f"{made_by}: the token is wrong, or the front end wants a login of its own")
+        case 401:
+            return FrontEndFailed(
+                f"{made_by} and wants a login of its own: put it in the endpoint as https://USER:PASSWORD@…; "
+                "a server of the original http2tcp takes --transport http2tcp/1.0"
+            )
+        case 403:
+            return FrontEndFailed(f"{made_by}: it refuses the upgrade, or this client; its own log says which")
+        case 502 | 503 | 504:
+            return FrontEndFailed(f"{made_by}: no http2tcp server behind it; does one run where proxy_pass points?")
+        case _:
+            return FrontEndFailed(f"{made_by}, which is no answer to an upgrade; its own log may say why")
+
+
+def _nginx_lines(transport: Transport) -> str:
+    return (
+        "in nginx the location needs: proxy_http_version 1.1; "
+        f"proxy_set_header Connection upgrade; proxy_set_header Upgrade {transport.value};"
+    )
+
+
+# X509_V_ERR_*, openssl/x509_vfy.h
+_EXPIRED = (10,)
+_NOT_YET_VALID = (9,)
+_UNKNOWN_ISSUER = (18, 19, 20, 21)
+_WRONG_NAME = (62, 64)
+
+
+def explain_tls(error: OSError, endpoint: Endpoint, server_name: str) -> TLSFailed:
+    """The error for a handshake that failed."""
+    if isinstance(error, ssl.SSLCertVerificationError):
+        if error.verify_code in _EXPIRED:
+            return TLSFailed(f"the certificate of {server_name} has expired: renew it, or check this machine's clock")
+        if error.verify_code in _NOT_YET_VALID:
+            return TLSFailed(f"the certificate of {server_name} is not valid yet: check this machine's clock")
+        if error.verify_code in _WRONG_NAME:
+            return TLSFailed(
+                f"the certificate is not for {server_name}: use the name that it is for, in -e or --tls-server-name"
+            )
+        if error.verify_code in _UNKNOWN_ISSUER:
+            return TLSFailed(
+                f"the certificate of {server_name} comes from an authority that is not known here: "
+                "name a private one with --ca-file"
+            )
+        return TLSFailed(f"the certificate of {server_name} is not valid: {safe(error.verify_message)}")
+    if isinstance(error, ssl.SSLError):
+        if error.reason in ("WRONG_VERSION_NUMBER", "HTTP_REQUEST", "RECORD_LAYER_FAILURE"):
+            return TLSFailed(f"{endpoint.host}:{endpoint.port} does not speak TLS: is the endpoint http://?")
+        if isinstance(error, ssl.SSLEOFError):
+            return TLSFailed(f"{endpoint.host}:{endpoint.port} ended the handshake: does that port speak TLS?")
+        words = (error.reason or "unknown error").lower().replace("_", " ")
+        return TLSFailed(f"no TLS session with {endpoint.host}:{endpoint.port}: {words}")
+    return TLSFailed(
+        f"the handshake with {endpoint.host}:{endpoint.port} broke: {(error.strerror or 'failed').lower()}"
+    )

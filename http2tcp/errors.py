@@ -1,0 +1,205 @@
+"""Every error that this program reports, each with its sentence, its status and its exit code.
+
+`str(error)` is one sentence for a person. Two branches:
+
+- `Refusal` is what the server tells a client: an HTTP status, a Proxy-Status error type (RFC 9209,
+  section 2.3) and a line of text.
+- `TunnelError` is what the client tells its user: the hop that failed, and an exit code for scripts.
+
+Exit codes: 0 done, 1 a bug of ours, 2 usage, from 64 up one a hop; docs/exit-codes.md lists them.
+"""
+
+from __future__ import annotations
+
+from typing import ClassVar
+
+
+class Http2tcpError(Exception):
+    """The root of the tree. `exit_code` is the command's exit status where this error ends it."""
+
+    exit_code: ClassVar[int] = 1
+
+
+class AddressError(Http2tcpError):
+    """An address or endpoint that cannot be understood."""
+
+    exit_code = 2
+
+
+class SettingsError(Http2tcpError):
+    """Settings that are missing, wrong or at odds with each other."""
+
+    exit_code = 2
+
+
+class ListenError(Http2tcpError):
+    """The local address cannot be listened on."""
+
+    exit_code = 73
+
+
+# --- what the server answers ------------------------------------------------------------------
+
+
+class Refusal(Http2tcpError):
+    """The server will not open this tunnel. `str(refusal)` is the body; it never holds a secret.
+
+    A class's own `text` is all that a client without an accepted token ever reads.
+    """
+
+    status: ClassVar[int]
+    phrase: ClassVar[str]
+    text: ClassVar[str]
+    proxy_error: str = "http_request_error"
+    #: Further header fields of the answer.
+    headers: tuple[tuple[str, str], ...] = ()
+
+    def __init__(self, text: str | None = None, *, proxy_error: str | None = None) -> None:
+        super().__init__(text or self.text)
+        if proxy_error is not None:
+            self.proxy_error = proxy_error
+
+
+class BadRequest(Refusal):
+    status = 400
+    phrase = "Bad Request"
+    text = "this is not a request that http2tcp takes"
+
+
+class Unauthorized(Refusal):
+    status = 401
+    phrase = "Unauthorized"
+    text = "a token is needed"
+    proxy_error = "http_request_denied"
+    headers = (("WWW-Authenticate", 'Bearer realm="http2tcp"'),)
+
+
+class Forbidden(Refusal):
+    status = 403
+    phrase = "Forbidden"
+    text = "this destination is not allowed"
+    proxy_error = "http_request_denied"
+
+
+class NotFound(Refusal):
+    status = 404
+    phrase = "Not Found"
+    text = "nothing is here"
+
+
+class HeadTimeout(Refusal):
+    status = 408
+    phrase = "Request Timeout"
+    text = "the request did not arrive in time"
+
+
+class UpgradeRequired(Refusal):
+    status = 426
+    phrase = "Upgrade Required"
+    text = "the request asks for no upgrade that is known here"
+
+
+class HeadTooLarge(Refusal):
+    status = 431
+    phrase = "Request Header Fields Too Large"
+    text = "the request head is too large"
+
+
+class InternalError(Refusal):
+    status = 500
+    phrase = "Internal Server Error"
+    text = "the http2tcp server failed; its log says why"
+    proxy_error = "proxy_internal_error"
+
+
+class LimitReached(Refusal):
+    status = 503
+    phrase = "Service Unavailable"
+    text = "the http2tcp server is at its limit"
+    proxy_error = "connection_limit_reached"
+    headers = (("Retry-After", "5"),)
+
+
+class TargetUnreachable(Refusal):
+    status = 502
+    phrase = "Bad Gateway"
+    text = "the target cannot be reached"
+    proxy_error = "destination_unavailable"
+
+
+class TargetTimeout(Refusal):
+    status = 504
+    phrase = "Gateway Timeout"
+    text = "the target did not answer in time"
+    proxy_error = "connection_timeout"
+
+
+# --- what the client reports ------------------------------------------------------------------
+
+
+class TunnelError(Http2tcpError):
+    """No tunnel, or a tunnel that ended before its time. Each subclass is a hop, named by `hop`."""
+
+    hop: ClassVar[str] = "tunnel"
+
+
+class ResolveFailed(TunnelError):
+    """The endpoint's name has no address."""
+
+    hop = "name"
+    exit_code = 64
+
+
+class ConnectFailed(TunnelError):
+    """No TCP connection to the endpoint."""
+
+    hop = "TCP"
+    exit_code = 65
+
+
+class TLSFailed(TunnelError):
+    """No TLS session with the endpoint, or not with whom it should be."""
+
+    hop = "TLS"
+    exit_code = 66
+
+
+class FrontEndFailed(TunnelError):
+    """What answered is not http2tcp, or did not pass the upgrade on."""
+
+    hop = "front end"
+    exit_code = 67
+
+
+class CredentialsRefused(TunnelError):
+    """The http2tcp server does not know the token."""
+
+    hop = "http2tcp server"
+    exit_code = 68
+
+
+class DestinationForbidden(TunnelError):
+    """The http2tcp server may not go there for this token."""
+
+    hop = "http2tcp server"
+    exit_code = 69
+
+
+class TargetFailed(TunnelError):
+    """The http2tcp server cannot reach the target."""
+
+    hop = "target"
+    exit_code = 70
+
+
+class TunnelCut(TunnelError):
+    """The tunnel was open and ended before both sides were done."""
+
+    exit_code = 71
+
+
+class ServerRefused(TunnelError):
+    """The http2tcp server refuses for a reason of its own: a limit, a path, a failure."""
+
+    hop = "http2tcp server"
+    exit_code = 74

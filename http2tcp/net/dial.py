@@ -1,0 +1,188 @@
+"""Names to addresses, each checked before it is dialled.
+
+A name is resolved once; what the check forbids is dropped; the rest is dialled as checked. A second
+look-up could answer differently. Every failure is a `DialError`.
+"""
+
+from __future__ import annotations
+
+import errno
+import os
+import socket
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from enum import Enum
+from ipaddress import IPv4Address, IPv6Address, ip_address
+from typing import Any
+
+import trio
+
+from http2tcp.address import Address, TCPAddress, UnixAddress
+from http2tcp.net.streams import SocketStream
+
+# RFC 8305, section 5: the recommended delay between two attempts.
+STAGGER = 0.25
+# A Unix listener whose backlog is full says so at once, where TCP would wait.
+_BACKLOG_PAUSE = 0.02
+
+IPAddress = IPv4Address | IPv6Address
+Permits = Callable[[IPAddress], bool]
+
+
+class DialFailure(Enum):
+    """Why there is no connection."""
+
+    NAME = "name not found"
+    NAME_TEMPORARY = "name look-up failed"
+    PROHIBITED = "address not allowed"
+    REFUSED = "connection refused"
+    UNROUTABLE = "no route"
+    TIMEOUT = "timed out"
+    EXHAUSTED = "out of descriptors"
+    OTHER = "failed"
+
+
+class DialError(Exception):
+    """No connection. `str(error)` is a few words without the destination's name."""
+
+    def __init__(self, failure: DialFailure, words: str) -> None:
+        super().__init__(words)
+        self.failure = failure
+
+
+@dataclass(frozen=True, slots=True)
+class Dialled:
+    """A connection and the address that it goes to."""
+
+    stream: SocketStream
+    address: Address
+
+
+async def dial(destination: Address, permits: Permits | None = None) -> Dialled:
+    """Connect to the first of the destination's permitted addresses that accepts (RFC 8305).
+
+    The caller sets the deadline. Raises DialError.
+    """
+    if isinstance(destination, UnixAddress):
+        return Dialled(await _dial_unix(destination), destination)
+    candidates = await resolve(destination)
+    if permits is not None:
+        candidates = [candidate for candidate in candidates if permits(_ip(candidate))]
+        if not candidates:
+            raise DialError(DialFailure.PROHIBITED, "none of its addresses is allowed")
+    return await dial_first(candidates)
+
+
+@dataclass(frozen=True, slots=True)
+class Candidate:
+    """One address of a name: what `socket.connect` takes."""
+
+    family: socket.AddressFamily
+    sockaddr: tuple[Any, ...]
+
+
+async def resolve(destination: TCPAddress) -> list[Candidate]:
+    """The name's addresses in the resolver's order. Raises DialError."""
+    try:
+        found = await trio.socket.getaddrinfo(destination.host, destination.port, type=socket.SOCK_STREAM)
+    except socket.gaierror as error:
+        if error.errno in (socket.EAI_AGAIN, socket.EAI_FAIL):
+            raise DialError(DialFailure.NAME_TEMPORARY, "the name server did not answer") from error
+        raise DialError(DialFailure.NAME, "the name has no address") from error
+    except (OSError, UnicodeError) as error:
+        raise DialError(DialFailure.NAME, "the name has no address") from error
+    return [Candidate(family, sockaddr) for family, _, _, _, sockaddr in found]
+
+
+def interleave(candidates: Sequence[Candidate]) -> list[Candidate]:
+    """The families in turn, so that one broken family costs one delay (RFC 8305, section 4)."""
+    first = [c for c in candidates if c.family == candidates[0].family]
+    other = [c for c in candidates if c.family != candidates[0].family]
+    woven = [c for pair in zip(first, other, strict=False) for c in pair]
+    return woven + first[len(other) :] + other[len(first) :]
+
+
+async def dial_first(candidates: Sequence[Candidate]) -> Dialled:
+    """Connect to the first that accepts (RFC 8305, section 5). The caller sets the deadline. Raises DialError."""
+    winner: Dialled | None = None
+    failures: list[OSError] = []
+
+    async def attempt(candidate: Candidate, failed: trio.Event) -> None:
+        nonlocal winner
+        try:
+            stream = await _connect(candidate.family, candidate.sockaddr)
+        except OSError as error:
+            failures.append(error)
+            failed.set()
+            return
+        if winner is None:
+            winner = Dialled(stream, TCPAddress(str(_ip(candidate)), candidate.sockaddr[1]))
+            race.cancel_scope.cancel()
+        else:
+            stream.abort()
+
+    try:
+        async with trio.open_nursery() as race:
+            for candidate in interleave(candidates):
+                failed = trio.Event()
+                race.start_soon(attempt, candidate, failed)
+                with trio.move_on_after(STAGGER):
+                    await failed.wait()
+        await trio.lowlevel.checkpoint_if_cancelled()
+    except trio.Cancelled:
+        if winner is not None:
+            winner.stream.abort()
+        raise
+    if winner is None:
+        raise min(map(_explain, failures), key=lambda error: _TELLING.index(error.failure))
+    return winner
+
+
+# Where a name's addresses fail in different ways, the earliest here is what to tell.
+_TELLING = [DialFailure.EXHAUSTED, DialFailure.REFUSED, DialFailure.TIMEOUT, DialFailure.OTHER, DialFailure.UNROUTABLE]
+
+
+async def _dial_unix(destination: UnixAddress) -> SocketStream:
+    try:
+        return await _connect(socket.AF_UNIX, destination.path)
+    except OSError as error:
+        raise _explain(error) from error
+
+
+async def _connect(family: socket.AddressFamily, sockaddr: Any) -> SocketStream:
+    sock = socket.socket(family, socket.SOCK_STREAM)
+    try:
+        sock.setblocking(False)
+        status = sock.connect_ex(sockaddr)
+        while status == errno.EAGAIN and family == getattr(socket, "AF_UNIX", None):
+            await trio.sleep(_BACKLOG_PAUSE)
+            status = sock.connect_ex(sockaddr)
+        if status in (errno.EINPROGRESS, errno.EWOULDBLOCK):
+            await trio.lowlevel.wait_writable(sock)
+            status = sock.getsockopt(socket.SOL_SOCKET, socket.SO_ERROR)
+        if status:
+            raise OSError(status, os.strerror(status))
+    except BaseException:
+        sock.close()
+        raise
+    return SocketStream(sock)
+
+
+def _explain(error: OSError) -> DialError:
+    match error.errno:
+        case errno.ECONNREFUSED:
+            failure = DialFailure.REFUSED
+        case errno.ENETUNREACH | errno.EHOSTUNREACH | errno.EADDRNOTAVAIL | errno.EAFNOSUPPORT:
+            failure = DialFailure.UNROUTABLE
+        case errno.ETIMEDOUT:
+            failure = DialFailure.TIMEOUT
+        case errno.EMFILE | errno.ENFILE | errno.ENOBUFS | errno.ENOMEM:
+            failure = DialFailure.EXHAUSTED
+        case _:
+            failure = DialFailure.OTHER
+    return DialError(failure, (error.strerror or "failed").lower())
+
+
+def _ip(candidate: Candidate) -> IPAddress:
+    # A scope such as %eth0 says which link, not which address.
+    return ip_address(str(candidate.sockaddr[0]).partition("%")[0])

@@ -1,0 +1,164 @@
+"""Listening: sockets to accept from, and the loop that accepts.
+
+trio's own `serve_listeners` sleeps and logs a traceback per listener when descriptors run out, and
+cannot take what is queued before it closes. This one does neither.
+"""
+
+from __future__ import annotations
+
+import errno
+import logging
+import os
+import socket
+import stat
+from collections.abc import Callable
+
+import trio
+
+from http2tcp.address import Address, TCPAddress, UnixAddress
+
+logger = logging.getLogger(__name__)
+
+# The kernel cuts it to net.core.somaxconn, 4096 by default.
+BACKLOG = 65535
+# How long to wait for a descriptor to become free.
+_EXHAUSTED_PAUSE = 0.1
+_EXHAUSTED = (errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM)
+
+Accepted = Callable[[socket.socket, str], None]
+
+
+class Listener:
+    """One listening socket."""
+
+    def __init__(self, sock: socket.socket, unix_path: str | None = None) -> None:
+        sock.setblocking(False)
+        self._socket = sock
+        self._unix_path = unix_path
+        self._inode = os.stat(unix_path).st_ino if unix_path else None
+
+    @property
+    def address(self) -> Address:
+        """What it listens on; the port is the real one where 0 was asked for."""
+        if self._unix_path is not None:
+            return UnixAddress(self._unix_path)
+        host, port = self._socket.getsockname()[:2]
+        return TCPAddress(host, port)
+
+    async def accept_forever(self, accepted: Accepted) -> None:
+        """Hand every connection and its peer's name to `accepted`, until cancelled."""
+        exhausted = False
+        while True:
+            await trio.lowlevel.wait_readable(self._socket)
+            try:
+                accepted(*self._accept())
+            except BlockingIOError:
+                continue
+            except OSError as error:
+                if error.errno not in _EXHAUSTED:
+                    continue  # that connection is gone already: accept(2) names a dozen ways
+                if not exhausted:
+                    logger.error("no connection can be accepted: %s; trying on", os.strerror(error.errno).lower())
+                exhausted = True
+                await trio.sleep(_EXHAUSTED_PAUSE)
+            else:
+                if exhausted:
+                    logger.warning("connections can be accepted again")
+                exhausted = False
+
+    def accept_queued(self, accepted: Accepted) -> None:
+        """Hand on what the kernel has accepted already; nothing where descriptors run out."""
+        try:
+            while True:
+                accepted(*self._accept())
+        except OSError:
+            return
+
+    def _accept(self) -> tuple[socket.socket, str]:
+        sock, peer = self._socket.accept()
+        return sock, "unix" if self._unix_path is not None else str(TCPAddress(peer[0], peer[1]))
+
+    def close(self) -> None:
+        """Stop listening; a Unix socket's path goes too, unless another process has taken it over."""
+        self._socket.close()
+        if self._unix_path is not None:
+            try:
+                if os.stat(self._unix_path).st_ino == self._inode:
+                    os.unlink(self._unix_path)
+            except OSError:
+                pass
+
+
+async def open_listeners(address: Address) -> list[Listener]:
+    """Listen on every address of the name; an empty host is every interface. Raises OSError."""
+    if isinstance(address, UnixAddress):
+        return [Listener(_listen_unix(address.path), address.path)]
+    family_hosts = await trio.socket.getaddrinfo(
+        address.host or None, address.port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE
+    )
+    listeners: list[Listener] = []
+    port = address.port
+    try:
+        for family, _, _, _, sockaddr in dict.fromkeys(family_hosts):
+            try:
+                sock = _listen_tcp(family, (sockaddr[0], port, *sockaddr[2:]))
+            except OSError as error:
+                # A host without IPv6 still resolves ::, and one may be enough.
+                if error.errno in (errno.EAFNOSUPPORT, errno.EADDRNOTAVAIL) and len(family_hosts) > 1:
+                    continue
+                raise
+            listeners.append(Listener(sock))
+            # All of them share the port that the first one got.
+            port = port or sock.getsockname()[1]
+    except OSError:
+        for listener in listeners:
+            listener.close()
+        raise
+    if not listeners:
+        raise OSError(errno.EADDRNOTAVAIL, os.strerror(errno.EADDRNOTAVAIL))
+    return listeners
+
+
+def _listen_tcp(family: int, sockaddr: tuple[object, ...]) -> socket.socket:
+    sock = socket.socket(family, socket.SOCK_STREAM)
+    try:
+        if os.name == "posix":
+            sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        else:
+            # On Windows SO_REUSEADDR would let another program take the port over.
+            sock.setsockopt(socket.SOL_SOCKET, getattr(socket, "SO_EXCLUSIVEADDRUSE"), 1)  # noqa: B009
+        if family == socket.AF_INET6:
+            sock.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, 1)
+        sock.bind(sockaddr)
+        sock.listen(BACKLOG)
+    except BaseException:
+        sock.close()
+        raise
+    return sock
+
+
+def _listen_unix(path: str) -> socket.socket:
+    sock = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
+    try:
+        _remove_stale(path)
+        sock.bind(path)
+        # As open as a loopback port is. Who may reach it is for the directory to say.
+        os.chmod(path, 0o666)  # noqa: S103
+        sock.listen(BACKLOG)
+    except BaseException:
+        sock.close()
+        raise
+    return sock
+
+
+def _remove_stale(path: str) -> None:
+    """Remove the socket of a process that is gone. One that still answers stays."""
+    try:
+        if not stat.S_ISSOCK(os.lstat(path).st_mode):
+            return
+    except FileNotFoundError:
+        return
+    with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as probe:
+        probe.setblocking(False)
+        if probe.connect_ex(path) == errno.ECONNREFUSED:
+            os.unlink(path)

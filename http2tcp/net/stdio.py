@@ -1,0 +1,264 @@
+"""Standard input and output as one stream.
+
+stdin and stdout are shared with whoever started us, and O_NONBLOCK is a property of the open file, not
+of the descriptor: setting it would break theirs. So a pipe is opened anew through /proc on Linux, a
+socket is asked with MSG_DONTWAIT, and all else (a terminal, a file, another system) is read and written
+by threads. Descriptor 2 is never touched.
+"""
+
+from __future__ import annotations
+
+import os
+import select
+import socket
+import stat
+import sys
+from abc import ABC, abstractmethod
+from typing import ClassVar
+
+import trio
+
+from http2tcp.net.streams import CHUNK, Bytes, Stream, broken
+
+# On a raw transport the target's half-close and the tunnel's end look the same. After either, an
+# input that is silent for so long has ended.
+SILENCE = 0.5
+# Where the kernel cannot wake us, how often to look whether stdout's reader is gone.
+_LOOK = 0.25
+
+
+class StdioStream(Stream):
+    """Two descriptors as a stream: receiving reads the one, sending writes to the other.
+
+    `send_eof` closes the output. The input counts as ended after that as soon as it is silent for SILENCE.
+    """
+
+    half_close: ClassVar[bool] = True
+
+    def __init__(self, input_fd: int = 0, output_fd: int = 1, *, portable: bool = False) -> None:
+        self._input = _open_input(input_fd, portable)
+        self._output = _open_output(output_fd, portable)
+        self._receiving = trio.CancelScope()
+        self._output_closed = False
+
+    async def receive_some(self, max_bytes: int | None = None) -> bytes:
+        """Up to `max_bytes` (256 KiB by default); b"" is EOF."""
+        with trio.CancelScope() as self._receiving:
+            if self._output_closed:
+                self._receiving.deadline = trio.current_time() + SILENCE
+            return await self._input.read(max_bytes or CHUNK)
+        return b""
+
+    async def send_all(self, data: Bytes) -> None:
+        """Write everything. Raises BrokenResourceError where the reader is gone."""
+        await self._output.write(data)
+
+    async def wait_send_all_might_not_block(self) -> None:
+        """Return at once: `send_all` waits where it must."""
+        await trio.lowlevel.checkpoint()
+
+    async def send_eof(self) -> None:
+        """Close the output, for its reader to see, and give the input SILENCE from now on."""
+        self._output.close()
+        self._output_closed = True
+        self._receiving.deadline = trio.current_time() + SILENCE
+        await trio.lowlevel.checkpoint()
+
+    async def reader_gone(self) -> None:
+        """Wait until nobody can read the open output any more; for ever where that cannot be told."""
+        await self._output.reader_gone()
+        if self._output_closed:
+            await trio.sleep_forever()
+
+    def abort(self) -> None:
+        """Close both."""
+        self._input.close()
+        self._output.close()
+
+    async def aclose(self) -> None:
+        """Close both."""
+        self.abort()
+        await trio.lowlevel.checkpoint()
+
+
+class _Input(ABC):
+    def __init__(self, fd: int) -> None:
+        self.fd = fd
+
+    @abstractmethod
+    async def read(self, max_bytes: int) -> bytes: ...
+
+    def close(self) -> None:
+        _give_back(self.fd)
+
+
+class _Output(ABC):
+    def __init__(self, fd: int) -> None:
+        self.fd = fd
+        self.closed = False
+
+    @abstractmethod
+    async def write(self, data: Bytes) -> None: ...
+
+    async def reader_gone(self) -> None:
+        await _hung_up(self.fd)
+
+    def close(self) -> None:
+        if not self.closed:
+            self.closed = True
+            _give_back(self.fd)
+
+
+class _PolledInput(_Input):
+    """A pipe through an open file of our own, or a socket."""
+
+    def __init__(self, fd: int, own: int | socket.socket) -> None:
+        super().__init__(fd)
+        self._own = own
+
+    async def read(self, max_bytes: int) -> bytes:
+        while True:
+            await trio.lowlevel.wait_readable(self._own)
+            try:
+                if isinstance(self._own, int):
+                    return os.read(self._own, max_bytes)
+                return self._own.recv(max_bytes, socket.MSG_DONTWAIT)
+            except BlockingIOError:
+                continue
+            except OSError as error:
+                raise broken(error) from error
+
+    def close(self) -> None:
+        if _close_own(self._own):
+            self._own = -1
+            super().close()
+
+
+class _PolledOutput(_Output):
+    def __init__(self, fd: int, own: int | socket.socket) -> None:
+        super().__init__(fd)
+        self._own = own
+
+    async def write(self, data: Bytes) -> None:
+        with memoryview(data) as view:
+            written = 0
+            while written < len(view):
+                try:
+                    if isinstance(self._own, int):
+                        written += os.write(self._own, view[written:])
+                    else:
+                        written += self._own.send(view[written:], socket.MSG_DONTWAIT)
+                except BlockingIOError:
+                    await trio.lowlevel.wait_writable(self._own)
+                except OSError as error:
+                    raise broken(error) from error
+        await trio.lowlevel.checkpoint()
+
+    def close(self) -> None:
+        if isinstance(self._own, socket.socket) and not self.closed:
+            # The descriptor may be stdin too, so that closing it would tell nobody.
+            try:
+                self._own.shutdown(socket.SHUT_WR)
+            except OSError:
+                pass
+        if _close_own(self._own):
+            self._own = -1
+        super().close()
+
+
+class _ThreadInput(_Input):
+    async def read(self, max_bytes: int) -> bytes:
+        try:
+            return await trio.to_thread.run_sync(_read, self.fd, max_bytes, abandon_on_cancel=True)
+        except OSError as error:
+            raise broken(error) from error
+
+
+class _ThreadOutput(_Output):
+    async def write(self, data: Bytes) -> None:
+        try:
+            await trio.to_thread.run_sync(_write, self.fd, bytes(data), abandon_on_cancel=True)
+        except OSError as error:
+            raise broken(error) from error
+
+
+def _open_input(fd: int, portable: bool) -> _Input:
+    own = None if portable else _open_own(fd, os.O_RDONLY)
+    return _ThreadInput(fd) if own is None else _PolledInput(fd, own)
+
+
+def _open_output(fd: int, portable: bool) -> _Output:
+    own = None if portable else _open_own(fd, os.O_WRONLY)
+    return _ThreadOutput(fd) if own is None else _PolledOutput(fd, own)
+
+
+def _open_own(fd: int, flags: int) -> int | socket.socket | None:
+    """A way to the descriptor that does not change what others share; None where a thread is the way."""
+    if sys.platform != "linux":
+        return None
+    mode = os.fstat(fd).st_mode
+    try:
+        if stat.S_ISSOCK(mode):
+            return socket.socket(fileno=os.dup(fd))
+        if stat.S_ISFIFO(mode):
+            return os.open(f"/proc/self/fd/{fd}", flags | os.O_NONBLOCK | os.O_CLOEXEC)
+    except OSError:
+        pass  # no /proc, a pipe of another user's, or one without a reader: the thread finds out
+    return None
+
+
+def _close_own(own: int | socket.socket) -> bool:
+    """Close what `_open_own` gave; False where it was closed before."""
+    if isinstance(own, int):
+        if own < 0:
+            return False
+        trio.lowlevel.notify_closing(own)
+        os.close(own)
+    else:
+        if own.fileno() < 0:
+            return False
+        trio.lowlevel.notify_closing(own)
+        own.close()
+    return True
+
+
+def _give_back(fd: int) -> None:
+    # The number stays taken: a descriptor opened later must not become stdin or stdout.
+    nothing = os.open(os.devnull, os.O_RDWR)
+    os.dup2(nothing, fd)
+    os.close(nothing)
+
+
+def _read(fd: int, max_bytes: int) -> bytes:
+    while True:
+        try:
+            return os.read(fd, max_bytes)
+        except BlockingIOError:
+            select.select([fd], [], [])  # somebody else has made it non-blocking
+
+
+def _write(fd: int, data: bytes) -> None:
+    view = memoryview(data)
+    while view:
+        try:
+            view = view[os.write(fd, view) :]
+        except BlockingIOError:
+            select.select([], [fd], [])
+
+
+async def _hung_up(fd: int) -> None:
+    if sys.platform == "linux":
+        # Without events asked for, epoll reports errors and hang-ups alone. It can be polled itself.
+        with select.epoll() as epoll:
+            try:
+                epoll.register(fd, 0)
+            except OSError:
+                await trio.sleep_forever()  # a file has no reader that could go
+            await trio.lowlevel.wait_readable(epoll.fileno())
+    elif sys.platform == "win32":
+        await trio.sleep_forever()
+    else:
+        poll = select.poll()
+        poll.register(fd, 0)
+        while not poll.poll(0):  # noqa: ASYNC110  (nothing could set an event)
+            await trio.sleep(_LOOK)

@@ -1,0 +1,189 @@
+"""The streams that the relay takes.
+
+`Stream` is trio's HalfCloseableStream and four things more: `abort`, which tells the peer that what it
+got is not all; `flush`, which waits until the peer's kernel has what was sent; `half_close`, which says
+whether `send_eof` can be told from the end of both directions; and `unread`, for whoever reads a head
+and gets some of what follows it.
+"""
+
+from __future__ import annotations
+
+import errno
+import socket
+import struct
+import sys
+from abc import abstractmethod
+from typing import ClassVar
+
+import trio
+
+# 256 KiB: 1.6 against 1.05 GB/s at 64 KiB in one direction; more buys nothing.
+CHUNK = 256 * 1024
+
+# A dead peer is noticed after 30 + 3 x 10 s; an idle tunnel costs two packets a minute.
+KEEPALIVE_IDLE = 30
+KEEPALIVE_INTERVAL = 10
+KEEPALIVE_COUNT = 3
+
+Bytes = bytes | bytearray | memoryview
+
+_RESET = struct.pack("ii", 1, 0)
+# linux/sockios.h. Python names it only in termios, which nothing else here needs.
+_SIOCOUTQ = 0x5411
+
+
+class Stream(trio.abc.HalfCloseableStream):
+    """What one side of a relay is."""
+
+    #: False where `send_eof` would end both directions.
+    half_close: ClassVar[bool] = True
+
+    _ahead: bytes = b""
+
+    def unread(self, data: bytes) -> None:
+        """Give back what was received too far: the next `receive_some` returns it."""
+        self._ahead = data + self._ahead
+
+    def _take_ahead(self, max_bytes: int | None) -> bytes:
+        data, self._ahead = self._ahead[:max_bytes], self._ahead[max_bytes:] if max_bytes else b""
+        return data
+
+    @abstractmethod
+    async def receive_some(self, max_bytes: int | None = None) -> bytes: ...
+
+    @abstractmethod
+    def abort(self) -> None:
+        """Close at once, as a reset where the transport has one, so that the peer takes nothing for whole."""
+
+    async def flush(self) -> None:
+        """Wait until the peer's kernel has everything that was sent. The caller bounds it."""
+
+
+class HalfCloseUnsupported(Exception):
+    """`send_eof` on a stream whose `half_close` is False."""
+
+
+class SocketStream(Stream):
+    """A TCP or Unix stream socket. It sets the socket non-blocking and owns it from then on."""
+
+    def __init__(self, sock: socket.socket) -> None:
+        sock.setblocking(False)
+        self.socket = sock
+        if sock.family != getattr(socket, "AF_UNIX", None):
+            _tune(sock)
+
+    async def receive_some(self, max_bytes: int | None = None) -> bytes:
+        """Up to `max_bytes` (256 KiB by default); b"" is EOF. Raises BrokenResourceError on a reset."""
+        if self._ahead:
+            await trio.lowlevel.checkpoint()
+            return self._take_ahead(max_bytes)
+        while True:
+            # Waiting comes first: a read that finds nothing costs more than asking.
+            await trio.lowlevel.wait_readable(self._open())
+            try:
+                return self.socket.recv(max_bytes or CHUNK)
+            except (BlockingIOError, InterruptedError):
+                continue
+            except OSError as error:
+                raise broken(error) from error
+
+    async def send_all(self, data: Bytes) -> None:
+        """Send everything. Raises BrokenResourceError where the peer is gone."""
+        waited = False
+        with memoryview(data) as view:
+            sent = 0
+            while sent < len(view):
+                try:
+                    sent += self._open().send(view[sent:])
+                except (BlockingIOError, InterruptedError):
+                    await trio.lowlevel.wait_writable(self.socket)
+                    waited = True
+                except OSError as error:
+                    raise broken(error) from error
+        if not waited:
+            await trio.lowlevel.checkpoint()
+
+    async def wait_send_all_might_not_block(self) -> None:
+        """Wait until the kernel has room."""
+        await trio.lowlevel.wait_writable(self._open())
+
+    async def send_eof(self) -> None:
+        """Send FIN and go on receiving. Sending it to a peer that is gone is no error: receiving tells."""
+        await trio.lowlevel.checkpoint()
+        try:
+            self._open().shutdown(socket.SHUT_WR)
+        except OSError as error:
+            if error.errno not in (errno.ENOTCONN, errno.EPIPE, errno.ECONNRESET):
+                raise broken(error) from error
+
+    async def flush(self) -> None:
+        """See `Stream.flush`. Returns at once where the kernel does not tell."""
+        if sys.platform == "linux":
+            pause = 0.001
+            while self.socket.fileno() >= 0 and _unsent(self.socket):
+                await trio.sleep(pause)
+                pause = min(pause * 2, 0.1)
+
+    def abort(self) -> None:
+        """Send RST and close. A Unix socket has no RST; its peer sees an EOF."""
+        if self.socket.fileno() < 0:
+            return
+        reset_on_close(self.socket)
+        self._close()
+
+    async def aclose(self) -> None:
+        """Close; what was sent is still delivered."""
+        self._close()
+        await trio.lowlevel.checkpoint()
+
+    def _open(self) -> socket.socket:
+        if self.socket.fileno() < 0:
+            raise trio.ClosedResourceError("this stream was already closed")
+        return self.socket
+
+    def _close(self) -> None:
+        if self.socket.fileno() >= 0:
+            trio.lowlevel.notify_closing(self.socket)
+            self.socket.close()
+
+
+def reset_on_close(sock: socket.socket) -> None:
+    """Make the socket's close send RST where it knows one, and drop what is not sent."""
+    try:
+        sock.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, _RESET)
+    except OSError:
+        pass  # the peer was faster
+
+
+def broken(error: OSError) -> Exception:
+    """The trio exception for a socket's error."""
+    if error.errno == errno.EBADF:
+        return trio.ClosedResourceError("another task closed this stream")
+    return trio.BrokenResourceError(f"the connection broke: {error.strerror}")
+
+
+def _tune(sock: socket.socket) -> None:
+    options = [
+        (socket.IPPROTO_TCP, "TCP_NODELAY", 1),
+        (socket.SOL_SOCKET, "SO_KEEPALIVE", 1),
+        (socket.IPPROTO_TCP, "TCP_KEEPIDLE", KEEPALIVE_IDLE),
+        (socket.IPPROTO_TCP, "TCP_KEEPINTVL", KEEPALIVE_INTERVAL),
+        (socket.IPPROTO_TCP, "TCP_KEEPCNT", KEEPALIVE_COUNT),
+    ]
+    for level, name, value in options:
+        option = getattr(socket, name, None)
+        if option is not None:
+            try:
+                sock.setsockopt(level, option, value)
+            except OSError:
+                pass  # a socket that is already reset takes none; reading from it tells
+
+
+def _unsent(sock: socket.socket) -> int:
+    import fcntl
+
+    try:
+        answer = fcntl.ioctl(sock.fileno(), _SIOCOUTQ, b"\0\0\0\0")
+    except OSError:
+        return 0
+    return int.from_bytes(answer, sys.byteorder)

@@ -1,0 +1,154 @@
+"""The process around a server or a client: its signals, its log, its exit status."""
+
+from __future__ import annotations
+
+import logging
+import os
+import signal
+import time
+from collections.abc import Awaitable, Callable, Sequence
+from ipaddress import ip_address
+from typing import TYPE_CHECKING
+
+import trio
+
+from http2tcp.address import Address
+from http2tcp.errors import Http2tcpError
+
+if TYPE_CHECKING:
+    from http2tcp.settings import ClientSettings, ServerSettings
+
+logger = logging.getLogger("http2tcp")
+
+OnSignal = Callable[[signal.Signals, trio.CancelScope], None]
+
+
+def start_logging(level: int, *, service: bool) -> None:
+    """Log to stderr: a service with the time, unless the journal adds it; a command as `http2tcp: …`."""
+    # A log that cannot be written (a full disk, a closed pipe) is no reason to print tracebacks.
+    logging.raiseExceptions = False
+    formatter = logging.Formatter("http2tcp: %(message)s")
+    if service:
+        formatter = logging.Formatter("%(message)s")
+        if "JOURNAL_STREAM" not in os.environ:
+            formatter = logging.Formatter("%(asctime)s.%(msecs)03dZ %(message)s", "%Y-%m-%dT%H:%M:%S")
+            formatter.converter = time.gmtime
+    handler = logging.StreamHandler()
+    handler.setFormatter(formatter)
+    logger.handlers[:] = [handler]
+    logger.setLevel(level)
+
+
+def run_server(settings: ServerSettings) -> int:
+    """Serve until SIGTERM or SIGINT and the end of the grace, or until a second one; the exit status."""
+    from http2tcp.server import serve
+
+    drain = trio.Event()
+
+    def on_signal(number: signal.Signals, everything: trio.CancelScope) -> None:
+        if drain.is_set():
+            logger.warning("%s again: ending at once", number.name)
+            everything.cancel()
+        else:
+            logger.info("%s: draining; open tunnels have %g s", number.name, settings.grace)
+            drain.set()
+
+    def started(addresses: Sequence[Address]) -> None:
+        reach = "any destination, with the token" if settings.tokens else f"{settings.destination} alone, for everybody"
+        logger.info("listening on %s; open to %s", _and(addresses), reach)
+
+    trio.run(
+        _with_signals,
+        lambda: serve(settings, drain=drain, task_status=_Announcement(started)),
+        [signal.SIGINT, signal.SIGTERM],
+        on_signal,
+    )
+    return 0
+
+
+def run_client(settings: ClientSettings, listen: Address | None) -> int:
+    """Tunnel stdin and stdout, or each connection to `listen`, until done or signalled; the exit status.
+
+    Raises TunnelError or ListenError.
+    """
+    from http2tcp.client import forward, run_stdio
+
+    _warn(settings)
+    signals = [signal.SIGINT, signal.SIGTERM]
+    # ssh ends its ProxyCommand by SIGHUP: a clean end. Under nohup it is ignored, and stays so.
+    if hasattr(signal, "SIGHUP") and signal.getsignal(signal.SIGHUP) is not signal.SIG_IGN:
+        signals.append(signal.SIGHUP)
+    status = 0
+
+    def on_signal(number: signal.Signals, everything: trio.CancelScope) -> None:
+        nonlocal status
+        status = 128 + number if number in (signal.SIGINT, signal.SIGTERM) else 0
+        everything.cancel()
+
+    async def tunnel() -> None:
+        if listen is not None:
+            await forward(settings, listen, task_status=_Announcement(started))
+        else:
+            from http2tcp.net.stdio import StdioStream
+
+            await run_stdio(settings, StdioStream())
+
+    def started(addresses: Sequence[Address]) -> None:
+        logger.info("listening on %s", _and(addresses))
+
+    trio.run(_with_signals, tunnel, signals, on_signal)
+    return status
+
+
+async def _with_signals(
+    main: Callable[[], Awaitable[None]], signals: Sequence[signal.Signals], on_signal: OnSignal
+) -> None:
+    """Run `main`; each signal calls `on_signal` with the scope that ends it. Raises Http2tcpError as it is."""
+    failure: Http2tcpError | None = None
+    with trio.open_signal_receiver(*signals) as received:
+        async with trio.open_nursery() as nursery:
+
+            async def watch() -> None:
+                async for number in received:
+                    on_signal(signal.Signals(number), nursery.cancel_scope)
+
+            nursery.start_soon(watch)
+            try:
+                await main()
+            except Http2tcpError as error:
+                failure = error
+            nursery.cancel_scope.cancel()
+    if failure is not None:
+        raise failure
+
+
+class _Announcement:
+    """A TaskStatus for who awaits the service itself: it calls back."""
+
+    def __init__(self, announce: Callable[[Sequence[Address]], None]) -> None:
+        self._announce = announce
+
+    def started(self, value: Sequence[Address] | None = None) -> None:
+        self._announce(value or ())
+
+
+def _and(addresses: Sequence[Address]) -> str:
+    return " and ".join(map(str, addresses))
+
+
+def _warn(settings: ClientSettings) -> None:
+    endpoint = settings.endpoint
+    if not endpoint.tls and not _is_loopback(endpoint.host) and (settings.token or endpoint.password):
+        logger.warning("the token travels in the clear to %s: anybody on the way can read it; use https", endpoint.host)
+    if endpoint.tls and not settings.tls.verify:
+        instead = "only its pinned key is" if settings.tls.pins else "anybody can pretend to be it"
+        logger.warning("--insecure: the certificate of %s is not verified; %s", endpoint.host, instead)
+
+
+def _is_loopback(host: str) -> bool:
+    if host == "localhost" or host.endswith(".localhost"):
+        return True
+    try:
+        return ip_address(host).is_loopback
+    except ValueError:
+        return False

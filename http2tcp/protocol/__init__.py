@@ -1,0 +1,1 @@
+"""The wire, without I/O: bytes in, messages out, and back. No trio, no socket, no click, no logging."""

@@ -1,0 +1,201 @@
+"""Sans-IO client handshake, the mirror of `http2tcp.protocol.server`. Never blocks, never logs, never dials.
+
+`request` makes the bytes that ask for a tunnel. `AnswerReader` takes what comes back and gives
+`Switched` or `Refused`; anything that is no HTTP raises `FrontEndFailed`. Whether a refusal is the
+server's own or a front end's, and what to do about it, is for `http2tcp.diagnosis` to say.
+"""
+
+from __future__ import annotations
+
+from base64 import b64encode
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from urllib.parse import quote
+
+import h11
+
+from http2tcp.address import Address, Endpoint
+from http2tcp.errors import FrontEndFailed
+from http2tcp.protocol.transport import PROXY_NAME, TOKEN_FIELD, Transport
+
+# nginx and Apache add a few hundred bytes; identity-aware proxies send cookies of several KiB.
+MAX_HEAD = 64 * 1024
+# Enough for the one line that our server sends. The rest of a front end's error page is not read.
+MAX_BODY = 4 * 1024
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Switched:
+    """101: the tunnel is open."""
+
+    #: What came with the 101. It belongs to the tunnel.
+    trailing_data: bytes = field(default=b"", repr=False)
+    #: The answer carries our Proxy-Status: the target has accepted, since our server dials first.
+    from_http2tcp: bool
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Refused:
+    """Any other final answer."""
+
+    status: int
+    #: The Proxy-Status error type where the answer is http2tcp's own; None: a front end made it.
+    proxy_error: str | None
+    #: The first line of the body where the answer is http2tcp's own, else empty. Not yet safe to print.
+    text: str = ""
+    #: `Server` and `Location`, or empty. Not yet safe to print.
+    server: str = ""
+    location: str = ""
+
+
+Answer = Switched | Refused
+
+
+def request(
+    endpoint: Endpoint,
+    destination: Address | None,
+    transport: Transport,
+    *,
+    token: str | None,
+    user_agent: str,
+    headers: Sequence[tuple[str, str]] = (),
+) -> bytes:
+    """The request head. `headers` come last and replace ours of the same name, `Host` included."""
+    fields = [
+        ("Host", endpoint.authority),
+        ("User-Agent", user_agent),
+        ("Connection", "Upgrade"),
+        ("Upgrade", transport.value),
+        *_credentials(endpoint, transport, token, headers),
+    ]
+    own = {name.lower() for name, _ in headers}
+    fields = [(name, value) for name, value in fields if name.lower() not in own] + list(headers)
+    lines = [f"GET {_target(endpoint, destination)} HTTP/1.1", *(f"{n}: {v}" for n, v in fields), "", ""]
+    return "\r\n".join(lines).encode("utf-8", "surrogateescape")
+
+
+def _target(endpoint: Endpoint, destination: Address | None) -> str:
+    pairs = endpoint.query.split("&") if endpoint.query else []
+    if destination is not None:
+        pairs = [pair for pair in pairs if pair.partition("=")[0] != "addr"]
+        pairs.append(f"addr={quote(str(destination), safe='')}")
+    return endpoint.path + ("?" + "&".join(pairs) if pairs else "")
+
+
+def _credentials(
+    endpoint: Endpoint, transport: Transport, token: str | None, headers: Sequence[tuple[str, str]]
+) -> list[tuple[str, str]]:
+    fields = []
+    if endpoint.username is not None or endpoint.password is not None:
+        pair = f"{endpoint.username or ''}:{endpoint.password or ''}"
+        fields.append(("Authorization", "Basic " + b64encode(pair.encode()).decode("ascii")))
+    if token is None:
+        return fields
+    if fields or any(name.lower() == "authorization" for name, _ in headers):
+        return [*fields, (TOKEN_FIELD, token)]
+    # The original's server knows no scheme but its own.
+    scheme = "HTTP2TCP" if transport is Transport.HTTP2TCP else "Bearer"
+    return [("Authorization", f"{scheme} {token}")]
+
+
+class AnswerReader:
+    """Reads the answer to `request`. Feed it with `receive` (b"" is the end), ask it with `next_event`."""
+
+    def __init__(self, transport: Transport) -> None:
+        self._transport = transport
+        self._connection = h11.Connection(h11.CLIENT, max_incomplete_event_size=MAX_HEAD)
+        # h11 reads an answer only to a request that it has seen; what we sent is `request`'s.
+        self._connection.send(
+            h11.Request(method="GET", target="/", headers=[("Host", "-"), ("Upgrade", transport.value)])
+        )
+        self._connection.send(h11.EndOfMessage())
+        self._received = 0
+        self._response: h11.Response | None = None
+        self._body = bytearray()
+
+    def receive(self, data: bytes) -> None:
+        """Take bytes from the wire. Raises FrontEndFailed for what is no HTTP or has no end."""
+        self._received += len(data)
+        try:
+            self._connection.receive_data(data)
+        except h11.RemoteProtocolError:
+            raise _no_http() from None
+
+    def next_event(self) -> Answer | None:
+        """The answer, or None where more bytes are needed. Raises FrontEndFailed."""
+        try:
+            return self._next_event()
+        except h11.RemoteProtocolError:
+            if self._response is not None:
+                return self._refused()  # the status is known; a body that breaks off changes nothing
+            raise _no_http() from None
+
+    def _next_event(self) -> Answer | None:
+        while True:
+            event = self._connection.next_event()
+            match event:
+                case h11.NEED_DATA:
+                    if self._response is None and self._received > MAX_HEAD:
+                        raise FrontEndFailed("the front end's answer has a head without an end")
+                    return None
+                case h11.InformationalResponse(status_code=101):
+                    return self._switched(event)
+                case h11.InformationalResponse():
+                    continue
+                case h11.Response():
+                    self._response = event
+                    if not self._ours(event):
+                        return self._refused()
+                case h11.Data():
+                    self._body += event.data
+                    if len(self._body) > MAX_BODY:
+                        return self._refused()
+                case h11.EndOfMessage():
+                    return self._refused()
+                case _:
+                    raise FrontEndFailed("the front end closed the connection without an answer")
+
+    def _switched(self, event: h11.InformationalResponse) -> Switched:
+        named = _field(event, b"upgrade")
+        if named.lower() != self._transport.value:
+            raise FrontEndFailed(f"the answer switches to another protocol than {self._transport.value}")
+        options = [option.strip() for option in _field(event, b"connection").lower().split(",")]
+        if "upgrade" not in options:
+            raise FrontEndFailed("the answer switches protocols without saying Connection: upgrade")
+        data, _ = self._connection.trailing_data
+        return Switched(trailing_data=data, from_http2tcp=self._ours(event))
+
+    def _refused(self) -> Refused:
+        response = self._response
+        assert response is not None
+        lines = self._body.decode("utf-8", "replace").splitlines()
+        return Refused(
+            status=response.status_code,
+            proxy_error=_proxy_error(response),
+            text=lines[0] if lines else "",
+            server=_field(response, b"server"),
+            location=_field(response, b"location"),
+        )
+
+    @staticmethod
+    def _ours(event: h11.Response | h11.InformationalResponse) -> bool:
+        return _proxy_error(event) is not None
+
+
+def _no_http() -> FrontEndFailed:
+    return FrontEndFailed("what answered at the endpoint does not speak HTTP/1.1")
+
+
+def _field(event: h11.Response | h11.InformationalResponse, name: bytes) -> str:
+    return ", ".join(bytes(value).decode("latin-1") for key, value in event.headers if key == name)
+
+
+def _proxy_error(event: h11.Response | h11.InformationalResponse) -> str | None:
+    """Our own member's error type: "" without one, None where no member of Proxy-Status is ours."""
+    # RFC 9209, section 2: a list; proxies on the way add theirs at its end. No string of ours holds a comma.
+    for member in _field(event, b"proxy-status").split(","):
+        name, *parameters = (part.strip() for part in member.split(";"))
+        if name == PROXY_NAME:
+            pairs = (parameter.partition("=") for parameter in parameters)
+            return next((value for key, _, value in pairs if key == "error"), "")
+    return None

@@ -1,0 +1,211 @@
+"""Sans-IO server handshake. Never blocks, never logs, never dials.
+
+`RequestReader` takes bytes as they come and gives one `TunnelRequest`, or raises a `Refusal`. The head
+is held to stricter rules than h11's own, which are those of a parser and not of a border guard: what a
+front end and we could read in two ways is refused. Nothing that a client sent ever enters an error's
+text, for a head holds a token.
+
+The order of the checks after this module's (syntax): path, token, upgrade, address, policy, dial.
+"""
+
+from __future__ import annotations
+
+import re
+from base64 import b64decode
+from dataclasses import dataclass, field
+from urllib.parse import parse_qsl
+
+import h11
+
+from http2tcp.errors import BadRequest, HeadTooLarge, Refusal, UpgradeRequired
+from http2tcp.protocol.transport import PROXY_NAME, TOKEN_FIELD, Transport
+
+# Apache stops at 8 KiB a line; one token and one address fit easily.
+MAX_HEAD = 16 * 1024
+# Apache allows 100 fields, browsers send 20, a chain of proxies adds 10.
+MAX_FIELDS = 64
+
+# Bytes that no head holds. A TLS hello or an ssh banner is told at its first bytes, not at a timeout.
+_IMPOSSIBLE = re.compile(rb"[\x00-\x08\x0b\x0c\x0e-\x1f\x7f]|\r[^\n]|(?<!\r)\n")
+_REQUEST_LINE = re.compile(rb"[!#$%&'*+.^_`|~0-9A-Za-z-]+ [\x21-\x7e]+ HTTP/[0-9]\.[0-9]")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class TunnelRequest:
+    """A well-formed request to open a tunnel. Nothing in it has been authorised yet."""
+
+    path: str
+    #: `addr` as it was sent; None: the server's own default. It is parsed after the token is accepted.
+    addr: str | None = None
+    token: str | None = field(default=None, repr=False)
+    #: None where the request asks for no upgrade, or for one that is not known.
+    transport: Transport | None = None
+    #: The request carries `Origin`: a web page made it.
+    from_browser: bool = False
+
+
+class RequestReader:
+    """Reads one request head. Feed it with `receive`, ask it with `next_event`."""
+
+    def __init__(self) -> None:
+        self._buffer = bytearray()
+        self._scanned = 0
+
+    def receive(self, data: bytes) -> None:
+        """Take bytes from the wire."""
+        self._buffer += data
+
+    def next_event(self) -> TunnelRequest | None:
+        """The request, or None where more bytes are needed. Raises BadRequest or HeadTooLarge."""
+        end = self._buffer.find(b"\r\n\r\n", max(0, self._scanned - 3))
+        head_size = len(self._buffer) if end < 0 else end + 4
+        # From one byte back, since a CR is judged by what follows it.
+        impossible = _IMPOSSIBLE.search(self._buffer, max(0, self._scanned - 1), min(head_size, MAX_HEAD))
+        if impossible:
+            raise BadRequest
+        if head_size > MAX_HEAD:
+            raise HeadTooLarge
+        self._scanned = head_size
+        if end < 0:
+            return None
+        head = bytes(self._buffer[:head_size])
+        del self._buffer[:head_size]
+        return _parse_head(head)
+
+    @property
+    def trailing_data(self) -> bytes:
+        """What followed the head. It belongs to the tunnel, should there be one."""
+        return bytes(self._buffer)
+
+
+def _parse_head(head: bytes) -> TunnelRequest:
+    lines = head[:-4].split(b"\r\n")
+    if not _REQUEST_LINE.fullmatch(lines[0]):
+        raise BadRequest
+    if len(lines) - 1 > MAX_FIELDS:
+        raise HeadTooLarge
+    if any(line[:1] in (b" ", b"\t") for line in lines):
+        raise BadRequest  # obs-fold: RFC 9112, section 5.2 lets a server refuse it
+    connection = h11.Connection(h11.SERVER, max_incomplete_event_size=MAX_HEAD)
+    try:
+        connection.receive_data(head)
+        request = connection.next_event()
+    except h11.RemoteProtocolError:
+        # Its text and its cause quote the line, token included.
+        raise BadRequest from None
+    if not isinstance(request, h11.Request):
+        raise BadRequest
+    return _parse_request(request)
+
+
+def _parse_request(request: h11.Request) -> TunnelRequest:
+    fields: dict[bytes, list[bytes]] = {}
+    for name, value in request.headers:
+        fields.setdefault(bytes(name), []).append(bytes(value))
+    if request.method != b"GET" or request.http_version != b"1.1":
+        raise BadRequest
+    if not _only(fields, b"host") or b"transfer-encoding" in fields:
+        raise BadRequest
+    if _only(fields, b"content-length") not in (None, b"0"):
+        raise BadRequest
+    path, addr = _parse_target(bytes(request.target))
+    return TunnelRequest(
+        path=path,
+        addr=addr,
+        token=_parse_token(fields),
+        transport=_parse_upgrade(fields),
+        from_browser=b"origin" in fields,
+    )
+
+
+def _only(fields: dict[bytes, list[bytes]], name: bytes) -> bytes | None:
+    """The value of a field that may come once."""
+    values = fields.get(name, [])
+    if len(values) > 1:
+        raise BadRequest
+    return values[0] if values else None
+
+
+def _parse_target(target: bytes) -> tuple[str, str | None]:
+    if not target.startswith(b"/") or b"#" in target:
+        raise BadRequest
+    path, _, query = target.decode("ascii").partition("?")
+    try:
+        pairs = parse_qsl(query, keep_blank_values=True, errors="strict", max_num_fields=MAX_FIELDS)
+    except ValueError:
+        raise BadRequest from None
+    addresses = [value for name, value in pairs if name == "addr"]
+    if len(addresses) > 1:
+        raise BadRequest
+    # The original sends an empty addr where it was given no destination.
+    return path, (addresses[0] or None) if addresses else None
+
+
+def _parse_upgrade(fields: dict[bytes, list[bytes]]) -> Transport | None:
+    token = _only(fields, b"upgrade")
+    if token is not None and b"," in token:
+        raise BadRequest
+    options = b",".join(fields.get(b"connection", [])).lower().split(b",")
+    # RFC 9110, section 7.8: an Upgrade field that Connection does not name is to be ignored.
+    if token is None or b"upgrade" not in (option.strip() for option in options):
+        return None
+    return Transport.named(token.decode("latin-1"))
+
+
+def _parse_token(fields: dict[bytes, list[bytes]]) -> str | None:
+    authorization = _only(fields, b"authorization")
+    own = _only(fields, TOKEN_FIELD.lower().encode())
+    if own is not None:
+        return _text(own)
+    scheme, _, rest = (authorization or b"").partition(b" ")
+    credential = rest.strip()
+    match scheme.lower():
+        case b"bearer" | b"http2tcp":
+            return _text(credential)
+        case b"basic":
+            return _basic_password(credential)
+        case _:
+            return None
+
+
+def _basic_password(credential: bytes) -> str | None:
+    try:
+        _, colon, password = b64decode(credential, validate=True).partition(b":")
+    except ValueError:
+        return None
+    return _text(password) if colon else None
+
+
+def _text(value: bytes) -> str:
+    return value.decode("utf-8", "surrogateescape")
+
+
+def accept(transport: Transport) -> bytes:
+    """The 101 that opens the tunnel; every byte after it is the tunnel's."""
+    return _head(
+        "101 Switching Protocols",
+        [("Connection", "Upgrade"), ("Upgrade", transport.value), ("Proxy-Status", PROXY_NAME)],
+    )
+
+
+def refuse(refusal: Refusal) -> bytes:
+    """The whole answer to a request that opens no tunnel. The connection is closed after it."""
+    body = str(refusal).encode() + b"\n"
+    fields = [
+        ("Connection", "close"),
+        ("Content-Type", "text/plain; charset=utf-8"),
+        ("Content-Length", str(len(body))),
+        ("Cache-Control", "no-store"),
+        ("Proxy-Status", f"{PROXY_NAME}; error={refusal.proxy_error}"),
+        *refusal.headers,
+    ]
+    if isinstance(refusal, UpgradeRequired):
+        # RFC 9110, section 15.5.22: the answer names what would do, and Connection names the field.
+        fields[0] = ("Connection", "Upgrade, close")
+        fields += [("Upgrade", ", ".join(transport.value for transport in Transport))]
+    return _head(f"{refusal.status} {refusal.phrase}", fields) + body
+
+
+def _head(status: str, fields: list[tuple[str, str]]) -> bytes:
+    lines = [f"HTTP/1.1 {status}", *(f"{name}: {value}" for name, value in fields), "", ""]
+    return "\r\n".join(lines).encode("ascii")

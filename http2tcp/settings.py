@@ -1,0 +1,93 @@
+"""What the server and the client are told, parsed and checked. Frozen; made by the command line or the API."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+
+from http2tcp import __version__
+from http2tcp.address import Address, Endpoint, TCPAddress
+from http2tcp.errors import SettingsError
+from http2tcp.protocol.transport import Transport
+
+#: The original's own default.
+DEFAULT_LISTEN = TCPAddress("127.0.0.1", 12345)
+DEFAULT_USER_AGENT = f"http2tcp/{__version__}"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ServerSettings:
+    """The server's. Times are in seconds. Raises SettingsError where they cannot be served."""
+
+    listen: Address = DEFAULT_LISTEN
+    #: Any of them opens a tunnel. Without one, `destination` is all that can be reached.
+    tokens: Sequence[str] = field(default=(), repr=False)
+    #: Where a tunnel goes when the client names no destination.
+    destination: Address | None = None
+    #: Answer at this path only.
+    path: str | None = None
+    head_timeout: float = 10.0
+    connect_timeout: float = 10.0
+    #: How long sessions may go on after the server was told to drain.
+    grace: float = 30.0
+
+    def __post_init__(self) -> None:
+        for token in self.tokens:
+            check_token(token)
+        if not self.tokens and self.destination is None:
+            raise SettingsError(
+                "a server needs a token (-t or --token-file), "
+                "or a destination (-d) that is then all that can be reached without one"
+            )
+        if self.path is not None and not self.path.startswith("/"):
+            raise SettingsError(f"--path begins with /, as in /~http2tcp/, not {self.path!a}")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class TLSSettings:
+    """How the client verifies an https endpoint, and how it names itself there."""
+
+    #: Authorities in PEM, in place of the system's.
+    ca_file: str | None = None
+    client_cert: str | None = None
+    client_key: str | None = None
+    #: The name to ask for and to verify, in place of the endpoint's host.
+    server_name: str | None = None
+    #: SHA-256 digests of public keys; the server's has to be one of them, on top of the verification.
+    pins: Sequence[bytes] = ()
+    #: False trusts any certificate.
+    verify: bool = True
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ClientSettings:
+    """The client's. Times are in seconds. Raises SettingsError where they contradict each other."""
+
+    endpoint: Endpoint
+    #: Without one, the server's default destination.
+    destination: Address | None = None
+    token: str | None = field(default=None, repr=False)
+    transport: Transport = Transport.TCP
+    user_agent: str = DEFAULT_USER_AGENT
+    #: Further header fields of the request.
+    headers: Sequence[tuple[str, str]] = field(default=(), repr=False)
+    tls: TLSSettings = TLSSettings()
+    #: For the name and the TCP connection together.
+    connect_timeout: float = 10.0
+    tls_timeout: float = 10.0
+    #: For the answer; longer than the server's own limit for its dial.
+    answer_timeout: float = 20.0
+
+    def __post_init__(self) -> None:
+        if self.token is not None:
+            check_token(self.token)
+        if self.tls.client_key is not None and self.tls.client_cert is None:
+            raise SettingsError("--client-key needs --client-cert, the certificate that goes with it")
+
+
+def check_token(token: str) -> None:
+    """Raises SettingsError for a token that no header field can carry as it is."""
+    if not token.strip():
+        raise SettingsError("the token is empty: a secret was probably not set")
+    if token != token.strip() or not token.isprintable():
+        raise SettingsError("the token holds a control character, or a blank at an end")
