@@ -28,7 +28,7 @@ from http2tcp.errors import (
     TunnelError,
 )
 from http2tcp.net.dial import DialError, dial_first, resolve
-from http2tcp.net.relay import EOF_LINGER, End, Outcome, Traffic, relay
+from http2tcp.net.relay import End, Outcome, Traffic, relay
 from http2tcp.net.streams import SocketStream, Stream
 from http2tcp.protocol.client import AnswerReader, Refused, request
 from http2tcp.protocol.transport import Transport
@@ -256,7 +256,7 @@ def _failure(tunnel: Tunnel, outcome: Outcome, traffic: Traffic) -> TunnelError 
             return TunnelCut(f"cut before both sides were done: {outcome.words}")
         case End.UNTOLD_EOF:
             return TunnelCut(
-                f"the target sent nothing for {EOF_LINGER:g} s after our end of input, "
+                f"the target sent nothing for {tunnel.stream.eof_patience:g} s after our end of input, "
                 "which raw bytes over TLS cannot tell it"
             )
         case _:

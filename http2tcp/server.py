@@ -58,7 +58,7 @@ async def serve(
     """
     listeners = await _listen(settings)
     policy = Policy(settings.tokens, settings.destination)
-    drain = drain or trio.Event()
+    drain = trio.Event() if drain is None else drain
     try:
         async with trio.open_nursery() as sessions:
 

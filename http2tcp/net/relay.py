@@ -7,16 +7,15 @@ bounded by one chunk a direction, whatever the speeds of the two sides.
 
 from __future__ import annotations
 
-import math
 from dataclasses import dataclass
 from enum import Enum
 
 import trio
 
-from http2tcp.net.streams import CHUNK, Stream
+from http2tcp.net import splice
+from http2tcp.net.pump import Flow, SinkBroke, SourceBroke, copy
+from http2tcp.net.streams import Stream
 
-# How long a side that cannot be told of an EOF may stay silent before the tunnel is given up.
-EOF_LINGER = 30.0
 # How long a side that no longer takes bytes may take to hand over those it had sent.
 _BROKEN_LINGER = 5.0
 # How long the kernel gets to deliver what arrived before the other side broke.
@@ -29,7 +28,7 @@ class End(Enum):
     CLOSED = "closed"
     LEFT_BROKE = "left broke"
     RIGHT_BROKE = "right broke"
-    #: One side's EOF could not be passed on, and the other stayed silent for EOF_LINGER.
+    #: One side's EOF could not be passed on, and the other stayed silent for its `eof_patience`.
     UNTOLD_EOF = "untold eof"
 
 
@@ -41,65 +40,22 @@ class Outcome:
     words: str = ""
 
 
-@dataclass(slots=True)
 class Traffic:
-    """Bytes that were handed to the receiving side's kernel. The caller reads it at any time."""
+    """Bytes that were handed to the receiving side's kernel, by direction. It can be read at any time."""
 
-    left_to_right: int = 0
-    right_to_left: int = 0
+    __slots__ = ("back", "forth")
 
-
-class _Side:
-    """One of the two streams, and what the relay knows of it."""
-
-    def __init__(self, stream: Stream, broke: End) -> None:
-        self.stream = stream
-        self.broke = broke
-        #: What broke it, in a few words.
-        self.fault = ""
-        #: Seconds that it may stay silent.
-        self.patience = math.inf
-        self.waiting = trio.CancelScope()
+    def __init__(self) -> None:
+        self.forth = Flow()
+        self.back = Flow()
 
     @property
-    def broken(self) -> bool:
-        return bool(self.fault)
+    def left_to_right(self) -> int:
+        return self.forth.bytes
 
-    async def receive(self) -> bytes | None:
-        """Bytes, b"" at EOF, or None where it broke or ran out of patience."""
-        # Only waiting to receive counts: a tunnel whose other side is slow to take bytes is not silent.
-        with trio.CancelScope() as self.waiting:
-            self.waiting.deadline = trio.current_time() + self.patience
-            try:
-                return await self.stream.receive_some(CHUNK)
-            except trio.BrokenResourceError as error:
-                self._break(error)
-        return None
-
-    async def send(self, data: bytes) -> bool:
-        try:
-            await self.stream.send_all(data)
-        except trio.BrokenResourceError as error:
-            self._break(error)
-        return not self.broken
-
-    async def send_eof(self) -> None:
-        if not self.stream.half_close:
-            self.hurry(EOF_LINGER)
-            return
-        try:
-            await self.stream.send_eof()
-        except trio.BrokenResourceError as error:
-            self._break(error)
-
-    def _break(self, error: trio.BrokenResourceError) -> None:
-        self.fault = self.fault or str(error) or "the connection broke"
-        self.hurry(_BROKEN_LINGER)
-
-    def hurry(self, patience: float) -> None:
-        """From now on it may stay silent for so long only."""
-        self.patience = patience
-        self.waiting.deadline = trio.current_time() + patience
+    @property
+    def right_to_left(self) -> int:
+        return self.back.bytes
 
 
 async def relay(left: Stream, right: Stream, traffic: Traffic) -> Outcome:
@@ -109,42 +65,64 @@ async def relay(left: Stream, right: Stream, traffic: Traffic) -> Outcome:
     """
     sides = _Side(left, End.LEFT_BROKE), _Side(right, End.RIGHT_BROKE)
     try:
-        outcome = await _pump_both(*sides, traffic)
+        outcome = await _converse(*sides, traffic)
         if outcome.end is End.CLOSED:
             # Shielded, since an abort here could still undo what both sides were told.
             with trio.move_on_after(_FLUSH, shield=True):
                 await left.aclose()
                 await right.aclose()
         else:
-            await _deliver([side.stream for side in sides if not side.broken])
+            await _deliver([side.stream for side in sides if not side.fault])
     finally:
         left.abort()
         right.abort()
     return outcome
 
 
-async def _pump_both(left: _Side, right: _Side, traffic: Traffic) -> Outcome:
-    untold = False
+class _Side:
+    """One of the two streams, and what broke it."""
 
-    async def pump(source: _Side, sink: _Side, count: str) -> None:
-        nonlocal untold
-        while data := await source.receive():
-            if not await sink.send(data):
-                return  # what the sink has sent before is still read, by the other pump
-            setattr(traffic, count, getattr(traffic, count) + len(data))
-        if data is None:
-            untold = not source.broken and not sink.broken
-            pumps.cancel_scope.cancel()
-        elif not source.broken:
-            await sink.send_eof()
+    __slots__ = ("broke", "fault", "stream")
 
-    async with trio.open_nursery() as pumps:
-        pumps.start_soon(pump, left, right, "left_to_right")
-        pumps.start_soon(pump, right, left, "right_to_left")
+    def __init__(self, stream: Stream, broke: End) -> None:
+        self.stream = stream
+        self.broke = broke
+        self.fault = ""
+
+
+async def _converse(left: _Side, right: _Side, traffic: Traffic) -> Outcome:
+    async with trio.open_nursery() as nursery:
+        scope = nursery.cancel_scope
+        traffic.forth.within(scope)
+        traffic.back.within(scope)
+        # One direction runs in this task: an idle tunnel is cheaper by a task.
+        nursery.start_soon(_carry, right, left, traffic.back, traffic.forth, scope)
+        await _carry(left, right, traffic.forth, traffic.back, scope)
     for side in (left, right):
-        if side.broken:
+        if side.fault:
             return Outcome(side.broke, side.fault)
-    return Outcome(End.UNTOLD_EOF if untold else End.CLOSED)
+    if scope.cancelled_caught and not (left.stream.half_close and right.stream.half_close):
+        return Outcome(End.UNTOLD_EOF)
+    return Outcome(End.CLOSED)
+
+
+async def _carry(source: _Side, sink: _Side, flow: Flow, opposite: Flow, scope: trio.CancelScope) -> None:
+    """One direction, its EOF included; `opposite` is the flow from `sink` to `source`."""
+    pump = splice.pump if splice.can(source.stream, sink.stream) else copy
+    try:
+        await pump(source.stream, sink.stream, flow)
+        if source.fault:
+            return  # what looks like its EOF is what is left of it
+        if sink.stream.half_close:
+            await sink.stream.send_eof()
+        opposite.hurry(sink.stream.eof_patience)
+    except SourceBroke as error:
+        source.fault = str(error)
+        scope.cancel()
+    except (SinkBroke, trio.BrokenResourceError) as error:
+        # What it had sent before is still received, by the other pump.
+        sink.fault = str(error)
+        opposite.hurry(_BROKEN_LINGER)
 
 
 async def _deliver(streams: list[Stream]) -> None:

@@ -30,24 +30,25 @@ _LOOK = 0.25
 class StdioStream(Stream):
     """Two descriptors as a stream: receiving reads the one, sending writes to the other.
 
-    `send_eof` closes the output. The input counts as ended after that as soon as it is silent for SILENCE.
+    `send_eof` closes the output.
     """
 
-    half_close: ClassVar[bool] = True
+    eof_patience: ClassVar[float] = SILENCE
 
     def __init__(self, input_fd: int = 0, output_fd: int = 1, *, portable: bool = False) -> None:
         self._input = _open_input(input_fd, portable)
         self._output = _open_output(output_fd, portable)
-        self._receiving = trio.CancelScope()
         self._output_closed = False
+
+    def source_fd(self) -> int | None:
+        return self._input.own_fd()
+
+    def sink_fd(self) -> int | None:
+        return self._output.own_fd()
 
     async def receive_some(self, max_bytes: int | None = None) -> bytes:
         """Up to `max_bytes` (256 KiB by default); b"" is EOF."""
-        with trio.CancelScope() as self._receiving:
-            if self._output_closed:
-                self._receiving.deadline = trio.current_time() + SILENCE
-            return await self._input.read(max_bytes or CHUNK)
-        return b""
+        return await self._input.read(max_bytes or CHUNK)
 
     async def send_all(self, data: Bytes) -> None:
         """Write everything. Raises BrokenResourceError where the reader is gone."""
@@ -58,10 +59,9 @@ class StdioStream(Stream):
         await trio.lowlevel.checkpoint()
 
     async def send_eof(self) -> None:
-        """Close the output, for its reader to see, and give the input SILENCE from now on."""
+        """Close the output, for its reader to see."""
         self._output.close()
         self._output_closed = True
-        self._receiving.deadline = trio.current_time() + SILENCE
         await trio.lowlevel.checkpoint()
 
     async def reader_gone(self) -> None:
@@ -88,6 +88,9 @@ class _Input(ABC):
     @abstractmethod
     async def read(self, max_bytes: int) -> bytes: ...
 
+    def own_fd(self) -> int | None:
+        return None
+
     def close(self) -> None:
         _give_back(self.fd)
 
@@ -99,6 +102,9 @@ class _Output(ABC):
 
     @abstractmethod
     async def write(self, data: Bytes) -> None: ...
+
+    def own_fd(self) -> int | None:
+        return None
 
     async def reader_gone(self) -> None:
         await _hung_up(self.fd)
@@ -115,6 +121,10 @@ class _PolledInput(_Input):
     def __init__(self, fd: int, own: int | socket.socket) -> None:
         super().__init__(fd)
         self._own = own
+
+    def own_fd(self) -> int | None:
+        # A socket here is not non-blocking, which splice(2) would need.
+        return self._own if isinstance(self._own, int) and self._own >= 0 else None
 
     async def read(self, max_bytes: int) -> bytes:
         while True:
@@ -138,6 +148,10 @@ class _PolledOutput(_Output):
     def __init__(self, fd: int, own: int | socket.socket) -> None:
         super().__init__(fd)
         self._own = own
+
+    def own_fd(self) -> int | None:
+        # A socket here is not non-blocking, which splice(2) would need.
+        return self._own if isinstance(self._own, int) and self._own >= 0 else None
 
     async def write(self, data: Bytes) -> None:
         with memoryview(data) as view:

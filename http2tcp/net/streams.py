@@ -9,6 +9,7 @@ and gets some of what follows it.
 from __future__ import annotations
 
 import errno
+import math
 import socket
 import struct
 import sys
@@ -38,15 +39,27 @@ class Stream(trio.abc.HalfCloseableStream):
     #: False where `send_eof` would end both directions.
     half_close: ClassVar[bool] = True
 
+    #: How long, in seconds, a stream that was sent an EOF may stay silent before it counts as ended.
+    eof_patience: ClassVar[float] = math.inf
+
     _ahead: bytes = b""
 
     def unread(self, data: bytes) -> None:
         """Give back what was received too far: the next `receive_some` returns it."""
         self._ahead = data + self._ahead
 
-    def _take_ahead(self, max_bytes: int | None) -> bytes:
+    def take_ahead(self, max_bytes: int | None = None) -> bytes:
+        """Take what was given back; b"" where there is nothing."""
         data, self._ahead = self._ahead[:max_bytes], self._ahead[max_bytes:] if max_bytes else b""
         return data
+
+    def source_fd(self) -> int | None:
+        """The non-blocking descriptor that `receive_some` reads, where it adds nothing to it."""
+        return None
+
+    def sink_fd(self) -> int | None:
+        """The non-blocking descriptor that `send_all` writes to, where it adds nothing to it."""
+        return None
 
     @abstractmethod
     async def receive_some(self, max_bytes: int | None = None) -> bytes: ...
@@ -72,11 +85,17 @@ class SocketStream(Stream):
         if sock.family != getattr(socket, "AF_UNIX", None):
             _tune(sock)
 
+    def source_fd(self) -> int | None:
+        fd = self.socket.fileno()
+        return None if fd < 0 else fd
+
+    sink_fd = source_fd
+
     async def receive_some(self, max_bytes: int | None = None) -> bytes:
         """Up to `max_bytes` (256 KiB by default); b"" is EOF. Raises BrokenResourceError on a reset."""
         if self._ahead:
             await trio.lowlevel.checkpoint()
-            return self._take_ahead(max_bytes)
+            return self.take_ahead(max_bytes)
         while True:
             # Waiting comes first: a read that finds nothing costs more than asking.
             await trio.lowlevel.wait_readable(self._open())

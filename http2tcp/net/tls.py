@@ -23,6 +23,9 @@ from http2tcp.net.streams import CHUNK, Bytes, HalfCloseUnsupported, SocketStrea
 
 # Where systems keep their authorities, for a Python that was built for another system.
 _BUNDLES = ("/etc/ssl/certs/ca-certificates.crt", "/etc/pki/tls/certs/ca-bundle.crt", "/etc/ssl/cert.pem")
+# A peer that cannot be told of our EOF, and that has nothing to say for so long, waits for it in vain.
+EOF_PATIENCE = 30.0
+
 _HASHED = re.compile(r"[0-9a-f]{8}\.[0-9]+")
 
 _T = TypeVar("_T")
@@ -69,6 +72,7 @@ class TLSStream(Stream):
     """A TLS session on a socket that it owns. Make one with `open_tls`."""
 
     half_close: ClassVar[bool] = False
+    eof_patience: ClassVar[float] = EOF_PATIENCE
 
     def __init__(self, tls: ssl.SSLSocket) -> None:
         self.socket = tls
@@ -81,7 +85,7 @@ class TLSStream(Stream):
         """Up to `max_bytes` (256 KiB by default); b"" is close_notify. Raises BrokenResourceError."""
         await trio.lowlevel.checkpoint()
         if self._ahead:
-            return self._take_ahead(max_bytes)
+            return self.take_ahead(max_bytes)
         if self._ended:
             return b""
         wanted = max_bytes or CHUNK

@@ -1,0 +1,79 @@
+"""One direction of a relay: bytes from a source to a sink until the source's EOF.
+
+Every pump has the signature of `copy`, which works on any two streams; `http2tcp.net.splice` has the one
+for two bare descriptors on Linux.
+"""
+
+from __future__ import annotations
+
+import math
+
+import trio
+
+from http2tcp.net.streams import CHUNK, Stream
+
+
+class SourceBroke(Exception):
+    """The source was reset or cut. `str(error)` says how, in a few words."""
+
+
+class SinkBroke(Exception):
+    """The sink takes no more bytes. `str(error)` says how, in a few words."""
+
+
+class Flow:
+    """What a relay knows of one direction: the bytes that the sink took, and how long its source may be silent.
+
+    Silence is one scope whose deadline moves. It counts only while the pump waits to receive: a tunnel
+    whose sink is slow is not silent.
+    """
+
+    __slots__ = ("_patience", "_scope", "_waiting", "bytes")
+
+    def __init__(self) -> None:
+        self.bytes = 0
+        self._patience = math.inf
+        self._scope: trio.CancelScope | None = None
+        self._waiting = False
+
+    def within(self, scope: trio.CancelScope) -> None:
+        """The scope to cancel when patience runs out."""
+        self._scope = scope
+
+    def hurry(self, patience: float) -> None:
+        """From now on the source may be silent for so many seconds only."""
+        self._patience = patience
+        if self._waiting:
+            self.waits()
+
+    def waits(self) -> None:
+        """The pump is about to wait for the source."""
+        self._waiting = True
+        if self._patience != math.inf and self._scope is not None:
+            self._scope.deadline = trio.current_time() + self._patience
+
+    def received(self) -> None:
+        """The pump has what it waited for."""
+        self._waiting = False
+        if self._patience != math.inf and self._scope is not None:
+            self._scope.deadline = math.inf
+
+
+async def copy(source: Stream, sink: Stream, flow: Flow) -> None:
+    """Receive and send, one chunk at a time, until EOF. Raises SourceBroke or SinkBroke."""
+    while True:
+        flow.waits()
+        try:
+            data = await source.receive_some(CHUNK)
+        except trio.BrokenResourceError as error:
+            raise SourceBroke(str(error)) from error
+        flow.received()
+        if not data:
+            return
+        try:
+            await sink.send_all(data)
+        except trio.BrokenResourceError as error:
+            raise SinkBroke(str(error)) from error
+        flow.bytes += len(data)
+        # An idle tunnel does not keep its last chunk.
+        del data

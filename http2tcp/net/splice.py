@@ -1,0 +1,280 @@
+"""The Linux pump: socket → pipe → socket without a copy, by splice(2).
+
+Small traffic keeps to read and write. A flow that proves bulky takes a pipe for as long as it has bytes
+to move and gives it back before it waits, so an idle tunnel holds none. Where pipes or descriptors run
+out, or a descriptor cannot be spliced, the bytes are copied instead. The pipe is always emptied before
+the source is asked again: EAGAIN could otherwise mean either end.
+"""
+
+from __future__ import annotations
+
+import errno
+import os
+import stat
+import sys
+
+import trio
+
+from http2tcp.net.pump import Flow, SinkBroke, SourceBroke
+from http2tcp.net.streams import Stream
+
+#: Set it in the environment to move bytes as on systems without splice(2).
+PORTABLE_VARIABLE = "HTTP2TCP_PORTABLE"
+
+_available = sys.platform == "linux" and hasattr(os, "splice") and PORTABLE_VARIABLE not in os.environ
+
+# One read of interactive traffic. A read that fills it is what makes a flow bulky.
+_SMALL = 64 * 1024
+# A flow that brings less at a time has gone quiet.
+_QUIET = 16 * 1024
+# The kernel's limit for everybody, fs.pipe-max-size, unless it was changed.
+_PIPE_SIZE = 1024 * 1024
+# A pipe beyond the user's page limit gets two pages, with which copying is faster.
+_PIPE_USEFUL = 64 * 1024
+# Pipes at work at once; 64 MiB is also what fs.pipe-user-pages-soft lets a user have.
+_MAX_PIPES = 64
+# Pipes kept for the next flow.
+_MAX_SPARE = 8
+# Bytes after which the other tasks get their turn.
+_TURN = 4 * 1024 * 1024
+
+_UNSUPPORTED = (errno.EINVAL, errno.ENOSYS, errno.EOPNOTSUPP, errno.EPERM)
+
+
+def can(source: Stream, sink: Stream) -> bool:
+    """Whether both ends are bare descriptors on a system that splices."""
+    return _available and source.source_fd() is not None and sink.sink_fd() is not None
+
+
+async def pump(source: Stream, sink: Stream, flow: Flow) -> None:
+    """As `http2tcp.net.pump.copy`, by descriptors."""
+    ahead = source.take_ahead()
+    if ahead:
+        try:
+            await sink.send_all(ahead)
+        except trio.BrokenResourceError as error:
+            raise SinkBroke(str(error)) from error
+        flow.bytes += len(ahead)
+    source_fd, sink_fd = source.source_fd(), sink.sink_fd()
+    if source_fd is None or sink_fd is None:
+        raise trio.ClosedResourceError("this stream was already closed")
+    await _Pump(source_fd, sink_fd, flow).run()
+
+
+class _Pump:
+    __slots__ = ("_direct", "_flow", "_sink", "_source", "_splices", "_turn")
+
+    def __init__(self, source: int, sink: int, flow: Flow) -> None:
+        self._source = source
+        self._sink = sink
+        self._flow = flow
+        #: Which end is a pipe itself, so that no other is needed.
+        self._direct = "source" if _is_pipe(source) else "sink" if _is_pipe(sink) else ""
+        self._splices = True
+        self._turn = 0
+
+    async def run(self) -> None:
+        """Until EOF."""
+        wait_readable = trio.lowlevel.wait_readable
+        flow, source = self._flow, self._source
+        while True:
+            flow.waits()
+            await wait_readable(source)
+            flow.received()
+            try:
+                data = os.read(source, _SMALL)
+            except BlockingIOError:
+                continue
+            except OSError as error:
+                raise SourceBroke(_words(error)) from error
+            if not data:
+                return
+            bulky = len(data) == _SMALL
+            await self._write(data)
+            del data
+            if bulky and self._splices and await self._move_bulk():
+                return
+
+    async def _write(self, data: bytes) -> None:
+        flow, sink = self._flow, self._sink
+        try:
+            written = os.write(sink, data)
+        except BlockingIOError:
+            written = 0
+        except OSError as error:
+            raise SinkBroke(_words(error)) from error
+        flow.bytes += written
+        if written == len(data):
+            return
+        view = memoryview(data)
+        while written < len(view):
+            await trio.lowlevel.wait_writable(sink)
+            try:
+                count = os.write(sink, view[written:])
+            except BlockingIOError:
+                continue
+            except OSError as error:
+                raise SinkBroke(_words(error)) from error
+            written += count
+            flow.bytes += count
+
+    async def _move_bulk(self) -> bool:
+        """Splice until the source has gone quiet; True at its EOF."""
+        if self._direct:
+            return await self._move_directly()
+        while True:
+            pipe = _pipes.take()
+            if pipe is None:
+                return False
+            try:
+                moved = await self._through(pipe)
+            finally:
+                _pipes.give_back(pipe)
+            if moved == 0:
+                return True
+            if moved < _QUIET:
+                return False
+            await self._wait()
+
+    async def _move_directly(self) -> bool:
+        """As `_move_bulk` where one end is a pipe itself."""
+        empty = False
+        while True:
+            try:
+                count = os.splice(self._source, self._sink, _PIPE_SIZE, flags=os.SPLICE_F_NONBLOCK)
+            except BlockingIOError:
+                # Either end can mean it. The sink is asked first; with room there, it was the source.
+                if empty:
+                    await self._wait()
+                else:
+                    await trio.lowlevel.wait_writable(self._sink)
+                empty = not empty
+                continue
+            except OSError as error:
+                if error.errno in _UNSUPPORTED:
+                    self._splices = False
+                    return False
+                # A source that is a pipe knows no errors, and a source that is a socket no EPIPE.
+                if error.errno == errno.EPIPE or self._direct == "source":
+                    raise SinkBroke(_words(error)) from error
+                raise SourceBroke(_words(error)) from error
+            if count == 0:
+                return True
+            empty = False
+            self._flow.bytes += count
+            if count < _QUIET:
+                return False
+            await self._take_turns(count)
+
+    async def _wait(self) -> None:
+        self._flow.waits()
+        await trio.lowlevel.wait_readable(self._source)
+        self._flow.received()
+
+    async def _take_turns(self, count: int) -> None:
+        self._turn += count
+        if self._turn >= _TURN:
+            self._turn = 0
+            await trio.lowlevel.checkpoint()
+
+    async def _through(self, pipe: _Pipe) -> int:
+        """Move what the source has through the pipe: the bytes of the largest step, 0 at EOF."""
+        largest = -1
+        while True:
+            try:
+                pipe.held = os.splice(self._source, pipe.entry, pipe.size, flags=os.SPLICE_F_NONBLOCK)
+            except BlockingIOError:
+                return max(largest, 1)
+            except OSError as error:
+                if error.errno in _UNSUPPORTED:
+                    self._splices = False
+                    return 1
+                raise SourceBroke(_words(error)) from error
+            if pipe.held == 0:
+                return 0
+            largest = max(largest, pipe.held)
+            await self._take_turns(pipe.held)
+            await self._empty(pipe)
+
+    async def _empty(self, pipe: _Pipe) -> None:
+        while pipe.held:
+            try:
+                count = os.splice(pipe.exit, self._sink, pipe.held, flags=os.SPLICE_F_NONBLOCK)
+            except BlockingIOError:
+                await trio.lowlevel.wait_writable(self._sink)
+                continue
+            except OSError as error:
+                if error.errno in _UNSUPPORTED:
+                    self._splices = False
+                    await self._write(os.read(pipe.exit, pipe.held))
+                    pipe.held = 0
+                    return
+                raise SinkBroke(_words(error)) from error
+            pipe.held -= count
+            self._flow.bytes += count
+
+
+class _Pipe:
+    __slots__ = ("entry", "exit", "held", "size")
+
+    def __init__(self) -> None:
+        self.exit, self.entry = os.pipe2(os.O_NONBLOCK | os.O_CLOEXEC)
+        #: Bytes in it.
+        self.held = 0
+        self.size = self._grow()
+
+    def _grow(self) -> int:
+        import fcntl
+
+        try:
+            return fcntl.fcntl(self.entry, fcntl.F_SETPIPE_SZ, _PIPE_SIZE)
+        except OSError:
+            return fcntl.fcntl(self.entry, fcntl.F_GETPIPE_SZ)
+
+    def close(self) -> None:
+        os.close(self.entry)
+        os.close(self.exit)
+
+
+class _Pipes:
+    """A bounded pool of empty pipes."""
+
+    def __init__(self) -> None:
+        self._spare: list[_Pipe] = []
+        self._taken = 0
+
+    def take(self) -> _Pipe | None:
+        """A pipe, or None where there are to be no more."""
+        if self._taken >= _MAX_PIPES:
+            return None
+        if self._spare:
+            self._taken += 1
+            return self._spare.pop()
+        try:
+            pipe = _Pipe()
+        except OSError:
+            return None
+        if pipe.size < _PIPE_USEFUL:
+            pipe.close()
+            return None
+        self._taken += 1
+        return pipe
+
+    def give_back(self, pipe: _Pipe) -> None:
+        """Take it back. One that still holds bytes, of a flow that broke, is closed."""
+        self._taken -= 1
+        if pipe.held or len(self._spare) >= _MAX_SPARE:
+            pipe.close()
+        else:
+            self._spare.append(pipe)
+
+
+_pipes = _Pipes()
+
+
+def _is_pipe(fd: int) -> bool:
+    return stat.S_ISFIFO(os.fstat(fd).st_mode)
+
+
+def _words(error: OSError) -> str:
+    return f"the connection broke: {error.strerror}"
