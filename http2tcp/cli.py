@@ -199,6 +199,7 @@ def _both(*names: str, **attributes: Any) -> Callable[[Callable[..., Any]], Call
     multiple=True,
     help="The site's public key has to be this one too.  [repeatable]",
 )
+@_client("--fdpass", is_flag=True, help="For ssh's ProxyUseFdpass: hand it the connection and leave. http only.")
 @_client("--insecure", is_flag=True, help="Trust any certificate.")
 @_both("-t", "--token", metavar="TOKEN", help="The shared secret. It shows in ps; a file does not.")
 @_both("--token-file", metavar="FILE", help="Read the token from a file's first line.")
@@ -279,6 +280,7 @@ def _client_settings(ctx: click.Context, options: dict[str, Any]) -> ClientSetti
         transport=options["transport"],
         user_agent=options["user_agent"] or DEFAULT_USER_AGENT,
         headers=tuple(field for fields in options["header"] for field in fields),
+        fdpass=options["fdpass"],
         tls=TLSSettings(
             ca_file=options["ca_file"],
             client_cert=options["client_cert"],

@@ -1,15 +1,15 @@
 """The client's story: dial → TLS → upgrade → relay, with stdio or with a local listener.
 
-`connect` opens a tunnel; `run_stdio` is ssh's ProxyCommand; `forward` listens locally and gives each
-connection a tunnel of its own; `open_tunnel` is for programs. Every phase has its own deadline, which its
-message names.
+`connect` opens a tunnel. `run_stdio` is ssh's ProxyCommand, and `hand_over` the same with ProxyUseFdpass;
+`forward` listens locally and gives each connection a tunnel of its own; `open_tunnel` is for programs.
+Every phase has its own deadline, which its message names.
 """
 
 from __future__ import annotations
 
 import logging
 import socket
-from collections.abc import Sequence
+from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -38,8 +38,6 @@ if TYPE_CHECKING:
     from http2tcp.net.stdio import StdioStream
 
 logger = logging.getLogger(__name__)
-
-_ANSWER_CHUNK = 64 * 1024
 
 
 @dataclass(frozen=True, slots=True)
@@ -88,7 +86,7 @@ async def connect(settings: ClientSettings) -> Tunnel:
         if settings.endpoint.tls:
             assert isinstance(stream, SocketStream)
             stream = await _secure(settings, stream)
-        return await _upgrade(settings, stream)
+        return await _upgrade(settings, stream, stream.receive_some)
     except BaseException:
         stream.abort()
         raise
@@ -144,7 +142,7 @@ async def _secure(settings: ClientSettings, stream: SocketStream) -> Stream:
     return secured
 
 
-async def _upgrade(settings: ClientSettings, stream: Stream) -> Tunnel:
+async def _upgrade(settings: ClientSettings, stream: Stream, receive: Callable[[], Awaitable[bytes]]) -> Tunnel:
     endpoint, transport = settings.endpoint, settings.transport
     head = request(
         endpoint,
@@ -159,7 +157,7 @@ async def _upgrade(settings: ClientSettings, stream: Stream) -> Tunnel:
         with trio.fail_after(settings.answer_timeout):
             await stream.send_all(head)
             while (answer := reader.next_event()) is None:
-                reader.receive(await stream.receive_some(_ANSWER_CHUNK))
+                reader.receive(await receive())
     except trio.TooSlowError:
         seconds = settings.answer_timeout
         raise FrontEndFailed(f"{endpoint} gave no answer within {seconds:g} s: is http2tcp behind it?") from None
@@ -195,6 +193,23 @@ async def run_stdio(settings: ClientSettings, stdio: StdioStream) -> None:
         nursery.cancel_scope.cancel()
     if failure is not None:
         raise failure
+
+
+async def hand_over(settings: ClientSettings, output_fd: int) -> None:
+    """Open a tunnel and give its socket to the process behind `output_fd`, a Unix socket. Raises TunnelError.
+
+    Bytes then go past this process, which is why there can be no TLS.
+    """
+    from http2tcp.net.fdpass import HeadReceiver, pass_socket
+
+    stream = await _dial(settings)
+    try:
+        await _upgrade(settings, stream, HeadReceiver(stream).receive)
+        pass_socket(stream, output_fd)
+    except OSError as error:
+        raise TunnelCut(f"ssh did not take the connection: {(error.strerror or 'failed').lower()}") from error
+    finally:
+        stream.abort()
 
 
 async def forward(

@@ -13,12 +13,14 @@ from typing import TYPE_CHECKING
 import trio
 
 from http2tcp.address import Address
-from http2tcp.errors import Http2tcpError
+from http2tcp.errors import Http2tcpError, SettingsError
 
 if TYPE_CHECKING:
     from http2tcp.settings import ClientSettings, ServerSettings
 
 logger = logging.getLogger("http2tcp")
+
+_STDOUT = 1
 
 OnSignal = Callable[[signal.Signals, trio.CancelScope], None]
 
@@ -69,9 +71,15 @@ def run_server(settings: ServerSettings) -> int:
 def run_client(settings: ClientSettings, listen: Address | None) -> int:
     """Tunnel stdin and stdout, or each connection to `listen`, until done or signalled; the exit status.
 
-    Raises TunnelError or ListenError.
+    Raises TunnelError, ListenError or SettingsError.
     """
-    from http2tcp.client import forward, run_stdio
+    from http2tcp.client import forward, hand_over, run_stdio
+
+    if settings.fdpass:
+        from http2tcp.net.fdpass import is_unix_socket
+
+        if listen is not None or not is_unix_socket(_STDOUT):
+            raise SettingsError("--fdpass is for ssh with ProxyUseFdpass yes: here stdout is no Unix socket of ssh's")
 
     _warn(settings)
     signals = [signal.SIGINT, signal.SIGTERM]
@@ -88,6 +96,8 @@ def run_client(settings: ClientSettings, listen: Address | None) -> int:
     async def tunnel() -> None:
         if listen is not None:
             await forward(settings, listen, task_status=_Announcement(started))
+        elif settings.fdpass:
+            await hand_over(settings, _STDOUT)
         else:
             from http2tcp.net.stdio import StdioStream
 

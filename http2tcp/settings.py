@@ -72,6 +72,8 @@ class ClientSettings:
     #: Further header fields of the request.
     headers: Sequence[tuple[str, str]] = field(default=(), repr=False)
     tls: TLSSettings = TLSSettings()
+    #: Hand the connection to ssh (ProxyUseFdpass) and leave.
+    fdpass: bool = False
     #: For the name and the TCP connection together.
     connect_timeout: float = 10.0
     tls_timeout: float = 10.0
@@ -83,6 +85,8 @@ class ClientSettings:
             check_token(self.token)
         if self.tls.client_key is not None and self.tls.client_cert is None:
             raise SettingsError("--client-key needs --client-cert, the certificate that goes with it")
+        if self.fdpass and self.endpoint.tls:
+            raise SettingsError("--fdpass needs an http endpoint: with https, the TLS session lives in this process")
 
 
 def check_token(token: str) -> None:

@@ -1,0 +1,57 @@
+"""Handing a connected socket to another process: what ssh's `ProxyUseFdpass yes` waits for (ssh_config(5))."""
+
+from __future__ import annotations
+
+import os
+import socket
+import stat
+
+import trio
+
+from http2tcp.net.streams import SocketStream, broken
+
+_PEEK = 64 * 1024
+_BLANK_LINE = b"\r\n\r\n"
+
+
+class HeadReceiver:
+    """Receives from a socket, but nothing beyond a blank line: whoever gets the socket finds the rest in it."""
+
+    def __init__(self, stream: SocketStream) -> None:
+        self._stream = stream
+        self._tail = b""
+
+    async def receive(self) -> bytes:
+        """What has arrived, up to the end of a head; b"" is EOF. Raises BrokenResourceError."""
+        sock = self._stream.socket
+        while True:
+            await trio.lowlevel.wait_readable(sock)
+            try:
+                seen = self._tail + sock.recv(_PEEK, socket.MSG_PEEK)
+                end = seen.find(_BLANK_LINE)
+                wanted = (len(seen) if end < 0 else end + len(_BLANK_LINE)) - len(self._tail)
+                data = sock.recv(wanted) if wanted else b""
+            except BlockingIOError:
+                continue
+            except OSError as error:
+                raise broken(error) from error
+            # A blank line may come in pieces; one that is whole is not to be found again.
+            self._tail = b"" if end >= 0 else seen[-len(_BLANK_LINE) + 1 :]
+            return data
+
+
+def is_unix_socket(fd: int) -> bool:
+    """Whether a descriptor can be sent over this one."""
+    if not hasattr(socket, "SCM_RIGHTS") or not stat.S_ISSOCK(os.fstat(fd).st_mode):
+        return False
+    with socket.socket(fileno=os.dup(fd)) as sock:
+        return sock.family == socket.AF_UNIX
+
+
+def pass_socket(stream: SocketStream, fd: int) -> None:
+    """Send the stream's socket over `fd` with one byte beside it, and close ours. Raises OSError."""
+    with socket.socket(fileno=os.dup(fd)) as receiver:
+        # The receiver expects a socket as connect(2) gives it.
+        stream.socket.setblocking(True)
+        socket.send_fds(receiver, [b"\0"], [stream.socket.fileno()])
+    stream.socket.close()
