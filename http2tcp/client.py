@@ -37,6 +37,9 @@ from http2tcp.settings import DEFAULT_USER_AGENT, ClientSettings, TLSSettings
 if TYPE_CHECKING:
     from http2tcp.net.stdio import StdioStream
 
+# How long what stdin still holds may take when nobody listens any more: ssh says goodbye and leaves.
+LAST_WORDS = 1.0
+
 logger = logging.getLogger(__name__)
 
 
@@ -176,16 +179,17 @@ async def run_stdio(settings: ClientSettings, stdio: StdioStream) -> None:
     Raises TunnelError.
     """
     failure: TunnelError | None = None
+    traffic = Traffic()
     async with trio.open_nursery() as nursery:
 
         async def end_with_the_reader() -> None:
             await stdio.reader_gone()
-            nursery.cancel_scope.cancel()
+            traffic.forth.hurry(LAST_WORDS / 2)
+            nursery.cancel_scope.deadline = trio.current_time() + LAST_WORDS
 
         nursery.start_soon(end_with_the_reader)
         try:
             tunnel = await connect(settings)
-            traffic = Traffic()
             outcome = await relay(stdio, tunnel.stream, traffic)
             failure = _failure(tunnel, outcome, traffic)
         except TunnelError as error:

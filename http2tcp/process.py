@@ -73,7 +73,7 @@ def run_client(settings: ClientSettings, listen: Address | None) -> int:
 
     Raises TunnelError, ListenError or SettingsError.
     """
-    from http2tcp.client import forward, hand_over, run_stdio
+    from http2tcp.client import LAST_WORDS, forward, hand_over, run_stdio
 
     if settings.fdpass:
         from http2tcp.net.fdpass import is_unix_socket
@@ -90,8 +90,11 @@ def run_client(settings: ClientSettings, listen: Address | None) -> int:
 
     def on_signal(number: signal.Signals, everything: trio.CancelScope) -> None:
         nonlocal status
-        status = 128 + number if number in (signal.SIGINT, signal.SIGTERM) else 0
-        everything.cancel()
+        if number in (signal.SIGINT, signal.SIGTERM):
+            status = 128 + number
+            everything.cancel()
+        else:
+            everything.deadline = min(everything.deadline, trio.current_time() + LAST_WORDS)
 
     async def tunnel() -> None:
         if listen is not None:

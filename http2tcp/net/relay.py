@@ -80,14 +80,15 @@ async def relay(left: Stream, right: Stream, traffic: Traffic) -> Outcome:
 
 
 class _Side:
-    """One of the two streams, and what broke it."""
+    """One of the two streams, what broke it, and whether an EOF could not be passed on to it."""
 
-    __slots__ = ("broke", "fault", "stream")
+    __slots__ = ("broke", "fault", "stream", "untold")
 
     def __init__(self, stream: Stream, broke: End) -> None:
         self.stream = stream
         self.broke = broke
         self.fault = ""
+        self.untold = False
 
 
 async def _converse(left: _Side, right: _Side, traffic: Traffic) -> Outcome:
@@ -101,7 +102,7 @@ async def _converse(left: _Side, right: _Side, traffic: Traffic) -> Outcome:
     for side in (left, right):
         if side.fault:
             return Outcome(side.broke, side.fault)
-    if scope.cancelled_caught and not (left.stream.half_close and right.stream.half_close):
+    if scope.cancelled_caught and (left.untold or right.untold):
         return Outcome(End.UNTOLD_EOF)
     return Outcome(End.CLOSED)
 
@@ -115,6 +116,8 @@ async def _carry(source: _Side, sink: _Side, flow: Flow, opposite: Flow, scope: 
             return  # what looks like its EOF is what is left of it
         if sink.stream.half_close:
             await sink.stream.send_eof()
+        else:
+            sink.untold = True
         opposite.hurry(sink.stream.eof_patience)
     except SourceBroke as error:
         source.fault = str(error)
