@@ -29,6 +29,11 @@ class Nginx:
         return (self.directory / "access.log").read_text()
 
     @property
+    def other_log(self) -> str:
+        """What was not the location's."""
+        return (self.directory / "other.log").read_text()
+
+    @property
     def error_log(self) -> str:
         return (self.directory / "error.log").read_text()
 
