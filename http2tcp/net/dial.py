@@ -129,7 +129,8 @@ async def dial_first(candidates: Sequence[Candidate]) -> Dialled:
                 with trio.move_on_after(STAGGER):
                     await failed.wait()
         await trio.lowlevel.checkpoint_if_cancelled()
-    except trio.Cancelled:
+    except BaseException:
+        # Cancelled, alone or as the nursery's group of them.
         if winner is not None:
             winner.stream.abort()
         raise

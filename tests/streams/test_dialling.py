@@ -1,0 +1,314 @@
+"""Names to connections: Happy Eyeballs, the check of every address, and a resolver that cannot be trusted."""
+
+from __future__ import annotations
+
+import errno
+import os
+import socket
+from collections.abc import Callable
+from ipaddress import ip_address
+from typing import Any
+
+import pytest
+import trio
+import trio.testing
+
+from http2tcp.address import TCPAddress, UnixAddress
+from http2tcp.net import dial as dial_module
+from http2tcp.net.dial import Candidate, DialError, DialFailure, IPAddress, dial, dial_first, interleave, resolve
+from http2tcp.policy import forbidden
+
+
+class Resolver(trio.abc.HostnameResolver):
+    """Answers from a table. A list of lists answers differently each time."""
+
+    def __init__(self, **names: list[str] | list[list[str]]) -> None:
+        self.names = {name.replace("_", "."): addresses for name, addresses in names.items()}
+        self.asked: list[str] = []
+
+    async def getaddrinfo(
+        self, host: Any, port: Any, family: int = 0, type: int = 0, proto: int = 0, flags: int = 0
+    ) -> list[Any]:
+        await trio.lowlevel.checkpoint()
+        name = host.decode() if isinstance(host, bytes) else host
+        self.asked.append(name)
+        if name not in self.names:
+            raise socket.gaierror(socket.EAI_NONAME, "Name or service not known")
+        addresses: list[Any] = self.names[name]
+        if isinstance(addresses[0], list):
+            addresses = addresses.pop(0) if len(addresses) > 1 else addresses[0]
+        found = [candidate(address, port) for address in addresses]
+        return [(c.family, socket.SOCK_STREAM, socket.IPPROTO_TCP, "", c.sockaddr) for c in found]
+
+    async def getnameinfo(self, sockaddr: Any, flags: int) -> tuple[str, str]:
+        raise NotImplementedError
+
+
+class FakeSocketStream:
+    """What a dial gives; it knows whether it was closed."""
+
+    def __init__(self, host: str) -> None:
+        self.host = host
+        self.aborted = False
+
+    def abort(self) -> None:
+        self.aborted = True
+
+
+TOGETHER = -1.0
+
+
+class Hosts:
+    """A network in which each host accepts or fails after a while."""
+
+    def __init__(self) -> None:
+        self.behaviour: dict[str, tuple[float, int]] = {}
+        self.together = trio.Event()
+        self.tried: list[tuple[float, str]] = []
+        self.made: list[FakeSocketStream] = []
+        self.on_connected: Callable[[], None] = lambda: None
+
+    def accepts(self, host: str, after: float = 0) -> None:
+        self.behaviour[host] = after, 0
+
+    def fails(self, host: str, code: int, after: float = 0) -> None:
+        self.behaviour[host] = after, code
+
+    async def connect(self, family: int, sockaddr: Any) -> FakeSocketStream:
+        host = sockaddr[0]
+        self.tried.append((trio.current_time(), host))
+        after, code = self.behaviour.get(host, (float("inf"), 0))
+        await (self.together.wait() if after == TOGETHER else trio.sleep(after))
+        if code:
+            raise OSError(code, os.strerror(code))
+        self.made.append(FakeSocketStream(host))
+        self.on_connected()
+        return self.made[-1]
+
+
+def candidate(host: str, port: int = 22) -> Candidate:
+    if ":" in host:
+        return Candidate(socket.AF_INET6, (host, port, 0, 0))
+    return Candidate(socket.AF_INET, (host, port))
+
+
+@pytest.fixture
+def hosts(monkeypatch: pytest.MonkeyPatch) -> Hosts:
+    network = Hosts()
+    monkeypatch.setattr(dial_module, "_connect", network.connect)
+    return network
+
+
+def use(resolver: Resolver) -> None:
+    """Until the end of the trio run."""
+    trio.socket.set_custom_hostname_resolver(resolver)
+
+
+# --- which address first ----------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("given", "woven"),
+    [
+        (["::1", "::2", "::3", "10.0.0.1"], ["::1", "10.0.0.1", "::2", "::3"]),
+        (["10.0.0.1", "10.0.0.2", "::1", "::2"], ["10.0.0.1", "::1", "10.0.0.2", "::2"]),
+        (["10.0.0.1", "::1", "::2", "::3"], ["10.0.0.1", "::1", "::2", "::3"]),
+        (["10.0.0.1"], ["10.0.0.1"]),
+    ],
+)
+def test_a_broken_family_costs_one_delay(given: list[str], woven: list[str]) -> None:
+    assert [c.sockaddr[0] for c in interleave([candidate(host) for host in given])] == woven
+
+
+async def test_the_next_address_is_tried_after_a_quarter_of_a_second(
+    hosts: Hosts, autojump_clock: trio.testing.MockClock
+) -> None:
+    hosts.accepts("10.0.0.3", after=0.1)
+    dialled = await dial_first([candidate(f"10.0.0.{n}") for n in (1, 2, 3, 4)])
+    assert dialled.address == TCPAddress("10.0.0.3", 22)
+    assert hosts.tried == [(0, "10.0.0.1"), (0.25, "10.0.0.2"), (0.5, "10.0.0.3")]
+    assert trio.current_time() == pytest.approx(0.6)
+
+
+async def test_the_next_address_is_tried_at_once_after_a_failure(
+    hosts: Hosts, autojump_clock: trio.testing.MockClock
+) -> None:
+    hosts.fails("::1", errno.ENETUNREACH)
+    hosts.accepts("10.0.0.1")
+    dialled = await dial_first([candidate("::1"), candidate("10.0.0.1")])
+    assert dialled.address == TCPAddress("10.0.0.1", 22)
+    assert trio.current_time() == 0
+
+
+async def test_a_slow_first_address_still_wins_when_the_others_fail(
+    hosts: Hosts, autojump_clock: trio.testing.MockClock
+) -> None:
+    hosts.accepts("10.0.0.1", after=3)
+    hosts.fails("10.0.0.2", errno.ECONNREFUSED)
+    dialled = await dial_first([candidate("10.0.0.1"), candidate("10.0.0.2")])
+    assert dialled.address == TCPAddress("10.0.0.1", 22)
+    assert trio.current_time() == pytest.approx(3)
+
+
+async def test_of_two_winners_in_one_moment_the_second_is_closed(
+    hosts: Hosts, autojump_clock: trio.testing.MockClock
+) -> None:
+    hosts.accepts("10.0.0.1", TOGETHER)
+    hosts.accepts("10.0.0.2", TOGETHER)
+    async with trio.open_nursery() as nursery:
+
+        async def accept() -> None:
+            await trio.sleep(1)
+            hosts.together.set()
+
+        nursery.start_soon(accept)
+        dialled = await dial_first([candidate("10.0.0.1"), candidate("10.0.0.2")])
+    assert len(hosts.made) == 2
+    assert [stream.aborted for stream in hosts.made if stream is not dialled.stream] == [True]
+    assert [stream.aborted for stream in hosts.made if stream is dialled.stream] == [False]
+
+
+async def test_a_dial_that_is_cancelled_as_it_connects_leaves_no_connection(
+    hosts: Hosts, autojump_clock: trio.testing.MockClock
+) -> None:
+    hosts.accepts("10.0.0.2", after=0.1)
+    with trio.CancelScope() as gone:
+        hosts.on_connected = gone.cancel
+        await dial_first([candidate("10.0.0.1"), candidate("10.0.0.2"), candidate("10.0.0.3")])
+    assert gone.cancelled_caught
+    assert [stream.aborted for stream in hosts.made] == [True]
+
+
+@pytest.mark.parametrize(
+    ("codes", "told"),
+    [
+        ([errno.ENETUNREACH, errno.ECONNREFUSED], DialFailure.REFUSED),
+        ([errno.ECONNREFUSED, errno.EHOSTUNREACH], DialFailure.REFUSED),
+        ([errno.ENETUNREACH, errno.ETIMEDOUT], DialFailure.TIMEOUT),
+        ([errno.EADDRNOTAVAIL, errno.EACCES], DialFailure.OTHER),
+        ([errno.ECONNREFUSED, errno.EMFILE], DialFailure.EXHAUSTED),
+        ([errno.EAFNOSUPPORT, errno.ENETUNREACH], DialFailure.UNROUTABLE),
+    ],
+)
+async def test_of_several_failures_the_most_telling_is_told(
+    codes: list[int], told: DialFailure, hosts: Hosts, autojump_clock: trio.testing.MockClock
+) -> None:
+    for number, code in enumerate(codes):
+        hosts.fails(f"10.0.0.{number}", code)
+    with pytest.raises(DialError) as caught:
+        await dial_first([candidate(f"10.0.0.{number}") for number in range(len(codes))])
+    assert caught.value.failure is told
+    assert "10.0.0" not in str(caught.value)
+
+
+async def test_a_host_that_does_not_answer_is_left_at_the_deadline(
+    hosts: Hosts, autojump_clock: trio.testing.MockClock
+) -> None:
+    with pytest.raises(trio.TooSlowError):
+        with trio.fail_after(10):
+            await dial_first([candidate("10.0.0.1"), candidate("10.0.0.2")])
+    assert trio.current_time() == pytest.approx(10)
+
+
+# --- names that lead astray -------------------------------------------------------------------
+
+
+def allowed(address: IPAddress) -> bool:
+    return not forbidden(address)
+
+
+async def test_the_allowed_addresses_of_a_name_are_dialled_and_the_forbidden_are_not(
+    hosts: Hosts, autojump_clock: trio.testing.MockClock
+) -> None:
+    use(
+        Resolver(
+            mixed_example=["169.254.169.254", "fe80::1", "::ffff:169.254.169.254", "10.0.0.9", "64:ff9b::a9fe:a9fe"]
+        )
+    )
+    hosts.accepts("10.0.0.9", after=5)
+    dialled = await dial(TCPAddress("mixed.example", 22), allowed)
+    assert dialled.address == TCPAddress("10.0.0.9", 22)
+    assert [host for _, host in hosts.tried] == ["10.0.0.9"]
+
+
+async def test_a_name_with_forbidden_addresses_alone_is_not_dialled_at_all(
+    hosts: Hosts, autojump_clock: trio.testing.MockClock
+) -> None:
+    use(Resolver(metadata_example=["169.254.169.254", "fd00:ec2::254", "2002:a9fe:a9fe::"]))
+    with pytest.raises(DialError) as caught:
+        await dial(TCPAddress("metadata.example", 80), allowed)
+    assert caught.value.failure is DialFailure.PROHIBITED
+    assert hosts.tried == []
+
+
+async def test_a_name_that_answers_differently_the_second_time_is_asked_once(
+    hosts: Hosts, autojump_clock: trio.testing.MockClock
+) -> None:
+    resolver = Resolver(rebinding_example=[["10.0.0.9"], ["169.254.169.254"]])
+    use(resolver)
+    hosts.accepts("10.0.0.9")
+    judged = []
+
+    def permits(address: IPAddress) -> bool:
+        judged.append(address)
+        return allowed(address)
+
+    dialled = await dial(TCPAddress("rebinding.example", 80), permits)
+    assert dialled.address == TCPAddress("10.0.0.9", 80)
+    assert resolver.asked == ["rebinding.example"]
+    assert judged == [ip_address("10.0.0.9")]
+    with pytest.raises(DialError) as caught:
+        await dial(TCPAddress("rebinding.example", 80), permits)
+    assert caught.value.failure is DialFailure.PROHIBITED
+    assert [host for _, host in hosts.tried] == ["10.0.0.9"]
+
+
+async def test_a_scoped_link_local_address_is_judged_without_its_scope(
+    hosts: Hosts, autojump_clock: trio.testing.MockClock
+) -> None:
+    use(Resolver(printer_example=["fe80::1%eth0"]))
+    with pytest.raises(DialError) as caught:
+        await dial(TCPAddress("printer.example", 631), allowed)
+    assert caught.value.failure is DialFailure.PROHIBITED
+
+
+@pytest.mark.parametrize("spelling", ["2852039166", "0xa9fea9fe", "169.16689662", "0251.0376.0251.0376"])
+async def test_the_metadata_address_is_recognised_in_the_spellings_that_the_system_takes(
+    spelling: str, hosts: Hosts
+) -> None:
+    """The real resolver reads these as 169.254.169.254; what it says is what is judged."""
+    with pytest.raises(DialError) as caught:
+        await dial(TCPAddress(spelling, 80), allowed)
+    assert caught.value.failure is DialFailure.PROHIBITED
+    assert hosts.tried == []
+
+
+async def test_a_name_that_does_not_exist_is_told_from_a_name_server_that_is_silent(
+    autojump_clock: trio.testing.MockClock,
+) -> None:
+    class Broken(Resolver):
+        async def getaddrinfo(self, host: Any, *rest: Any, **more: Any) -> list[Any]:
+            await trio.lowlevel.checkpoint()
+            raise socket.gaierror(socket.EAI_AGAIN, "Temporary failure in name resolution")
+
+    use(Resolver())
+    with pytest.raises(DialError) as caught:
+        await resolve(TCPAddress("nowhere.example", 22))
+    assert caught.value.failure is DialFailure.NAME
+    use(Broken())
+    with pytest.raises(DialError) as caught:
+        await resolve(TCPAddress("nowhere.example", 22))
+    assert caught.value.failure is DialFailure.NAME_TEMPORARY
+
+
+@pytest.mark.parametrize("host", ["a" * 64, "x." * 126 + "x", "..", "a\0b", "\udcff"])
+async def test_a_name_that_no_resolver_takes_is_a_name_without_an_address(host: str) -> None:
+    with pytest.raises(DialError) as caught:
+        await resolve(TCPAddress(host, 22))
+    assert caught.value.failure in (DialFailure.NAME, DialFailure.NAME_TEMPORARY)
+
+
+async def test_a_unix_socket_that_is_not_there_is_a_failure_with_words(tmp_path: Any) -> None:
+    with pytest.raises(DialError) as caught:
+        await dial(UnixAddress(str(tmp_path / "nobody.sock")))
+    assert str(caught.value) == "no such file or directory"

@@ -1,0 +1,313 @@
+"""The relay over streams in memory: what each side is told, and when."""
+
+from __future__ import annotations
+
+import math
+import os
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from dataclasses import dataclass, field
+
+import pytest
+import trio
+import trio.testing
+
+from http2tcp.net.relay import End, Outcome, Traffic, relay
+from http2tcp.net.streams import CHUNK
+from tests.support.memory_stream import MemoryStream, memory_pair
+
+
+@dataclass
+class Relayed:
+    """A relay that runs between two applications."""
+
+    client: MemoryStream
+    target: MemoryStream
+    #: The relay's own ends.
+    left: MemoryStream
+    right: MemoryStream
+    traffic: Traffic = field(default_factory=Traffic)
+    outcome: Outcome | None = None
+    ended: trio.Event = field(default_factory=trio.Event)
+
+
+@asynccontextmanager
+async def relayed(
+    *, left_patience: float = math.inf, right_half_close: bool = True, right_patience: float = math.inf
+) -> AsyncIterator[Relayed]:
+    left, client = memory_pair(eof_patience=left_patience)
+    right, target = memory_pair(half_close=right_half_close, eof_patience=right_patience)
+    world = Relayed(client, target, left, right)
+
+    async def run() -> None:
+        world.outcome = await relay(left, right, world.traffic)
+        world.ended.set()
+
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(run)
+        yield world
+        nursery.cancel_scope.cancel()
+
+
+@pytest.mark.parametrize("first", ["client", "target"])
+async def test_the_reply_still_arrives_after_either_side_has_half_closed(
+    first: str, autojump_clock: trio.testing.MockClock
+) -> None:
+    async with relayed() as world:
+        early, late = (world.client, world.target) if first == "client" else (world.target, world.client)
+        await early.send_all(b"question")
+        await early.send_eof()
+        assert await late.read_all() == b"question"
+        await trio.sleep(3600)
+        await late.send_all(b"answer")
+        await late.send_eof()
+        assert await early.read_all() == b"answer"
+        await world.ended.wait()
+        assert world.outcome == Outcome(End.CLOSED)
+        assert {world.traffic.left_to_right, world.traffic.right_to_left} == {8, 6}
+
+
+@pytest.mark.parametrize("broken", ["client", "target"])
+async def test_a_reset_on_one_side_is_a_reset_on_the_other_after_what_came_before_it(
+    broken: str, autojump_clock: trio.testing.MockClock
+) -> None:
+    async with relayed() as world:
+        one, other = (world.client, world.target) if broken == "client" else (world.target, world.client)
+        await one.send_all(b"the first half")
+        one.abort()
+        assert await other.receive_some() == b"the first half"
+        with pytest.raises(trio.BrokenResourceError):
+            await other.receive_some()
+        await world.ended.wait()
+        assert world.outcome is not None
+        assert world.outcome.end is (End.LEFT_BROKE if broken == "client" else End.RIGHT_BROKE)
+        assert "reset in memory" in world.outcome.words
+
+
+@pytest.mark.parametrize("broken", ["client", "target"])
+async def test_a_reset_after_an_eof_is_still_a_reset(broken: str, autojump_clock: trio.testing.MockClock) -> None:
+    async with relayed() as world:
+        one, other = (world.client, world.target) if broken == "client" else (world.target, world.client)
+        await other.send_eof()
+        assert await one.read_all() == b""
+        one.abort()
+        with pytest.raises(trio.BrokenResourceError):
+            await other.receive_some()
+        await world.ended.wait()
+        assert world.outcome is not None
+        assert world.outcome.end is not End.CLOSED
+
+
+async def test_bytes_before_a_reset_are_flushed_before_the_other_side_is_reset(
+    autojump_clock: trio.testing.MockClock,
+) -> None:
+    async with relayed() as world:
+        await world.client.send_all(b"x")
+        world.client.abort()
+        await world.ended.wait()
+        assert world.right.flushed
+        assert world.right.aborted
+        assert not world.left.flushed
+
+
+async def test_a_reader_that_stalls_after_a_reset_does_not_hold_the_relay_for_ever(
+    autojump_clock: trio.testing.MockClock,
+) -> None:
+    async with relayed() as world:
+        await world.client.send_all(b"x")
+        await trio.testing.wait_all_tasks_blocked()
+        world.target.stall()
+        world.client.abort()
+        started = trio.current_time()
+        await world.ended.wait()
+        assert trio.current_time() - started <= 10
+        assert world.right.aborted
+
+
+async def test_what_a_side_had_sent_arrives_although_it_takes_no_more_bytes(
+    autojump_clock: trio.testing.MockClock,
+) -> None:
+    class Deaf(MemoryStream):
+        async def send_all(self, data: object) -> None:
+            await trio.lowlevel.checkpoint()
+            raise trio.BrokenResourceError("the connection broke: broken pipe")
+
+    left, client = memory_pair()
+    right, target = memory_pair()
+    right.__class__ = Deaf
+    async with trio.open_nursery() as nursery:
+        await client.send_all(b"for deaf ears")
+        nursery.start_soon(relay, left, right, Traffic())
+        await target.send_all(b"the reason why")
+        assert await client.receive_some() == b"the reason why"
+        with pytest.raises(trio.BrokenResourceError):
+            await client.receive_some()
+
+
+async def test_a_side_that_broke_and_hangs_is_given_up_after_a_few_seconds(
+    autojump_clock: trio.testing.MockClock,
+) -> None:
+    class Deaf(MemoryStream):
+        async def send_all(self, data: object) -> None:
+            await trio.lowlevel.checkpoint()
+            raise trio.BrokenResourceError("the connection broke: broken pipe")
+
+    left, client = memory_pair()
+    right, _target = memory_pair()
+    right.__class__ = Deaf
+    await client.send_all(b"for deaf ears")
+    started = trio.current_time()
+    outcome = await relay(left, right, Traffic())
+    assert trio.current_time() - started == pytest.approx(5)
+    assert outcome == Outcome(End.RIGHT_BROKE, "the connection broke: broken pipe")
+
+
+async def test_a_side_that_cannot_be_told_of_an_eof_is_left_after_its_patience(
+    autojump_clock: trio.testing.MockClock,
+) -> None:
+    async with relayed(right_half_close=False, right_patience=30) as world:
+        await world.client.send_eof()
+        await trio.sleep(29)
+        assert not world.ended.is_set()
+        await world.target.send_all(b"late")
+        assert await world.client.receive_some() == b"late"
+        await trio.sleep(29)
+        assert not world.ended.is_set()
+        await trio.sleep(2)
+        assert world.ended.is_set()
+        assert world.outcome == Outcome(End.UNTOLD_EOF)
+        with pytest.raises(trio.BrokenResourceError):
+            await world.client.receive_some()
+
+
+async def test_a_side_that_cannot_be_told_of_an_eof_and_ends_by_itself_has_ended_well(
+    autojump_clock: trio.testing.MockClock,
+) -> None:
+    async with relayed(right_half_close=False, right_patience=30) as world:
+        await world.client.send_eof()
+        await world.target.send_all(b"reply")
+        await world.target.send_eof()
+        assert await world.client.read_all() == b"reply"
+        await world.ended.wait()
+        assert world.outcome == Outcome(End.CLOSED)
+
+
+async def test_patience_is_not_spent_while_a_slow_reader_takes_its_time(
+    autojump_clock: trio.testing.MockClock,
+) -> None:
+    async with relayed(right_half_close=False, right_patience=30) as world:
+        await world.client.send_eof()
+        world.client.stall()
+        await world.target.send_all(b"reply")
+        await trio.sleep(600)
+        assert not world.ended.is_set()
+        await world.target.send_eof()
+        world.client.resume()
+        assert await world.client.read_all() == b"reply"
+        await world.ended.wait()
+        assert world.outcome == Outcome(End.CLOSED)
+
+
+@pytest.mark.parametrize("half_close", [True, False])
+async def test_a_target_that_ends_first_ends_a_silent_terminal_well_on_any_transport(
+    half_close: bool, autojump_clock: trio.testing.MockClock
+) -> None:
+    """The left is stdio, which is silent; the right cannot be told of an EOF, but none was to be told."""
+    async with relayed(left_patience=0.5, right_half_close=half_close, right_patience=30) as world:
+        await world.target.send_all(b"bye")
+        await world.target.send_eof()
+        assert await world.client.read_all() == b"bye"
+        started = trio.current_time()
+        await world.ended.wait()
+        assert trio.current_time() - started <= 0.5
+        assert world.outcome == Outcome(End.CLOSED)
+
+
+async def test_stdin_is_served_for_as_long_as_it_brings_data_after_the_target_has_ended(
+    autojump_clock: trio.testing.MockClock,
+) -> None:
+    async with relayed(left_patience=0.5) as world:
+        await world.target.send_eof()
+        assert await world.client.read_all() == b""
+        for _ in range(20):
+            await trio.sleep(0.4)
+            await world.client.send_all(b"x")
+        await world.ended.wait()
+        assert await world.target.read_all() == b"x" * 20
+
+
+@pytest.mark.parametrize("stalled", ["client", "target"])
+async def test_a_stalled_reader_costs_one_chunk_of_memory(stalled: str, autojump_clock: trio.testing.MockClock) -> None:
+    async with relayed() as world:
+        reader, writer = (world.client, world.target) if stalled == "client" else (world.target, world.client)
+        source, sink = (world.right, world.left) if stalled == "client" else (world.left, world.right)
+        reader.stall()
+        data = os.urandom(10 * CHUNK)
+        await writer.send_all(data)
+        await trio.sleep(3600)
+        assert source.received - sink.sent <= CHUNK
+        assert sink.largest_send <= CHUNK
+        reader.resume()
+        await writer.send_eof()
+        assert await reader.read_all() == data
+
+
+async def test_a_stalled_direction_does_not_stall_the_other(autojump_clock: trio.testing.MockClock) -> None:
+    async with relayed() as world:
+        world.target.stall()
+        await world.client.send_all(b"x" * CHUNK)
+        await world.target.send_all(b"still heard")
+        assert await world.client.receive_some() == b"still heard"
+
+
+async def test_a_cancelled_relay_resets_both_sides(autojump_clock: trio.testing.MockClock) -> None:
+    left, client = memory_pair()
+    right, target = memory_pair()
+    with trio.move_on_after(60):
+        await relay(left, right, Traffic())
+    assert trio.current_time() == pytest.approx(60)
+    for stream in (client, target):
+        with pytest.raises(trio.BrokenResourceError):
+            await stream.receive_some()
+
+
+async def test_a_relay_that_ended_well_is_not_undone_by_a_cancellation(autojump_clock: trio.testing.MockClock) -> None:
+    left, client = memory_pair()
+    right, target = memory_pair()
+    await client.send_eof()
+    await target.send_eof()
+
+    class Slow(MemoryStream):
+        async def aclose(self) -> None:
+            stop.cancel()
+            await trio.sleep(1)
+            await super().aclose()
+
+    right.__class__ = Slow
+    with trio.CancelScope() as stop:
+        await relay(left, right, Traffic())
+    assert await client.read_all() == b""
+    assert await target.read_all() == b""
+
+
+async def test_what_was_read_too_far_comes_first(autojump_clock: trio.testing.MockClock) -> None:
+    left, client = memory_pair()
+    right, target = memory_pair()
+    left.unread(b"first ")
+    right.unread(b"banner ")
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(relay, left, right, Traffic())
+        await client.send_all(b"second")
+        await client.send_eof()
+        await target.send_all(b"line")
+        await target.send_eof()
+        assert await target.read_all() == b"first second"
+        assert await client.read_all() == b"banner line"
+
+
+async def test_idle_tunnels_stay_open_for_days(autojump_clock: trio.testing.MockClock) -> None:
+    async with relayed() as world:
+        await trio.sleep(7 * 24 * 3600)
+        await world.client.send_all(b"still there?")
+        assert await world.target.receive_some() == b"still there?"
+        assert not world.ended.is_set()
