@@ -71,6 +71,12 @@ def _explain_front_end(refused: Refused, endpoint: Endpoint, transport: Transpor
             # What we added to the query is not for the user to repeat.
             url = urlsplit(urljoin(str(endpoint), refused.location))._replace(query="", fragment="")
             return FrontEndFailed(f"{made_by}, a redirect; use that URL: -e {safe(url.geturl())}")
+        case 400 if not endpoint.tls:
+            # What nginx and Apache say to plain HTTP on a port of theirs that wants TLS.
+            return FrontEndFailed(
+                f"{made_by}: does that port want https://? If not, it did not pass the upgrade on; "
+                f"{_nginx_lines(transport)}"
+            )
         case 200 | 400 | 404 | 426:
             return FrontEndFailed(f"{made_by} and did not pass the upgrade on; {_nginx_lines(transport)}")
         case 401 if transport is Transport.HTTP2TCP:
