@@ -10,6 +10,7 @@ from __future__ import annotations
 import re
 from dataclasses import dataclass, field
 from ipaddress import IPv6Address
+from typing import NamedTuple
 from urllib.parse import quote, unquote, urlsplit
 
 from http2tcp.errors import AddressError
@@ -26,8 +27,7 @@ _CONTROL_OR_BLANK = re.compile(r"[\x00-\x20\x7f]")
 _UNIX = "unix:"
 
 
-@dataclass(frozen=True, slots=True)
-class TCPAddress:
+class TCPAddress(NamedTuple):
     """A host (a lower-case name, or an IP address without brackets; empty: every interface) and a port."""
 
     host: str
@@ -37,8 +37,7 @@ class TCPAddress:
         return f"[{self.host}]:{self.port}" if ":" in self.host else f"{self.host}:{self.port}"
 
 
-@dataclass(frozen=True, slots=True)
-class UnixAddress:
+class UnixAddress(NamedTuple):
     """The absolute path of a Unix stream socket."""
 
     path: str
@@ -87,6 +86,14 @@ def _split(text: str, expected: str) -> tuple[str, int]:
     return _parse_host(host, text), int(port)
 
 
+def parse_host(text: str) -> str:
+    """A host name or an IP address, without a port."""
+    host = _parse_host(text, text)
+    if not host:
+        raise AddressError("expected a host name or an IP address, not nothing")
+    return host
+
+
 def _parse_host(host: str, text: str) -> str:
     if host.startswith("[") and host.endswith("]"):
         return _parse_ipv6(host[1:-1], text)
@@ -94,7 +101,7 @@ def _parse_host(host: str, text: str) -> str:
         return _parse_ipv6(host, text)
     name = host.lower() if host.isascii() else _to_ascii(host, text)
     if name and (len(name) > MAX_HOST or not _NAME.fullmatch(name) or ".." in name):
-        raise AddressError(f"{text!a}: expected a host name or an IP address before the port")
+        raise AddressError(f"{text!a}: expected a host name or an IP address")
     return name
 
 
@@ -111,7 +118,7 @@ def _to_ascii(host: str, text: str) -> str:
     try:
         return idna.encode(host, uts46=True).decode("ascii")
     except idna.IDNAError:
-        raise AddressError(f"{text!a}: expected a host name or an IP address before the port") from None
+        raise AddressError(f"{text!a}: expected a host name or an IP address") from None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -161,11 +168,11 @@ def parse_endpoint(text: str) -> Endpoint:
         port=port or (443 if parts.scheme == "https" else 80),
         path=_quoted(parts.path) or "/",
         query=_quoted(parts.query),
-        username=None if parts.username is None else unquote(parts.username),
-        password=None if parts.password is None else unquote(parts.password),
+        username=None if parts.username is None else unquote(parts.username, errors="surrogateescape"),
+        password=None if parts.password is None else unquote(parts.password, errors="surrogateescape"),
     )
 
 
 def _quoted(part: str) -> str:
     # What is percent-encoded already stays; the other reserved characters mean something where they are.
-    return quote(part, safe="/%:@!$&'()*+,;=?~-._{}[]|")
+    return quote(part, safe="/%:@!$&'()*+,;=?~-._{}[]|", errors="surrogateescape")

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from http2tcp import __version__
-from http2tcp.address import parse_destination, parse_endpoint, parse_listen
+from http2tcp.address import parse_destination, parse_endpoint, parse_host, parse_listen
 from http2tcp.errors import Http2tcpError, SettingsError, TunnelError
 from http2tcp.protocol.transport import TOKEN_FIELD, Transport
 
@@ -33,11 +33,15 @@ _TOKEN_CHARACTERS = frozenset("!#$%&'*+-.^_`|~0123456789abcdefghijklmnopqrstuvwx
 EPILOG = """\b
 Examples:
   http2tcp -s --token-file /etc/http2tcp/token
-  ssh -o ProxyCommand='http2tcp -c -e https://example.com/~http2tcp/ -d %h:%p' localhost
   http2tcp -c -e https://example.com/~http2tcp/ -d db:5432 -l 5432
   http2tcp --demo
 
-Every option but the last four can come from the environment: HTTP2TCP_TOKEN for --token, and so on.
+\b
+In ~/.ssh/config:
+  ProxyCommand http2tcp -c -e https://example.com/~http2tcp/ -d %h:%p
+
+Every option but the last three can come from the environment: HTTP2TCP_TOKEN for --token, and so on.
+
 Exit status: 0 done, 2 usage, 64 to 74 the hop that failed, 1 a bug.
 """
 
@@ -103,6 +107,15 @@ def _parse_pin(text: str) -> bytes:
     return digest
 
 
+def _parse_file(text: str) -> str:
+    # It is not opened: a pipe can be read once only, and that is for who uses it.
+    if not os.path.exists(text):
+        raise SettingsError(f"{text!a}: no such file")
+    if os.path.isdir(text) or not os.access(text, os.R_OK):
+        raise SettingsError(f"{text!a}: cannot be read")
+    return text
+
+
 def _parse_seconds(text: str) -> float:
     try:
         seconds = float(text)
@@ -124,6 +137,7 @@ _DESTINATION = _Parsed("HOST:PORT", parse_destination)
 _LISTEN = _Parsed("[HOST:]PORT", parse_listen)
 _ENDPOINT = _Parsed("URL", parse_endpoint)
 _SECONDS = _Parsed("SECONDS", _parse_seconds)
+_FILE = _Parsed("FILE", _parse_file)
 
 
 # --- the command ------------------------------------------------------------------------------
@@ -167,7 +181,7 @@ def _both(*names: str, **attributes: Any) -> Callable[[Callable[..., Any]], Call
     cls=_Command,
     epilog=EPILOG,
     options_metavar="-s | -c [OPTIONS]",
-    context_settings={"auto_envvar_prefix": ENV_PREFIX, "max_content_width": 100},
+    context_settings={"auto_envvar_prefix": ENV_PREFIX, "max_content_width": 100, "allow_extra_args": True},
 )
 @_server("-s", "--server", is_flag=True, help="Serve tunnels, behind a front end such as nginx.")
 @_server("--path", metavar="/PATH", help="Answer at this path only.")
@@ -189,10 +203,12 @@ def _both(*names: str, **attributes: Any) -> Callable[[Callable[..., Any]], Call
     help="Add a header field; @FILE reads lines.  [repeatable]",
 )
 @_client("--user-agent", metavar="TEXT", help=f"[default: http2tcp/{__version__}]")
-@_client("--ca-file", metavar="FILE", help="Verify against these authorities (PEM), not the system's.")
-@_client("--client-cert", metavar="FILE", help="This client's certificate (PEM).")
-@_client("--client-key", metavar="FILE", help="Its key, where it is not in the same file.")
-@_client("--tls-server-name", metavar="NAME", help="Ask for this name and verify it, not the endpoint's.")
+@_client("--ca-file", type=_FILE, help="Verify against these authorities (PEM), not the system's.")
+@_client("--client-cert", type=_FILE, help="This client's certificate (PEM).")
+@_client("--client-key", type=_FILE, help="Its key, where it is not in the same file.")
+@_client(
+    "--tls-server-name", type=_Parsed("NAME", parse_host), help="Ask for this name and verify it, not the endpoint's."
+)
 @_client(
     "--pin-sha256",
     type=_Parsed("HASH", _parse_pin),
@@ -218,7 +234,7 @@ def _both(*names: str, **attributes: Any) -> Callable[[Callable[..., Any]], Call
 @_both("-v", "--verbose", is_flag=True, help="Say more.")
 @_both("-q", "--quiet", is_flag=True, help="Say errors only.")
 @_both("--demo", is_flag=True, allow_from_autoenv=False, help="Serve, tunnel and check on loopback, and end.")
-@click.version_option(__version__, message="http2tcp %(version)s")
+@click.version_option(__version__, message="http2tcp %(version)s", allow_from_autoenv=False)
 @click.help_option("-h", "--help", allow_from_autoenv=False)
 @click.pass_context
 def command(ctx: click.Context, /, **options: Any) -> int:
@@ -228,6 +244,9 @@ def command(ctx: click.Context, /, **options: Any) -> int:
     """
     from http2tcp.process import run_client, run_server, start_logging
 
+    if ctx.args:
+        # No message shows them: where quotes are forgotten, they are a piece of a secret.
+        raise SettingsError("expected options alone, but one word belongs to none: are quotes missing around a value?")
     mode = _mode(ctx, options)
     normal = logging.WARNING if mode == "demo" else logging.INFO
     level = logging.ERROR if options["quiet"] else logging.DEBUG if options["verbose"] else normal
@@ -341,6 +360,17 @@ def _reason(error: OSError | UnicodeDecodeError) -> str:
 
 def run(arguments: Sequence[str] | None = None) -> int:
     """Run the command line; the exit status. One line on stderr says what went wrong."""
+    status = _run(arguments)
+    try:
+        if sys.stdout is not None:
+            sys.stdout.flush()
+    except OSError:
+        # The interpreter would try again at its end, and complain.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+    return status
+
+
+def _run(arguments: Sequence[str] | None) -> int:
     try:
         return command.main(arguments, prog_name="http2tcp", standalone_mode=False) or 0
     except click.ClickException as error:
@@ -349,6 +379,8 @@ def run(arguments: Sequence[str] | None = None) -> int:
         return _complain(f"{error.hop}: {error}", error.exit_code)
     except Http2tcpError as error:
         return _complain(str(error), error.exit_code)
+    except SystemExit:
+        return 0  # click's word for EPIPE: whoever read our output has seen enough
     except Exception:
         logger.exception("this is a bug in http2tcp; please report it with these lines")
         return EXIT_BUG
@@ -356,7 +388,9 @@ def run(arguments: Sequence[str] | None = None) -> int:
 
 def _complain(sentence: str, exit_code: int) -> int:
     try:
-        print(f"http2tcp: {sentence}", file=sys.stderr)
+        # None where it was closed when we began; print would take stdout instead.
+        if sys.stderr is not None:
+            print(f"http2tcp: {sentence}", file=sys.stderr)
     except OSError:
         pass  # nobody listens, but the exit status still tells
     return exit_code

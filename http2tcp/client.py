@@ -10,18 +10,18 @@ from __future__ import annotations
 import logging
 import socket
 from collections.abc import Awaitable, Callable, Sequence
-from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NamedTuple
 
 import trio
 
 from http2tcp.address import Address, Endpoint, TCPAddress, parse_destination, parse_endpoint
-from http2tcp.diagnosis import explain_refusal, explain_tls
+from http2tcp.diagnosis import explain_certificates, explain_refusal, explain_tls
 from http2tcp.errors import (
     ConnectFailed,
     FrontEndFailed,
     ListenError,
     ResolveFailed,
+    StdioFailed,
     TargetFailed,
     TLSFailed,
     TunnelCut,
@@ -43,8 +43,7 @@ LAST_WORDS = 1.0
 logger = logging.getLogger(__name__)
 
 
-@dataclass(frozen=True, slots=True)
-class Tunnel:
+class Tunnel(NamedTuple):
     """An open tunnel."""
 
     stream: Stream
@@ -106,7 +105,7 @@ async def _dial(settings: ClientSettings) -> SocketStream:
             candidates = await resolve(TCPAddress(endpoint.host, endpoint.port))
         except DialError as error:
             raise ResolveFailed(f"cannot find {endpoint.host}: {error}; check -e, and this machine's DNS") from error
-        logger.debug("%s has %d addresses", endpoint.host, len(candidates))
+        logger.debug("addresses of %s: %d", endpoint.host, len(candidates))
         late = ConnectFailed(f"no answer from {where} within {seconds:g} s: a firewall may drop the connection")
         try:
             dialled = await dial_first(candidates)
@@ -126,7 +125,7 @@ async def _secure(settings: ClientSettings, stream: SocketStream) -> Stream:
     try:
         context = client_context(ca_file=tls.ca_file, cert=tls.client_cert, key=tls.client_key, verify=tls.verify)
     except OSError as error:
-        raise TLSFailed(f"cannot use the certificate files: {(error.strerror or 'failed').lower()}") from error
+        raise explain_certificates(error, ca_file=tls.ca_file is not None, cert=tls.client_cert is not None) from error
     try:
         with trio.fail_after(settings.tls_timeout):
             secured = await open_tls(stream, context, server_name, tls.pins)
@@ -191,7 +190,7 @@ async def run_stdio(settings: ClientSettings, stdio: StdioStream) -> None:
         try:
             tunnel = await connect(settings)
             outcome = await relay(stdio, tunnel.stream, traffic)
-            failure = _failure(tunnel, outcome, traffic)
+            failure = StdioFailed(stdio.fault) if stdio.fault else _failure(tunnel, outcome, traffic)
         except TunnelError as error:
             failure = error
         nursery.cancel_scope.cancel()
@@ -257,7 +256,7 @@ async def _forward_one(settings: ClientSettings, local: SocketStream, peer: str)
             raise failure
         logger.debug("%s: done, %d bytes up, %d down", peer, traffic.left_to_right, traffic.right_to_left)
     except TunnelError as error:
-        logger.warning("%s: %s: %s", peer, error.hop, error)
+        logger.error("%s: %s: %s", peer, error.hop, error)
     except Exception:
         logger.exception("%s: failed; please report this", peer)
     finally:

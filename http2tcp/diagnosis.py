@@ -81,6 +81,8 @@ def _explain_front_end(refused: Refused, endpoint: Endpoint, transport: Transpor
             return FrontEndFailed(f"{made_by} and did not pass the upgrade on; {_nginx_lines(transport)}")
         case 401 if transport is Transport.HTTP2TCP:
             return CredentialsRefused(f"{made_by}: the token is wrong, or the front end wants a login of its own")
+        case 401 if endpoint.username is not None:
+            return FrontEndFailed(f"{made_by}: it does not take the login in the endpoint")
         case 401:
             return FrontEndFailed(
                 f"{made_by} and wants a login of its own: put it in the endpoint as https://USER:PASSWORD@…; "
@@ -106,6 +108,14 @@ _EXPIRED = (10,)
 _NOT_YET_VALID = (9,)
 _UNKNOWN_ISSUER = (18, 19, 20, 21)
 _WRONG_NAME = (62, 64)
+
+
+def explain_certificates(error: OSError, *, ca_file: bool, cert: bool) -> TLSFailed:
+    """The error for certificate files that cannot be used; the two say which of the options were given."""
+    options = ["--ca-file"] * ca_file + ["--client-cert (and its key)"] * cert
+    reason = (error.reason or "").lower().replace("_", " ") if isinstance(error, ssl.SSLError) else ""
+    words = reason or (error.strerror or "failed").lower()
+    return TLSFailed(f"cannot use {' or '.join(options) or 'the authorities of this system'}: {words}; PEM is expected")
 
 
 def explain_tls(error: OSError, endpoint: Endpoint, server_name: str) -> TLSFailed:

@@ -198,6 +198,13 @@ class TunnelCut(TunnelError):
     exit_code = 71
 
 
+class StdioFailed(TunnelError):
+    """Standard input cannot be read, or standard output not be written: bytes were lost on our own side."""
+
+    hop = "stdio"
+    exit_code = 72
+
+
 class ServerRefused(TunnelError):
     """The http2tcp server refuses for a reason of its own: a limit, a path, a failure."""
 

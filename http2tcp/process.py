@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import logging
 import os
 import signal
@@ -59,12 +60,10 @@ def run_server(settings: ServerSettings) -> int:
         reach = "any destination, with the token" if settings.tokens else f"{settings.destination} alone, for everybody"
         logger.info("listening on %s; open to %s", _and(addresses), reach)
 
-    trio.run(
-        _with_signals,
-        lambda: serve(settings, drain=drain, task_status=_Announcement(started)),
-        [signal.SIGINT, signal.SIGTERM],
-        on_signal,
-    )
+    async def serve_and_announce() -> None:
+        await serve(settings, drain=drain, task_status=_Announcement(started))
+
+    _run(serve_and_announce, [signal.SIGINT, signal.SIGTERM], on_signal)
     return 0
 
 
@@ -109,8 +108,15 @@ def run_client(settings: ClientSettings, listen: Address | None) -> int:
     def started(addresses: Sequence[Address]) -> None:
         logger.info("listening on %s", _and(addresses))
 
-    trio.run(_with_signals, tunnel, signals, on_signal)
+    _run(tunnel, signals, on_signal)
     return status
+
+
+def _run(main: Callable[[], Awaitable[None]], signals: Sequence[signal.Signals], on_signal: OnSignal) -> None:
+    # What is loaded stays: the collector, which `__main__` turned off, need not look at it again.
+    gc.freeze()
+    gc.enable()
+    trio.run(_with_signals, main, signals, on_signal)
 
 
 async def _with_signals(
@@ -152,7 +158,9 @@ def _and(addresses: Sequence[Address]) -> str:
 def _warn(settings: ClientSettings) -> None:
     endpoint = settings.endpoint
     if not endpoint.tls and not _is_loopback(endpoint.host) and (settings.token or endpoint.password):
-        logger.warning("the token travels in the clear to %s: anybody on the way can read it; use https", endpoint.host)
+        secret = "token" if settings.token else "password"
+        words = "the %s travels in the clear to %s: anybody on the way can read it; use https"
+        logger.warning(words, secret, endpoint.host)
     if endpoint.tls and not settings.tls.verify:
         instead = "only its pinned key is" if settings.tls.pins else "anybody can pretend to be it"
         logger.warning("--insecure: the certificate of %s is not verified; %s", endpoint.host, instead)

@@ -83,6 +83,8 @@ class ClientSettings:
     def __post_init__(self) -> None:
         if self.token is not None:
             check_token(self.token)
+        if not self.user_agent.isprintable():
+            raise SettingsError("the user agent holds a control character")
         if self.tls.client_key is not None and self.tls.client_cert is None:
             raise SettingsError("--client-key needs --client-cert, the certificate that goes with it")
         if self.fdpass and self.endpoint.tls:

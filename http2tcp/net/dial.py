@@ -10,10 +10,9 @@ import errno
 import os
 import socket
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
 from enum import Enum
 from ipaddress import IPv4Address, IPv6Address, ip_address
-from typing import Any
+from typing import Any, NamedTuple
 
 import trio
 
@@ -50,8 +49,7 @@ class DialError(Exception):
         self.failure = failure
 
 
-@dataclass(frozen=True, slots=True)
-class Dialled:
+class Dialled(NamedTuple):
     """A connection and the address that it goes to."""
 
     stream: SocketStream
@@ -73,8 +71,7 @@ async def dial(destination: Address, permits: Permits | None = None) -> Dialled:
     return await dial_first(candidates)
 
 
-@dataclass(frozen=True, slots=True)
-class Candidate:
+class Candidate(NamedTuple):
     """One address of a name: what `socket.connect` takes."""
 
     family: socket.AddressFamily

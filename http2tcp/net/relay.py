@@ -7,8 +7,8 @@ bounded by one chunk a direction, whatever the speeds of the two sides.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from enum import Enum
+from typing import NamedTuple
 
 import trio
 
@@ -32,8 +32,7 @@ class End(Enum):
     UNTOLD_EOF = "untold eof"
 
 
-@dataclass(frozen=True, slots=True)
-class Outcome:
+class Outcome(NamedTuple):
     """How a relay ended; `words` say what broke, and are empty otherwise."""
 
     end: End

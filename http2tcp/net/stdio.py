@@ -8,6 +8,7 @@ by threads. Descriptor 2 is never touched.
 
 from __future__ import annotations
 
+import errno
 import os
 import select
 import socket
@@ -39,6 +40,11 @@ class StdioStream(Stream):
         self._input = _open_input(input_fd, portable)
         self._output = _open_output(output_fd, portable)
         self._output_closed = False
+
+    @property
+    def fault(self) -> str:
+        """What made reading or writing fail; empty where nothing did, or where the other side has left."""
+        return self._input.fault or self._output.fault
 
     def source_fd(self) -> int | None:
         return self._input.own_fd()
@@ -82,6 +88,8 @@ class StdioStream(Stream):
 
 
 class _Input(ABC):
+    fault = ""
+
     def __init__(self, fd: int) -> None:
         self.fd = fd
 
@@ -96,6 +104,8 @@ class _Input(ABC):
 
 
 class _Output(ABC):
+    fault = ""
+
     def __init__(self, fd: int) -> None:
         self.fd = fd
         self.closed = False
@@ -185,7 +195,9 @@ class _ThreadInput(_Input):
         try:
             return await trio.to_thread.run_sync(_read, self.fd, max_bytes, abandon_on_cancel=True)
         except OSError as error:
-            raise broken(error) from error
+            if not _has_left(self.fd, error):
+                self.fault = f"cannot read stdin: {(error.strerror or 'failed').lower()}"
+            raise trio.BrokenResourceError(f"stdin broke: {error.strerror}") from error
 
 
 class _ThreadOutput(_Output):
@@ -193,7 +205,16 @@ class _ThreadOutput(_Output):
         try:
             await trio.to_thread.run_sync(_write, self.fd, bytes(data), abandon_on_cancel=True)
         except OSError as error:
-            raise broken(error) from error
+            if not _has_left(self.fd, error):
+                self.fault = f"cannot write to stdout: {(error.strerror or 'failed').lower()}"
+            raise trio.BrokenResourceError(f"stdout broke: {error.strerror}") from error
+
+
+def _has_left(fd: int, error: OSError) -> bool:
+    """Whether the error says that the other side is gone: for a terminal that is a hang-up."""
+    if error.errno == errno.EIO:
+        return stat.S_ISCHR(os.fstat(fd).st_mode)
+    return error.errno in (errno.EPIPE, errno.ECONNRESET)
 
 
 def _open_input(fd: int, portable: bool) -> _Input:
