@@ -18,7 +18,7 @@ from pathlib import Path
 import pytest
 
 from tests.support.openssh import Login
-from tests.support.processes import environment, exists, free_port, listens, wait_until
+from tests.support.processes import conversation, environment, exists, free_port, listens, wait_until
 from tests.support.site import Site
 
 LoginTo = Callable[..., Login]
@@ -144,7 +144,7 @@ def test_no_client_is_left_when_ssh_has_ended(
     pid_file = tmp_path / "pid"
     client = ["sh", "-c", f'echo $$ >{pid_file}; exec "$@"', "sh", *site.client(site.https)]
     command = login(client).command("ssh", "target", "echo ready; read line")
-    with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, env=environment()) as ssh:
+    with conversation(command) as ssh:
         assert ssh.stdin is not None
         assert ssh.stdout is not None
         assert ssh.stdout.readline() == b"ready\n"
@@ -157,3 +157,16 @@ def test_no_client_is_left_when_ssh_has_ended(
             ssh.stdin.flush()
         ssh.wait(10)
     wait_until(lambda: not exists(pid), "the client is gone", within=5)
+
+
+def test_fdpass_logs_in_and_leaves_no_client(site: Site, login: LoginTo, tmp_path: Path) -> None:
+    pid_file = tmp_path / "pid"
+    client = ["sh", "-c", f'echo $$ >{pid_file}; exec "$@"', "sh", *site.client(site.http, "--fdpass")]
+    command = login(client, options=["ProxyUseFdpass yes"]).command("ssh", "target", "echo ready; read line; exit 6")
+    with conversation(command) as ssh:
+        assert ssh.stdin is not None
+        assert ssh.stdout is not None
+        assert ssh.stdout.readline() == b"ready\n"
+        wait_until(lambda: not exists(int(pid_file.read_text())), "the client is gone")
+        ssh.communicate(b"\n", timeout=20)
+        assert ssh.returncode == 6

@@ -13,7 +13,7 @@ import pytest
 
 from tests.support.nginx import example, nginx
 from tests.support.openssh import Login
-from tests.support.processes import environment, free_port, wait_until
+from tests.support.processes import conversation, environment, free_port, wait_until
 from tests.support.site import LISTEN, Site, http_site, https_site, run_server
 
 LoginTo = Callable[..., Login]
@@ -46,20 +46,17 @@ def test_a_server_on_a_unix_socket_is_reached(site: Site, login: LoginTo, tmp_pa
 
 def test_a_login_survives_a_reload_of_nginx(site: Site, login: LoginTo) -> None:
     command = login().command("ssh", "target", "echo ready; read line; echo got $line")
-    with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, env=environment()) as ssh:
+    with conversation(command) as ssh:
         assert ssh.stdin is not None
         assert ssh.stdout is not None
-        try:
-            assert ssh.stdout.readline() == b"ready\n"
-            before = site.nginx_https.workers()
-            site.nginx_https.reload()
-            wait_until(lambda: site.nginx_https.workers() - before, "a new worker runs")
-            # A new login is the new worker's.
-            assert login().run("ssh", "target", "echo new").stdout == b"new\n"
-            output, _ = ssh.communicate(b"after the reload\n", timeout=20)
-            assert output == b"got after the reload\n"
-        finally:
-            ssh.kill()
+        assert ssh.stdout.readline() == b"ready\n"
+        before = site.nginx_https.workers()
+        site.nginx_https.reload()
+        wait_until(lambda: site.nginx_https.workers() - before, "a new worker runs")
+        # A new login is the new worker's.
+        assert login().run("ssh", "target", "echo new").stdout == b"new\n"
+        output, _ = ssh.communicate(b"after the reload\n", timeout=20)
+        assert output == b"got after the reload\n"
     wait_until(lambda: not before & site.nginx_https.workers(), "the old worker ends with its last tunnel")
 
 

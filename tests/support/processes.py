@@ -8,6 +8,7 @@ import signal
 import socket
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
@@ -102,6 +103,22 @@ def running(
         yield process
     finally:
         end(process, stop)
+
+
+@contextmanager
+def conversation(command: Sequence[str]) -> Iterator[subprocess.Popen[bytes]]:
+    """The command with pipes to its stdin and stdout; killed at the end, or when it has taken far too long."""
+    process = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, env=environment())
+    # Reading a line from it has no timeout of its own.
+    watchdog = threading.Timer(3 * PATIENCE, process.kill)
+    watchdog.start()
+    try:
+        yield process
+    finally:
+        watchdog.cancel()
+        process.kill()
+        with process:
+            pass
 
 
 def end(process: subprocess.Popen[bytes], stop: signal.Signals = signal.SIGTERM) -> None:
