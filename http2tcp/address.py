@@ -23,6 +23,9 @@ MAX_UNIX_PATH = 107
 # Underscores are no host name characters, but names with them resolve and people use them.
 _NAME = re.compile(r"[a-z0-9_]([a-z0-9_.-]*[a-z0-9_.])?", re.ASCII)
 _PORT = re.compile(r"[0-9]{1,5}", re.ASCII)
+# An interface's name or number, as in fe80::1%eth0. Linux allows 15 characters.
+_SCOPE = re.compile(r"[a-zA-Z0-9_.-]{1,32}", re.ASCII)
+_SCHEME = re.compile(r"[a-zA-Z][a-zA-Z0-9+.-]*://")
 _CONTROL_OR_BLANK = re.compile(r"[\x00-\x20\x7f]")
 _UNIX = "unix:"
 
@@ -69,7 +72,8 @@ def parse_listen(text: str) -> Address:
 
 def _parse_unix(text: str) -> UnixAddress:
     path = text.removeprefix(_UNIX)
-    if not path.startswith("/") or "\0" in path:
+    # Nothing that could break a log line, or the terminal that shows it.
+    if not path.startswith("/") or not path.isprintable():
         raise AddressError(f"{text!a}: expected an absolute path, as in unix:/run/http2tcp.sock")
     if len(path.encode("utf-8", "surrogateescape")) > MAX_UNIX_PATH:
         raise AddressError(f"{text!a}: a Unix socket's path has at most {MAX_UNIX_PATH} bytes")
@@ -107,7 +111,11 @@ def _parse_host(host: str, text: str) -> str:
 
 def _parse_ipv6(host: str, text: str) -> str:
     try:
-        return str(IPv6Address(host))
+        address = IPv6Address(host)
+        # ipaddress takes any text for a scope, line breaks included.
+        if address.scope_id is not None and not _SCOPE.fullmatch(address.scope_id):
+            raise ValueError
+        return str(address)
     except ValueError:
         raise AddressError(f"{text!a}: expected [IPv6]:PORT, as in [2001:db8::1]:22") from None
 
@@ -149,7 +157,7 @@ def parse_endpoint(text: str) -> Endpoint:
     """`https://host/path`, `http://…`, or `host:port/path`, which is http as in the original."""
     if _CONTROL_OR_BLANK.search(text):
         raise AddressError("the endpoint holds a blank or a control character: expected https://HOST[:PORT]/PATH")
-    url = text if "://" in text else f"http://{text}"
+    url = text if _SCHEME.match(text) else f"http://{text}"
     # No message shows the text: it may hold a password.
     try:
         parts = urlsplit(url)

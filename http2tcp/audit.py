@@ -8,8 +8,10 @@ from __future__ import annotations
 
 import logging
 import os
+import string
 import time
 from enum import Enum
+from urllib.parse import quote
 
 from http2tcp.address import Address
 from http2tcp.errors import Refusal
@@ -43,12 +45,12 @@ class Session:
 
     def asked(self, target: Address) -> None:
         """The client asks for this target; later records name it."""
-        self._where = f" target={target}"
+        self._where = f" target={_word(target)}"
 
     def opened(self, dialled: Address, transport: Transport) -> None:
         """The target has accepted."""
         self._opened_at = time.monotonic()
-        self._where += f" dialled={dialled} transport={transport.value}"
+        self._where += f" dialled={_word(dialled)} transport={transport.value}"
         logger.info("opened session=%s client=%s%s", self.id, self._client, self._where)
 
     def refused(self, refusal: Refusal) -> None:
@@ -67,3 +69,8 @@ class Session:
             *(self.id, self._client, self._where, self.traffic.left_to_right, self.traffic.right_to_left),
             *(time.monotonic() - self._opened_at, reason.value, f" detail={words!a}" if words else ""),
         )
+
+
+def _word(address: Address) -> str:
+    """An address as one word: a Unix socket's path may hold blanks, and they end a value."""
+    return quote(str(address), safe=string.punctuation)

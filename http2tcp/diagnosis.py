@@ -69,8 +69,11 @@ def _explain_front_end(refused: Refused, endpoint: Endpoint, transport: Transpor
     match refused.status:
         case 301 | 302 | 303 | 307 | 308 if refused.location:
             # What we added to the query is not for the user to repeat.
-            url = urlsplit(urljoin(str(endpoint), refused.location))._replace(query="", fragment="")
-            return FrontEndFailed(f"{made_by}, a redirect; use that URL: -e {safe(url.geturl())}")
+            try:
+                url = urlsplit(urljoin(str(endpoint), refused.location))._replace(query="", fragment="").geturl()
+            except ValueError:
+                return FrontEndFailed(f"{made_by}, a redirect to what is no URL: {safe(refused.location)}")
+            return FrontEndFailed(f"{made_by}, a redirect; use that URL: -e {safe(url)}")
         case 400 if not endpoint.tls:
             # What nginx and Apache say to plain HTTP on a port of theirs that wants TLS.
             return FrontEndFailed(

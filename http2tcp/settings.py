@@ -32,6 +32,8 @@ class ServerSettings:
     grace: float = 30.0
 
     def __post_init__(self) -> None:
+        if isinstance(self.tokens, str):
+            raise SettingsError("expected a sequence of tokens; of a string, each character would be one")
         for token in self.tokens:
             check_token(token)
         if not self.tokens and self.destination is None:

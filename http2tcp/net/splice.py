@@ -24,7 +24,7 @@ PORTABLE_VARIABLE = "HTTP2TCP_PORTABLE"
 _available = sys.platform == "linux" and hasattr(os, "splice") and PORTABLE_VARIABLE not in os.environ
 
 # One read of interactive traffic. A read that fills it is what makes a flow bulky.
-_SMALL = 64 * 1024
+SMALL = 64 * 1024
 # A flow that brings less at a time has gone quiet.
 _QUIET = 16 * 1024
 # The kernel's limit for everybody, fs.pipe-max-size, unless it was changed.
@@ -43,7 +43,9 @@ _UNSUPPORTED = (errno.EINVAL, errno.ENOSYS, errno.EOPNOTSUPP, errno.EPERM)
 
 def can(source: Stream, sink: Stream) -> bool:
     """Whether both ends are bare descriptors on a system that splices."""
-    return _available and source.source_fd() is not None and sink.sink_fd() is not None
+    if not _available or (source.framed and sink.framed):
+        return False
+    return source.source_fd() is not None and sink.sink_fd() is not None
 
 
 async def pump(source: Stream, sink: Stream, flow: Flow) -> None:
@@ -58,10 +60,17 @@ async def pump(source: Stream, sink: Stream, flow: Flow) -> None:
     source_fd, sink_fd = source.source_fd(), sink.sink_fd()
     if source_fd is None or sink_fd is None:
         raise trio.ClosedResourceError("this stream was already closed")
-    await _Pump(source_fd, sink_fd, flow).run()
+    if source.framed or sink.framed:
+        from http2tcp.net.capsule_splice import capsule_pump
+
+        await capsule_pump(source, sink, source_fd, sink_fd, flow)
+    else:
+        await Pump(source_fd, sink_fd, flow).run()
 
 
-class _Pump:
+class Pump:
+    """Raw bytes from one descriptor to another."""
+
     __slots__ = ("_direct", "_flow", "_sink", "_source", "_splices", "_turn")
 
     def __init__(self, source: int, sink: int, flow: Flow) -> None:
@@ -75,61 +84,69 @@ class _Pump:
 
     async def run(self) -> None:
         """Until EOF."""
-        wait_readable = trio.lowlevel.wait_readable
-        flow, source = self._flow, self._source
         while True:
-            flow.waits()
-            await wait_readable(source)
-            flow.received()
-            try:
-                data = os.read(source, _SMALL)
-            except BlockingIOError:
+            await self._wait()
+            data = self._read()
+            if data is None:
                 continue
-            except OSError as error:
-                raise SourceBroke(_words(error)) from error
             if not data:
                 return
-            bulky = len(data) == _SMALL
-            await self._write(data)
+            bulky = len(data) == SMALL
+            await self._deliver(data)
             del data
             if bulky and self._splices and await self._move_bulk():
                 return
 
-    async def _write(self, data: bytes) -> None:
-        flow, sink = self._flow, self._sink
+    async def _wait(self) -> None:
+        self._flow.waits()
+        await trio.lowlevel.wait_readable(self._source)
+        self._flow.received()
+
+    def _read(self) -> bytes | None:
+        """What has arrived; b"" at EOF, None where there is nothing after all."""
         try:
-            written = os.write(sink, data)
+            return os.read(self._source, SMALL)
+        except BlockingIOError:
+            return None
+        except OSError as error:
+            raise SourceBroke(words(error)) from error
+
+    async def _deliver(self, data: bytes) -> None:
+        await self._write(data)
+        self._flow.bytes += len(data)
+
+    async def _write(self, data: bytes) -> None:
+        try:
+            written = os.write(self._sink, data)
         except BlockingIOError:
             written = 0
         except OSError as error:
-            raise SinkBroke(_words(error)) from error
-        flow.bytes += written
-        if written == len(data):
-            return
-        view = memoryview(data)
-        while written < len(view):
-            await trio.lowlevel.wait_writable(sink)
+            raise SinkBroke(words(error)) from error
+        if written < len(data):
+            await self._write_rest(memoryview(data)[written:])
+
+    async def _write_rest(self, view: memoryview) -> None:
+        while view:
+            await trio.lowlevel.wait_writable(self._sink)
             try:
-                count = os.write(sink, view[written:])
+                view = view[os.write(self._sink, view) :]
             except BlockingIOError:
                 continue
             except OSError as error:
-                raise SinkBroke(_words(error)) from error
-            written += count
-            flow.bytes += count
+                raise SinkBroke(words(error)) from error
 
     async def _move_bulk(self) -> bool:
         """Splice until the source has gone quiet; True at its EOF."""
         if self._direct:
             return await self._move_directly()
         while True:
-            pipe = _pipes.take()
+            pipe = pipes.take()
             if pipe is None:
                 return False
             try:
                 moved = await self._through(pipe)
             finally:
-                _pipes.give_back(pipe)
+                pipes.give_back(pipe)
             if moved == 0:
                 return True
             if moved < _QUIET:
@@ -156,8 +173,8 @@ class _Pump:
                     return False
                 # A source that is a pipe knows no errors, and a source that is a socket no EPIPE.
                 if error.errno == errno.EPIPE or self._direct == "source":
-                    raise SinkBroke(_words(error)) from error
-                raise SourceBroke(_words(error)) from error
+                    raise SinkBroke(words(error)) from error
+                raise SourceBroke(words(error)) from error
             if count == 0:
                 return True
             empty = False
@@ -166,37 +183,37 @@ class _Pump:
                 return False
             await self._take_turns(count)
 
-    async def _wait(self) -> None:
-        self._flow.waits()
-        await trio.lowlevel.wait_readable(self._source)
-        self._flow.received()
-
     async def _take_turns(self, count: int) -> None:
         self._turn += count
         if self._turn >= _TURN:
             self._turn = 0
             await trio.lowlevel.checkpoint()
 
-    async def _through(self, pipe: _Pipe) -> int:
+    async def _through(self, pipe: Pipe) -> int:
         """Move what the source has through the pipe: the bytes of the largest step, 0 at EOF."""
-        largest = -1
+        largest = 1
         while True:
-            try:
-                pipe.held = os.splice(self._source, pipe.entry, pipe.size, flags=os.SPLICE_F_NONBLOCK)
-            except BlockingIOError:
-                return max(largest, 1)
-            except OSError as error:
-                if error.errno in _UNSUPPORTED:
-                    self._splices = False
-                    return 1
-                raise SourceBroke(_words(error)) from error
-            if pipe.held == 0:
-                return 0
-            largest = max(largest, pipe.held)
-            await self._take_turns(pipe.held)
+            count = self._fill(pipe, pipe.size)
+            if not count:
+                return largest if count is None else 0
+            largest = max(largest, count)
+            await self._take_turns(count)
             await self._empty(pipe)
 
-    async def _empty(self, pipe: _Pipe) -> None:
+    def _fill(self, pipe: Pipe, limit: int) -> int | None:
+        """Splice up to `limit` bytes into the pipe: 0 at EOF, None where there is nothing now."""
+        try:
+            pipe.held = os.splice(self._source, pipe.entry, limit, flags=os.SPLICE_F_NONBLOCK)
+        except BlockingIOError:
+            return None
+        except OSError as error:
+            if error.errno in _UNSUPPORTED:
+                self._splices = False
+                return None
+            raise SourceBroke(words(error)) from error
+        return pipe.held
+
+    async def _empty(self, pipe: Pipe) -> None:
         while pipe.held:
             try:
                 count = os.splice(pipe.exit, self._sink, pipe.held, flags=os.SPLICE_F_NONBLOCK)
@@ -206,15 +223,19 @@ class _Pump:
             except OSError as error:
                 if error.errno in _UNSUPPORTED:
                     self._splices = False
-                    await self._write(os.read(pipe.exit, pipe.held))
+                    rest = os.read(pipe.exit, pipe.held)
+                    await self._write(rest)
+                    self._flow.bytes += len(rest)
                     pipe.held = 0
                     return
-                raise SinkBroke(_words(error)) from error
+                raise SinkBroke(words(error)) from error
             pipe.held -= count
             self._flow.bytes += count
 
 
-class _Pipe:
+class Pipe:
+    """A pipe of 1 MiB, or of what the user's limits allow."""
+
     __slots__ = ("entry", "exit", "held", "size")
 
     def __init__(self) -> None:
@@ -232,18 +253,19 @@ class _Pipe:
             return fcntl.fcntl(self.entry, fcntl.F_GETPIPE_SZ)
 
     def close(self) -> None:
+        """Give its descriptors back."""
         os.close(self.entry)
         os.close(self.exit)
 
 
-class _Pipes:
+class PipePool:
     """A bounded pool of empty pipes."""
 
     def __init__(self) -> None:
-        self._spare: list[_Pipe] = []
+        self._spare: list[Pipe] = []
         self._taken = 0
 
-    def take(self) -> _Pipe | None:
+    def take(self) -> Pipe | None:
         """A pipe, or None where there are to be no more."""
         if self._taken >= _MAX_PIPES:
             return None
@@ -251,7 +273,7 @@ class _Pipes:
             self._taken += 1
             return self._spare.pop()
         try:
-            pipe = _Pipe()
+            pipe = Pipe()
         except OSError:
             return None
         if pipe.size < _PIPE_USEFUL:
@@ -260,7 +282,7 @@ class _Pipes:
         self._taken += 1
         return pipe
 
-    def give_back(self, pipe: _Pipe) -> None:
+    def give_back(self, pipe: Pipe) -> None:
         """Take it back. One that still holds bytes, of a flow that broke, is closed."""
         self._taken -= 1
         if pipe.held or len(self._spare) >= _MAX_SPARE:
@@ -269,12 +291,13 @@ class _Pipes:
             self._spare.append(pipe)
 
 
-_pipes = _Pipes()
+pipes = PipePool()
 
 
 def _is_pipe(fd: int) -> bool:
     return stat.S_ISFIFO(os.fstat(fd).st_mode)
 
 
-def _words(error: OSError) -> str:
+def words(error: OSError) -> str:
+    """What broke, in a few words."""
     return f"the connection broke: {error.strerror}"

@@ -39,6 +39,8 @@ class Stream(trio.abc.HalfCloseableStream):
     #: False where `send_eof` would end both directions.
     half_close: ClassVar[bool] = True
 
+    #: True where `source_fd` and `sink_fd` carry capsules and not the payload alone.
+    framed: ClassVar[bool] = False
     #: How long, in seconds, a stream that was sent an EOF may stay silent before it counts as ended.
     eof_patience: ClassVar[float] = math.inf
 

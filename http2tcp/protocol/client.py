@@ -10,7 +10,7 @@ from __future__ import annotations
 from base64 import b64encode
 from collections.abc import Sequence
 from typing import NamedTuple
-from urllib.parse import quote
+from urllib.parse import quote, unquote
 
 import h11
 
@@ -76,7 +76,7 @@ def request(
 def _target(endpoint: Endpoint, destination: Address | None) -> str:
     pairs = endpoint.query.split("&") if endpoint.query else []
     if destination is not None:
-        pairs = [pair for pair in pairs if pair.partition("=")[0] != "addr"]
+        pairs = [pair for pair in pairs if unquote(pair.partition("=")[0]) != "addr"]
         pairs.append(f"addr={quote(str(destination), safe='')}")
     return endpoint.path + ("?" + "&".join(pairs) if pairs else "")
 
@@ -127,6 +127,9 @@ class AnswerReader:
         except h11.RemoteProtocolError:
             if self._response is not None:
                 return self._refused()  # the status is known; a body that breaks off changes nothing
+            unread, ended = self._connection.trailing_data
+            if ended and not unread:
+                raise FrontEndFailed("the front end closed the connection without an answer") from None
             raise _no_http() from None
 
     def _next_event(self) -> Answer | None:
@@ -149,10 +152,8 @@ class AnswerReader:
                     self._body += event.data
                     if len(self._body) > MAX_BODY:
                         return self._refused()
-                case h11.EndOfMessage():
+                case _:  # h11.EndOfMessage; h11 takes a connection's end before it for an error
                     return self._refused()
-                case _:
-                    raise FrontEndFailed("the front end closed the connection without an answer")
 
     def _switched(self, event: h11.InformationalResponse) -> Switched:
         named = _field(event, b"upgrade")

@@ -27,6 +27,8 @@ MAX_FIELDS = 64
 
 # Bytes that no head holds. A TLS hello or an ssh banner is told at its first bytes, not at a timeout.
 _IMPOSSIBLE = re.compile(rb"[\x00-\x08\x0b\x0c\x0e-\x1f\x7f]|\r[^\n]|(?<!\r)\n")
+# RFC 9112, section 3.2: any other value is answered with 400. No userinfo, no path, no blank.
+_HOST = re.compile(rb"[!$%&'()*+,;=:.\[\]_~0-9A-Za-z-]+")
 _REQUEST_LINE = re.compile(rb"[!#$%&'*+.^_`|~0-9A-Za-z-]+ [\x21-\x7e]+ HTTP/[0-9]\.[0-9]")
 
 
@@ -89,10 +91,10 @@ def _parse_head(head: bytes) -> TunnelRequest:
     connection = h11.Connection(h11.SERVER, max_incomplete_event_size=MAX_HEAD)
     try:
         connection.receive_data(head)
-        request = connection.next_event()
+        request: object = connection.next_event()
     except h11.RemoteProtocolError:
-        # Its text and its cause quote the line, token included.
-        raise BadRequest from None
+        # Its text quotes the line, token included: not even the context of ours may hold it.
+        request = None
     if not isinstance(request, h11.Request):
         raise BadRequest
     return _parse_request(request)
@@ -104,7 +106,7 @@ def _parse_request(request: h11.Request) -> TunnelRequest:
         fields.setdefault(bytes(name), []).append(bytes(value))
     if request.method != b"GET" or request.http_version != b"1.1":
         raise BadRequest
-    if not _only(fields, b"host") or b"transfer-encoding" in fields:
+    if not _HOST.fullmatch(_only(fields, b"host") or b"") or b"transfer-encoding" in fields:
         raise BadRequest
     if _only(fields, b"content-length") not in (None, b"0"):
         raise BadRequest
@@ -131,7 +133,8 @@ def _parse_target(target: bytes) -> tuple[str, str | None]:
         raise BadRequest
     path, _, query = target.decode("ascii").partition("?")
     try:
-        pairs = parse_qsl(query, keep_blank_values=True, errors="strict", max_num_fields=MAX_FIELDS)
+        # What is no UTF-8 may stand in a parameter that is not ours; no address holds it.
+        pairs = parse_qsl(query, keep_blank_values=True, errors="surrogateescape", max_num_fields=MAX_FIELDS)
     except ValueError:
         raise BadRequest from None
     addresses = [value for name, value in pairs if name == "addr"]

@@ -1,0 +1,97 @@
+"""The Linux pump between capsules and raw bytes: headers are copied, payload is spliced.
+
+Sending: what the source has goes into the pipe first; then its length is known, a header is written, and
+the pipe follows it. Receiving: the header is read, and exactly the payload that it announces is spliced.
+"""
+
+from __future__ import annotations
+
+import trio
+
+from http2tcp.net.capsules import CapsuleStream
+from http2tcp.net.pump import Flow, SinkBroke, SourceBroke
+from http2tcp.net.splice import SMALL, Pipe, Pump, pipes
+from http2tcp.net.streams import Stream
+from http2tcp.protocol.capsule import data_header
+
+
+async def capsule_pump(source: Stream, sink: Stream, source_fd: int, sink_fd: int, flow: Flow) -> None:
+    """As `http2tcp.net.splice.pump`, where one of the two streams is framed."""
+    if isinstance(source, CapsuleStream):
+        await _FromCapsules(source, source_fd, sink_fd, flow).run()
+    elif isinstance(sink, CapsuleStream):
+        await _ToCapsules(sink, source_fd, sink_fd, flow).run()
+
+
+class _ToCapsules(Pump):
+    __slots__ = ("_stream",)
+
+    def __init__(self, stream: CapsuleStream, source: int, sink: int, flow: Flow) -> None:
+        super().__init__(source, sink, flow)
+        self._stream = stream
+        # The length has to be known before the bytes move, which a pipe of our own tells.
+        self._direct = ""
+
+    async def _deliver(self, data: bytes) -> None:
+        try:
+            await self._stream.send_all(data)
+        except trio.BrokenResourceError as error:
+            raise SinkBroke(str(error)) from error
+        self._flow.bytes += len(data)
+
+    async def _empty(self, pipe: Pipe) -> None:
+        self._stream.begin()
+        await self._write(data_header(pipe.held))
+        await super()._empty(pipe)
+        self._stream.end()
+
+
+class _FromCapsules(Pump):
+    __slots__ = ("_stream",)
+
+    def __init__(self, stream: CapsuleStream, source: int, sink: int, flow: Flow) -> None:
+        super().__init__(source, sink, flow)
+        self._stream = stream
+
+    async def run(self) -> None:
+        """Until FINAL_DATA."""
+        reader = self._stream.reader
+        await self._decode(self._stream.inner.take_ahead() or None)
+        while not reader.ended:
+            await self._wait()
+            await self._decode(self._read())
+            if self._splices and reader.payload_left >= SMALL:
+                await self._move_payload()
+
+    async def _wait(self) -> None:
+        with self._stream.patience() as patience:
+            await super()._wait()
+        if patience.cancelled_caught:
+            raise SourceBroke(str(self._stream.given_up()))
+
+    async def _decode(self, data: bytes | None) -> None:
+        if data is None:
+            return
+        try:
+            payload = self._stream.decode(data)
+        except trio.BrokenResourceError as error:
+            raise SourceBroke(str(error)) from error
+        for part in payload:
+            await self._deliver(part)
+
+    async def _move_payload(self) -> None:
+        """Splice the rest of this capsule's payload, as far as it comes without a pause."""
+        pipe = pipes.take()
+        if pipe is None:
+            return
+        try:
+            while left := self._stream.reader.payload_left:
+                count = self._fill(pipe, min(left, pipe.size))
+                if not count:
+                    # Nothing now, or EOF: the next read tells which.
+                    return
+                self._stream.reader.took(count)
+                await self._take_turns(count)
+                await self._empty(pipe)
+        finally:
+            pipes.give_back(pipe)

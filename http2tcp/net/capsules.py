@@ -1,0 +1,132 @@
+"""A tunnel in capsules over any stream: half-close, truncation and keepalive survive what is in between."""
+
+from __future__ import annotations
+
+import math
+from typing import ClassVar
+
+import trio
+
+from http2tcp.net.streams import CHUNK, Bytes, Stream
+from http2tcp.protocol.capsule import FINAL, KEEPALIVE, CapsuleError, CapsuleReader, data_header
+
+# How many of its own intervals a peer may miss before it is given up.
+_MISSED = 3
+# How long closing may try to say that nothing more comes.
+_CLOSING = 1.0
+
+
+class CapsuleStream(Stream):
+    """The payload of capsules, over `inner`, which it owns.
+
+    `keepalive` is the interval, in seconds, at which `attend` breaks our own silence; `peer_keepalive` is
+    the interval that the peer has announced, or None: then it may be silent for ever.
+    """
+
+    framed: ClassVar[bool] = True
+
+    def __init__(self, inner: Stream, *, keepalive: float, peer_keepalive: float | None) -> None:
+        self.inner = inner
+        self.reader = CapsuleReader()
+        self._keepalive = keepalive
+        self._peer_patience = math.inf if peer_keepalive is None else _MISSED * peer_keepalive
+        self._sending = False
+        self._sent_at = trio.current_time()
+        self._final_sent = False
+
+    def source_fd(self) -> int | None:
+        return self.inner.source_fd()
+
+    def sink_fd(self) -> int | None:
+        return self.inner.sink_fd()
+
+    async def receive_some(self, max_bytes: int | None = None) -> bytes:
+        """Payload; b"" after FINAL_DATA. Raises BrokenResourceError where the stream ends without it."""
+        while not self._ahead:
+            if self.reader.ended:
+                await trio.lowlevel.checkpoint()
+                return b""
+            with self.patience() as patience:
+                data = await self.inner.receive_some(CHUNK)
+            if patience.cancelled_caught:
+                raise self.given_up()
+            self._ahead = b"".join(self.decode(data))
+        return self.take_ahead(max_bytes)
+
+    def patience(self) -> trio.CancelScope:
+        """A scope for waiting to receive. A tunnel whose own reader is slow is not dead."""
+        return trio.CancelScope(deadline=trio.current_time() + self._peer_patience)
+
+    def given_up(self) -> trio.BrokenResourceError:
+        """The error where that scope ran out."""
+        return trio.BrokenResourceError(f"the peer was silent for {self._peer_patience:g} s")
+
+    def decode(self, data: bytes) -> list[bytes]:
+        """The payload in what `inner` received. Raises BrokenResourceError for an EOF too early, and for nonsense."""
+        if not data:
+            raise trio.BrokenResourceError("it ended without FINAL_DATA")
+        try:
+            return self.reader.receive(data)
+        except CapsuleError as error:
+            raise trio.BrokenResourceError(str(error)) from error
+
+    async def send_all(self, data: Bytes) -> None:
+        """Send it as DATA capsules."""
+        with memoryview(data) as view:
+            for start in range(0, len(view), CHUNK):
+                part = view[start : start + CHUNK]
+                await self.send_whole(b"".join((data_header(len(part)), part)))
+
+    async def send_eof(self) -> None:
+        """Send FINAL_DATA. The connection below stays open both ways."""
+        self._final_sent = True
+        await self.send_whole(FINAL)
+
+    async def send_whole(self, capsules: Bytes) -> None:
+        """Send whole capsules; nothing of ours comes between their bytes."""
+        self.begin()
+        await self.inner.send_all(capsules)
+        self.end()
+
+    def begin(self) -> None:
+        """A capsule is being sent, by us or by who has our descriptor."""
+        self._sending = True
+
+    def end(self) -> None:
+        """It is sent."""
+        self._sending = False
+        self._sent_at = trio.current_time()
+
+    async def attend(self) -> None:
+        """Send a keepalive whenever nothing else was sent for the interval."""
+        while True:
+            await trio.sleep_until(self._sent_at + self._keepalive)
+            if self._sending:
+                await trio.sleep(self._keepalive)
+            elif trio.current_time() >= self._sent_at + self._keepalive:
+                try:
+                    await self.send_whole(KEEPALIVE)
+                except trio.BrokenResourceError:
+                    return  # whoever receives finds out why
+
+    async def wait_send_all_might_not_block(self) -> None:
+        """As the stream below."""
+        await self.inner.wait_send_all_might_not_block()
+
+    async def flush(self) -> None:
+        """As the stream below."""
+        await self.inner.flush()
+
+    def abort(self) -> None:
+        """End it without FINAL_DATA, which says that it was cut."""
+        self.inner.abort()
+
+    async def aclose(self) -> None:
+        """Say that nothing more comes, and close."""
+        if not self._final_sent and not self._sending:
+            with trio.move_on_after(_CLOSING):
+                try:
+                    await self.send_eof()
+                except (trio.BrokenResourceError, trio.ClosedResourceError):
+                    pass
+        await self.inner.aclose()

@@ -1,0 +1,130 @@
+"""Sans-IO capsules: RFC 9297, section 3.2, with the types of draft-ietf-httpbis-connect-tcp.
+
+A capsule is a type, a length and a value; both numbers are variable-length integers (RFC 9000, section 16).
+DATA carries payload, FINAL_DATA carries payload and means FIN. Any other type is skipped, whatever its
+length: memory stays bounded by what the caller feeds. Boundaries mean nothing.
+"""
+
+from __future__ import annotations
+
+from http2tcp.errors import Http2tcpError
+
+# Type pairs (DATA, FINAL_DATA). We send the first and take any: the registered numbers are to come.
+DATA_TYPES = (
+    (0x2028D7F2, 0x2028D7F3),  # revision 12 and later of the draft
+    (0x2028D7F0, 0x2028D7F1),  # revisions 8 to 11
+)
+
+# Our own: an ignorable capsule that says that the tunnel is alive. Chosen at random, as RFC 9000,
+# section 22.1.2 asks of whoever takes a number.
+KEEPALIVE_TYPE = 0x1E2A6B5D
+
+MAX_VARINT = (1 << 62) - 1
+
+_DATA = {data for data, _ in DATA_TYPES}
+_FINAL = {final for _, final in DATA_TYPES}
+
+
+class CapsuleError(Http2tcpError):
+    """The peer broke the rules of the capsule protocol."""
+
+
+def encode_varint(value: int) -> bytes:
+    """The shortest encoding. RFC 9000, section 16."""
+    if value < 0x40:
+        return value.to_bytes(1, "big")
+    if value < 0x4000:
+        return (value | 0x4000).to_bytes(2, "big")
+    if value < 0x4000_0000:
+        return (value | 0x8000_0000).to_bytes(4, "big")
+    if value <= MAX_VARINT:
+        return (value | 0xC000_0000_0000_0000).to_bytes(8, "big")
+    raise ValueError("a variable-length integer has at most 62 bits")
+
+
+def decode_varint(buffer: bytes | bytearray, position: int) -> tuple[int, int] | None:
+    """The integer at `position` and where it ends; None where bytes are missing. Any length is valid."""
+    if position >= len(buffer):
+        return None
+    size = 1 << (buffer[position] >> 6)
+    end = position + size
+    if end > len(buffer):
+        return None
+    return int.from_bytes(buffer[position:end], "big") & ((1 << (size * 8 - 2)) - 1), end
+
+
+_DATA_PREFIX = encode_varint(DATA_TYPES[0][0])
+
+#: The whole capsule that ends a direction.
+FINAL = encode_varint(DATA_TYPES[0][1]) + encode_varint(0)
+#: The whole capsule that says that we live.
+KEEPALIVE = encode_varint(KEEPALIVE_TYPE) + encode_varint(0)
+
+
+def data_header(length: int) -> bytes:
+    """The head of a DATA capsule with so many bytes of payload, which the caller sends after it."""
+    return _DATA_PREFIX + encode_varint(length)
+
+
+class CapsuleReader:
+    """Takes bytes as they come and gives payload, without waiting for whole capsules."""
+
+    def __init__(self) -> None:
+        self._head = bytearray()
+        self._payload_left = 0
+        self._skip_left = 0
+        self._final_pending = False
+        #: FINAL_DATA has come, and all of its payload: the peer sends no more.
+        self.ended = False
+
+    @property
+    def payload_left(self) -> int:
+        """How many of the bytes that come next are payload: whoever moves them elsewhere calls `took`."""
+        return self._payload_left
+
+    def took(self, count: int) -> None:
+        """`count` bytes of payload went past this reader."""
+        self._payload_left -= count
+        self._finish()
+
+    def receive(self, data: bytes) -> list[bytes]:
+        """The payload in `data`, in order; empty where there is none in it. Raises CapsuleError."""
+        payload = []
+        view = memoryview(data)
+        while view:
+            if self._payload_left:
+                part, view = view[: self._payload_left], view[self._payload_left :]
+                payload.append(bytes(part))
+                self.took(len(part))
+            elif self._skip_left:
+                skipped = min(self._skip_left, len(view))
+                self._skip_left -= skipped
+                view = view[skipped:]
+            else:
+                view = self._read_head(view)
+        return payload
+
+    def _read_head(self, view: memoryview) -> memoryview:
+        # Two integers of 8 bytes at most; what is taken too far goes back.
+        before = len(self._head)
+        self._head += view[: 16 - before]
+        first = decode_varint(self._head, 0)
+        second = decode_varint(self._head, first[1]) if first else None
+        if first is None or second is None:
+            return view[16 - before :]
+        kind, (length, end) = first[0], second
+        self._head.clear()
+        if kind in _DATA or kind in _FINAL:
+            if self.ended or self._final_pending:
+                raise CapsuleError("a capsule with data came after FINAL_DATA")
+            self._payload_left = length
+            self._final_pending = kind in _FINAL
+            self._finish()
+        else:
+            self._skip_left = length
+        return view[end - before :]
+
+    def _finish(self) -> None:
+        if self._final_pending and self._payload_left == 0:
+            self._final_pending = False
+            self.ended = True
