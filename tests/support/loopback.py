@@ -54,10 +54,17 @@ async def read_all(stream: trio.abc.ReceiveStream) -> bytes:
 
 @asynccontextmanager
 async def target(handler: Handler) -> AsyncIterator[str]:
-    """A service on loopback, as `host:port`. Its connections are cancelled at the end."""
+    """A service on loopback, as `host:port`. A connection that breaks is no matter; at the end all are cancelled."""
+
+    async def handle(stream: trio.SocketStream) -> None:
+        try:
+            await handler(stream)
+        except trio.BrokenResourceError:
+            pass
+
     (listener,) = await trio.open_tcp_listeners(0, host="127.0.0.1")
     async with trio.open_nursery() as nursery:
-        nursery.start_soon(trio.serve_listeners, handler, [listener])
+        nursery.start_soon(trio.serve_listeners, handle, [listener])
         host, port = listener.socket.getsockname()[:2]
         yield f"{host}:{port}"
         nursery.cancel_scope.cancel()

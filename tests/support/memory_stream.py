@@ -94,6 +94,7 @@ class MemoryStream(Stream):
         if not self.aborted:
             self.closed = True
             self._outgoing.entry.close()
+            self._incoming.break_off()
         await trio.lowlevel.checkpoint()
 
     async def read_all(self) -> bytes:

@@ -1,0 +1,40 @@
+"""What holds for every test on sockets: no descriptor stays open, and no log shows the token."""
+
+from __future__ import annotations
+
+import logging
+import time
+from collections.abc import Iterator
+
+import pytest
+import trio.testing
+
+from tests.support.descriptors import open_descriptors
+from tests.support.loopback import TOKEN
+
+
+@pytest.fixture(autouse=True)
+def _no_descriptor_stays_open() -> Iterator[None]:
+    before = open_descriptors()
+    yield
+    deadline = time.monotonic() + 2
+    # A thread that was left behind may still be closing its own.
+    while (left := open_descriptors()) != before and time.monotonic() < deadline:
+        time.sleep(0.01)
+    assert left == before
+
+
+@pytest.fixture(autouse=True)
+def _no_log_shows_the_token(caplog: pytest.LogCaptureFixture) -> Iterator[None]:
+    caplog.set_level(logging.DEBUG)
+    yield
+    for record in caplog.get_records("call"):
+        assert TOKEN not in record.getMessage()
+        assert "Authorization" not in record.getMessage()
+        assert record.levelno < logging.ERROR or getattr(record, "expected", False), record.getMessage()
+
+
+@pytest.fixture
+def patient_clock() -> trio.testing.MockClock:
+    """Jumps only when nothing has happened for a while, so that real sockets have time to deliver."""
+    return trio.testing.MockClock(autojump_threshold=0.05)
