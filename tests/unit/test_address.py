@@ -1,0 +1,232 @@
+"""Every spelling of an address that the command line, the settings and the wire take, and those they do not."""
+
+from __future__ import annotations
+
+import re
+
+import pytest
+
+from http2tcp.address import (
+    MAX_UNIX_PATH,
+    Endpoint,
+    TCPAddress,
+    UnixAddress,
+    parse_destination,
+    parse_endpoint,
+    parse_host,
+    parse_listen,
+)
+from http2tcp.errors import AddressError
+
+
+def is_a_sentence(error: AddressError) -> bool:
+    """What a person reads: one printable line that says what to write instead."""
+    text = str(error)
+    return text.isprintable() and bool(re.search("expected|begins with|has no|has at most", text))
+
+
+@pytest.mark.parametrize(
+    ("text", "host", "port"),
+    [
+        ("localhost:22", "localhost", 22),
+        ("LocalHost:22", "localhost", 22),
+        ("db_1.internal:5432", "db_1.internal", 5432),
+        ("example.com.:443", "example.com.", 443),
+        ("127.0.0.1:1", "127.0.0.1", 1),
+        ("127.1:22", "127.1", 22),
+        ("a:65535", "a", 65535),
+        ("a:00022", "a", 22),
+        ("[::1]:22", "::1", 22),
+        ("[2001:DB8:0:0::1]:22", "2001:db8::1", 22),
+        ("[fe80::1%eth0]:22", "fe80::1%eth0", 22),
+        # ssh's %h:%p.
+        ("::1:22", "::1", 22),
+        ("2001:db8::1:22", "2001:db8::1", 22),
+        ("::ffff:10.0.0.1:22", "::ffff:a00:1", 22),
+        (":22", "localhost", 22),
+        ("bücher.example:80", "xn--bcher-kva.example", 80),
+        ("１２７.0.0.1:80", "127.0.0.1", 80),
+    ],
+)
+def test_a_destination_is_understood(text: str, host: str, port: int) -> None:
+    assert parse_destination(text) == TCPAddress(host, port)
+
+
+@pytest.mark.parametrize("parse", [parse_destination, parse_listen])
+def test_a_unix_socket_is_a_destination_and_a_listener(parse) -> None:
+    assert parse("unix:/run/sshd 1.sock") == UnixAddress("/run/sshd 1.sock")
+    assert str(parse("unix:/run/a:22")) == "unix:/run/a:22"
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "",
+        ":",
+        "localhost",
+        "localhost:",
+        "localhost:ssh",
+        "localhost:0",
+        "localhost:65536",
+        "localhost:-1",
+        "localhost:+22",
+        "localhost: 22",
+        "localhost:22 ",
+        "localhost:22\n",
+        "localhost:٢٢",
+        "a b:22",
+        "a/b:22",
+        "user@host:22",
+        "-oProxyCommand=x:22",
+        "a..b:22",
+        "a-:22",
+        ".a:22",
+        "a\0:22",
+        "a\n:22",
+        "a" * 254 + ":22",
+        "ü" * 20_000 + ":22",
+        "☃.example:22",
+        "\udcff:22",
+        "[::1]",
+        "[::1:22",
+        "::1]:22",
+        "[]:22",
+        "[localhost]:22",
+        "[127.0.0.1]:22",
+        "::g:22",
+        "1:2:3:22",
+        "[::1%]:22",
+        "[::1%a b]:22",
+        "[::1%25%]:22",
+        "[::1%lo\nended session=0]:22",
+        "[::1%lo\x1b[2J]:22",
+        "unix:",
+        "unix:run/a",
+        "unix:~/a",
+        "unix:/a\0b",
+        "unix:/a\nopened session=0",
+        "unix:/a\x1b]0;x\x07",
+        "unix:/a\u2028b",
+        "unix:/a\udcff",
+        "unix:/" + "a" * MAX_UNIX_PATH,
+        "unix:/" + "ü" * (MAX_UNIX_PATH // 2 + 1),
+    ],
+)
+def test_a_bad_destination_gets_a_sentence_that_says_what_was_expected(text: str) -> None:
+    with pytest.raises(AddressError) as caught:
+        parse_destination(text)
+    assert is_a_sentence(caught.value)
+
+
+def test_a_unix_path_may_be_as_long_as_the_kernel_takes() -> None:
+    path = "/" + "a" * (MAX_UNIX_PATH - 1)
+    assert parse_destination(f"unix:{path}") == UnixAddress(path)
+
+
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [
+        (":12345", TCPAddress("", 12345)),
+        ("12345", TCPAddress("127.0.0.1", 12345)),
+        ("0", TCPAddress("127.0.0.1", 0)),
+        (":0", TCPAddress("", 0)),
+        ("localhost:80", TCPAddress("localhost", 80)),
+        ("[::]:80", TCPAddress("::", 80)),
+        (":::80", TCPAddress("::", 80)),
+        ("0.0.0.0:80", TCPAddress("0.0.0.0", 80)),
+    ],
+)
+def test_a_listening_address_is_understood(text: str, expected: TCPAddress) -> None:
+    assert parse_listen(text) == expected
+
+
+@pytest.mark.parametrize("text", ["", "localhost", "123456", "65536", "-1", "*:80", "host:", "host:a"])
+def test_a_bad_listening_address_gets_a_sentence(text: str) -> None:
+    with pytest.raises(AddressError) as caught:
+        parse_listen(text)
+    assert is_a_sentence(caught.value)
+
+
+@pytest.mark.parametrize(("text", "host"), [("Example.com", "example.com"), ("[::1]", "::1"), ("::1", "::1")])
+def test_a_host_alone_is_understood(text: str, host: str) -> None:
+    assert parse_host(text) == host
+
+
+@pytest.mark.parametrize("text", ["", "a b", "[::1", "a:22"])
+def test_a_bad_host_gets_a_sentence(text: str) -> None:
+    with pytest.raises(AddressError) as caught:
+        parse_host(text)
+    assert is_a_sentence(caught.value)
+
+
+# --- endpoints --------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("text", "tls", "host", "port", "path", "query", "authority"),
+    [
+        ("https://example.com/~http2tcp/", True, "example.com", 443, "/~http2tcp/", "", "example.com"),
+        ("https://example.com", True, "example.com", 443, "/", "", "example.com"),
+        ("https://example.com:8443/p", True, "example.com", 8443, "/p", "", "example.com:8443"),
+        ("http://example.com", False, "example.com", 80, "/", "", "example.com"),
+        ("http://example.com:443", False, "example.com", 443, "/", "", "example.com:443"),
+        ("HTTPS://EXAMPLE.com/P", True, "example.com", 443, "/P", "", "example.com"),
+        # As in the original: no scheme is http.
+        ("example.com:8080/p?k=v", False, "example.com", 8080, "/p", "k=v", "example.com:8080"),
+        ("example.com", False, "example.com", 80, "/", "", "example.com"),
+        ("localhost:80", False, "localhost", 80, "/", "", "localhost"),
+        ("example.com/p?next=http://other", False, "example.com", 80, "/p", "next=http://other", "example.com"),
+        ("http://[2001:db8::1]:8080/", False, "2001:db8::1", 8080, "/", "", "[2001:db8::1]:8080"),
+        ("https://[::1]", True, "::1", 443, "/", "", "[::1]"),
+        ("https://bücher.example/ü", True, "xn--bcher-kva.example", 443, "/%C3%BC", "", "xn--bcher-kva.example"),
+        ("https://h/a%2Fb?c=%20d", True, "h", 443, "/a%2Fb", "c=%20d", "h"),
+        ("http://h/\udcff", False, "h", 80, "/%FF", "", "h"),
+    ],
+)
+def test_an_endpoint_is_taken_apart(
+    text: str, tls: bool, host: str, port: int, path: str, query: str, authority: str
+) -> None:
+    endpoint = parse_endpoint(text)
+    assert endpoint == Endpoint(tls=tls, host=host, port=port, path=path, query=query)
+    assert endpoint.authority == authority
+
+
+def test_the_login_in_an_endpoint_is_unquoted_once() -> None:
+    endpoint = parse_endpoint("https://us%40er:p%3Aa%2525s@example.com/")
+    assert (endpoint.username, endpoint.password) == ("us@er", "p:a%25s")
+
+
+def test_an_endpoint_shows_neither_its_login_nor_its_query() -> None:
+    endpoint = parse_endpoint("https://user:hunter2@example.com/p?key=hunter3")
+    assert str(endpoint) == "https://example.com/p"
+    assert "hunter2" not in repr(endpoint)
+    assert "user" not in repr(endpoint)
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "",
+        "https://",
+        "https:///path",
+        "https://user:hunter2@",
+        "ftp://user:hunter2@example.com",
+        "wss://example.com",
+        "https://user:hunter2@example.com/#fragment",
+        "https://user:hunter2@example.com:0/",
+        "https://user:hunter2@example.com:65536/",
+        "https://user:hunter2@example.com:ssh/",
+        "https://user:hunter2/x@example.com/",
+        "https://user:hunter2?x@example.com/",
+        "https://user:hunter2@[::1/",
+        "https://user:hunter2@exa mple.com/",
+        "https://user:hunter2@example.com/\r\nX: y",
+        "https://user:hunter2@a..b/",
+        "https://user:hunter2@℀.example/",
+    ],
+)
+def test_a_bad_endpoint_gets_a_sentence_without_the_password(text: str) -> None:
+    with pytest.raises(AddressError) as caught:
+        parse_endpoint(text)
+    assert is_a_sentence(caught.value)
+    assert "hunter2" not in str(caught.value)
