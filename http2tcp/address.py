@@ -8,6 +8,7 @@ again: they all pass `TCPAddress`, `UnixAddress` or `Endpoint` on. Every parser 
 from __future__ import annotations
 
 import re
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from ipaddress import IPv6Address
 from typing import NamedTuple
@@ -27,6 +28,8 @@ _PORT = re.compile(r"[0-9]{1,5}", re.ASCII)
 _SCOPE = re.compile(r"[a-zA-Z0-9_.-]{1,32}", re.ASCII)
 _SCHEME = re.compile(r"[a-zA-Z][a-zA-Z0-9+.-]*://")
 _CONTROL_OR_BLANK = re.compile(r"[\x00-\x20\x7f]")
+# RFC 9298, section 2 allows level 3 of RFC 6570; these are its forms that a query or a path can use.
+_EXPRESSION = re.compile(r"\{([?&]?)(target_host|target_port|target_host,target_port|target_port,target_host)\}")
 _UNIX = "unix:"
 
 
@@ -60,6 +63,18 @@ def parse_destination(text: str) -> Address:
     if port == 0:
         raise AddressError(f"{text!a}: expected a port from 1 to 65535")
     return TCPAddress(host or "localhost", port)
+
+
+def parse_target(host: str, port: str) -> TCPAddress:
+    """The two variables of a connect-tcp template; an IPv6 address comes without brackets."""
+    if not _PORT.fullmatch(port):
+        raise AddressError(f"{port!a}: expected a port from 1 to 65535")
+    # An empty host is localhost in an `addr` only.
+    if not host or host.startswith(("[", _UNIX)):
+        raise AddressError(f"{host!a}: expected a host name or an IP address")
+    destination = parse_destination(f"[{host}]:{port}" if ":" in host else f"{host}:{port}")
+    assert isinstance(destination, TCPAddress)
+    return destination
 
 
 def parse_listen(text: str) -> Address:
@@ -142,6 +157,33 @@ class Endpoint:
     password: str | None = field(default=None, repr=False)
 
     @property
+    def is_template(self) -> bool:
+        """Whether the path or the query is a URI template (RFC 6570) of connect-tcp's two variables."""
+        return "{" in self.path
+
+    @property
+    def needs_target(self) -> bool:
+        """Whether the template makes no sense without a destination: its path names it."""
+        return any(operator == "" for operator, _ in _EXPRESSION.findall(self._whole))
+
+    def expand(self, variables: Mapping[str, str]) -> tuple[str, str]:
+        """The path and the query, with the variables' encoded values in the template's place."""
+
+        def value(match: re.Match[str]) -> str:
+            operator, names = match[1], [name for name in match[2].split(",") if name in variables]
+            if operator in ("?", "&") and names:
+                return operator + "&".join(f"{name}={variables[name]}" for name in names)
+            return ",".join(variables[name] for name in names)
+
+        path, _, query = _EXPRESSION.sub(value, self._whole).partition("?")
+        return path, query
+
+    @property
+    def _whole(self) -> str:
+        # A `{?…}` was taken for the start of the query.
+        return self.path + ("?" + self.query if self.query else "")
+
+    @property
     def authority(self) -> str:
         """The Host field's value: without the port where it is the scheme's own (RFC 9110, section 7.2)."""
         if self.port == (443 if self.tls else 80):
@@ -150,7 +192,7 @@ class Endpoint:
 
     def __str__(self) -> str:
         """The URL for a person to read: no credentials, no query."""
-        return f"http{'s' if self.tls else ''}://{self.authority}{self.path}"
+        return f"http{'s' if self.tls else ''}://{self.authority}{self.path.partition('{')[0]}"
 
 
 def parse_endpoint(text: str) -> Endpoint:
@@ -170,7 +212,7 @@ def parse_endpoint(text: str) -> Endpoint:
         raise AddressError("an endpoint has no #fragment: expected https://HOST[:PORT]/PATH")
     if not parts.hostname or port == 0:
         raise AddressError("the endpoint names no host, or port 0: expected https://HOST[:PORT]/PATH")
-    return Endpoint(
+    endpoint = Endpoint(
         tls=parts.scheme == "https",
         host=_parse_host(parts.hostname, parts.hostname),
         port=port or (443 if parts.scheme == "https" else 80),
@@ -179,6 +221,15 @@ def parse_endpoint(text: str) -> Endpoint:
         username=None if parts.username is None else unquote(parts.username, errors="surrogateescape"),
         password=None if parts.password is None else unquote(parts.password, errors="surrogateescape"),
     )
+    _check_template(endpoint)
+    return endpoint
+
+
+def _check_template(endpoint: Endpoint) -> None:
+    rest = "".join(endpoint.expand({}))
+    names = [name for _, group in _EXPRESSION.findall(endpoint._whole) for name in group.split(",")]
+    if "{" in rest or "}" in rest or sorted(names) not in ([], ["target_host", "target_port"]):
+        raise AddressError("expected a template with target_host and target_port, as in {?target_host,target_port}")
 
 
 def _quoted(part: str) -> str:

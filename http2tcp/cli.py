@@ -193,7 +193,7 @@ def _both(*names: str, **attributes: Any) -> Callable[[Callable[..., Any]], Call
     "--transport",
     type=_Parsed("NAME", _parse_transport),
     default=Transport.TCP.value,
-    help="tcp, or http2tcp/1.0 for a server of the original.  [default: tcp]",
+    help="tcp, connect-tcp, or http2tcp/1.0 for a server of the original.  [default: tcp]",
 )
 @_client(
     "-H",
@@ -231,6 +231,7 @@ def _both(*names: str, **attributes: Any) -> Callable[[Callable[..., Any]], Call
     type=_LISTEN,
     help="Where to listen. Server: 127.0.0.1:12345 by default. Client: in place of stdin and stdout.",
 )
+@_both("--keepalive", type=_SECONDS, default="25", help="Break silence so often, on connect-tcp.  [default: 25]")
 @_both("-v", "--verbose", is_flag=True, help="Say more.")
 @_both("-q", "--quiet", is_flag=True, help="Say errors only.")
 @_both("--demo", is_flag=True, allow_from_autoenv=False, help="Serve, tunnel and check on loopback, and end.")
@@ -284,6 +285,7 @@ def _server_settings(ctx: click.Context, options: dict[str, Any]) -> ServerSetti
         path=options["path"],
         connect_timeout=options["connect_timeout"],
         grace=options["grace"],
+        keepalive=options["keepalive"],
     )
 
 
@@ -300,6 +302,7 @@ def _client_settings(ctx: click.Context, options: dict[str, Any]) -> ClientSetti
         user_agent=options["user_agent"] or DEFAULT_USER_AGENT,
         headers=tuple(field for fields in options["header"] for field in fields),
         fdpass=options["fdpass"],
+        keepalive=options["keepalive"],
         tls=TLSSettings(
             ca_file=options["ca_file"],
             client_cert=options["client_cert"],

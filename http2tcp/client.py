@@ -152,6 +152,7 @@ async def _upgrade(settings: ClientSettings, stream: Stream, receive: Callable[[
         transport,
         token=settings.token,
         user_agent=settings.user_agent,
+        keepalive=settings.keepalive,
         headers=settings.headers,
     )
     reader = AnswerReader(transport)
@@ -169,6 +170,10 @@ async def _upgrade(settings: ClientSettings, stream: Stream, receive: Callable[[
         raise explain_refusal(answer, endpoint, settings.destination, transport, with_token=settings.token is not None)
     logger.debug("tunnel open, transport %s", transport.value)
     stream.unread(answer.trailing_data)
+    if transport.framed:
+        from http2tcp.net.capsules import CapsuleStream
+
+        stream = CapsuleStream(stream, keepalive=settings.keepalive, peer_keepalive=answer.keepalive)
     return Tunnel(stream, transport, answer.from_http2tcp)
 
 

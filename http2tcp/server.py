@@ -12,7 +12,7 @@ from collections.abc import Sequence
 
 import trio
 
-from http2tcp.address import Address, parse_destination
+from http2tcp.address import Address, parse_destination, parse_target
 from http2tcp.audit import Reason, Session
 from http2tcp.errors import (
     AddressError,
@@ -28,13 +28,13 @@ from http2tcp.errors import (
     TargetUnreachable,
     UpgradeRequired,
 )
+from http2tcp.net.capsules import CapsuleStream
 from http2tcp.net.dial import DialError, DialFailure, Dialled, dial
 from http2tcp.net.listen import Listener, open_listeners
 from http2tcp.net.relay import End, relay
-from http2tcp.net.streams import SocketStream
+from http2tcp.net.streams import SocketStream, Stream
 from http2tcp.policy import Policy, forbidden
-from http2tcp.protocol.server import MAX_HEAD, RequestReader, TunnelRequest, accept, refuse
-from http2tcp.protocol.transport import Transport
+from http2tcp.protocol.server import CONTINUE, MAX_HEAD, RequestReader, TunnelRequest, accept, refuse
 from http2tcp.settings import ServerSettings
 
 logger = logging.getLogger(__name__)
@@ -104,8 +104,8 @@ class _Connection:
         try:
             request = await self._read_head(give_up)
             destination = self._authorise(request)
-            target = await self._dial(destination)
-            reason, words = await self._switch_and_relay(request.transport, target)
+            target = await self._dial(request, destination)
+            reason, words = await self._switch_and_relay(request, target)
         except Refusal as refusal:
             self._session.refused(refusal)
             await self._refuse(refusal, give_up)
@@ -143,7 +143,10 @@ class _Connection:
         if request.transport is None:
             raise UpgradeRequired
         try:
-            destination = grant.default if request.addr is None else parse_destination(request.addr)
+            if request.target is not None:
+                destination: Address | None = parse_target(*request.target)
+            else:
+                destination = grant.default if request.addr is None else parse_destination(request.addr)
         except AddressError as error:
             raise BadRequest(f"the destination is not understood: {error}") from None
         if destination is None:
@@ -154,8 +157,10 @@ class _Connection:
         grant.permit(destination)
         return destination
 
-    async def _dial(self, destination: Address) -> Dialled:
+    async def _dial(self, request: TunnelRequest, destination: Address) -> Dialled:
         try:
+            if request.expects_continue:
+                await self._stream.send_all(CONTINUE)
             with trio.fail_after(self._settings.connect_timeout):
                 return await dial(destination, lambda address: not forbidden(address))
         except trio.TooSlowError:
@@ -163,19 +168,28 @@ class _Connection:
             raise TargetTimeout(f"cannot reach {destination} from the server: no answer in {seconds:g} s") from None
         except DialError as error:
             raise _dial_refusal(destination, error) from error
+        except trio.BrokenResourceError:
+            raise _Departed from None
 
-    async def _switch_and_relay(self, transport: Transport | None, target: Dialled) -> tuple[Reason, str]:
-        assert transport is not None, "_authorise lets no other request pass"
-        self._session.opened(target.address, transport)
+    async def _switch_and_relay(self, request: TunnelRequest, target: Dialled) -> tuple[Reason, str]:
+        assert request.transport is not None, "_authorise lets no other request pass"
+        self._session.opened(target.address, request.transport)
         try:
-            await self._stream.send_all(accept(transport))
+            await self._stream.send_all(accept(request, keepalive=self._settings.keepalive))
         except trio.BrokenResourceError as error:
             return Reason.CLIENT_BROKE, str(error)
         else:
-            outcome = await relay(self._stream, target.stream, self._session.traffic)
+            outcome = await relay(self._framed(request), target.stream, self._session.traffic)
             return _REASONS[outcome.end], outcome.words
         finally:
             target.stream.abort()
+
+    def _framed(self, request: TunnelRequest) -> Stream:
+        """The tunnel's bytes: what the transport adds to them stays below."""
+        assert request.transport is not None
+        if not request.transport.framed:
+            return self._stream
+        return CapsuleStream(self._stream, keepalive=self._settings.keepalive, peer_keepalive=request.keepalive)
 
     async def _refuse(self, refusal: Refusal, give_up: float) -> None:
         """Send the refusal and see it delivered: closing with bytes unread would reset it away."""

@@ -28,6 +28,8 @@ class ServerSettings:
     path: str | None = None
     head_timeout: float = 10.0
     connect_timeout: float = 10.0
+    #: Break our own silence so often, where the transport has a way to.
+    keepalive: float = 25.0
     #: How long sessions may go on after the server was told to drain.
     grace: float = 30.0
 
@@ -76,6 +78,8 @@ class ClientSettings:
     tls: TLSSettings = TLSSettings()
     #: Hand the connection to ssh (ProxyUseFdpass) and leave.
     fdpass: bool = False
+    #: Break our own silence so often, where the transport has a way to.
+    keepalive: float = 25.0
     #: For the name and the TCP connection together.
     connect_timeout: float = 10.0
     tls_timeout: float = 10.0
@@ -91,6 +95,12 @@ class ClientSettings:
             raise SettingsError("--client-key needs --client-cert, the certificate that goes with it")
         if self.fdpass and self.endpoint.tls:
             raise SettingsError("--fdpass needs an http endpoint: with https, the TLS session lives in this process")
+        if self.fdpass and self.transport.framed:
+            raise SettingsError(
+                f"--fdpass needs a raw transport, such as tcp: ssh does not speak {self.transport.value}"
+            )
+        if self.destination is None and self.endpoint.needs_target:
+            raise SettingsError("this endpoint's template needs a destination (-d)")
 
 
 def check_token(token: str) -> None:

@@ -68,11 +68,12 @@ class Listener:
 
     def accept_queued(self, accepted: Accepted) -> None:
         """Hand on what the kernel has accepted already; nothing where descriptors run out."""
-        try:
-            while True:
+        while True:
+            try:
                 accepted(*self._accept())
-        except OSError:
-            return
+            except OSError as error:
+                if isinstance(error, BlockingIOError) or error.errno in _EXHAUSTED:
+                    return
 
     def _accept(self) -> tuple[socket.socket, str]:
         sock, peer = self._socket.accept()

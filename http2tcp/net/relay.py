@@ -91,6 +91,18 @@ class _Side:
 
 
 async def _converse(left: _Side, right: _Side, traffic: Traffic) -> Outcome:
+    if not (left.stream.framed or right.stream.framed):
+        return await _pump_both(left, right, traffic)
+    async with trio.open_nursery() as attendants:
+        for side in (left, right):
+            if side.stream.framed:
+                attendants.start_soon(side.stream.attend)
+        outcome = await _pump_both(left, right, traffic)
+        attendants.cancel_scope.cancel()
+    return outcome
+
+
+async def _pump_both(left: _Side, right: _Side, traffic: Traffic) -> Outcome:
     async with trio.open_nursery() as nursery:
         scope = nursery.cancel_scope
         traffic.forth.within(scope)

@@ -63,6 +63,9 @@ class Stream(trio.abc.HalfCloseableStream):
         """The non-blocking descriptor that `send_all` writes to, where it adds nothing to it."""
         return None
 
+    async def attend(self) -> None:
+        """What has to be done while the tunnel is open, such as keepalives, until cancelled; only if `framed`."""
+
     @abstractmethod
     async def receive_some(self, max_bytes: int | None = None) -> bytes: ...
 

@@ -14,9 +14,9 @@ from urllib.parse import quote, unquote
 
 import h11
 
-from http2tcp.address import Address, Endpoint
+from http2tcp.address import Address, Endpoint, TCPAddress
 from http2tcp.errors import FrontEndFailed
-from http2tcp.protocol.transport import PROXY_NAME, TOKEN_FIELD, Transport
+from http2tcp.protocol.transport import KEEPALIVE_FIELD, PROXY_NAME, TOKEN_FIELD, Transport, parse_keepalive
 
 # nginx and Apache add a few hundred bytes; identity-aware proxies send cookies of several KiB.
 MAX_HEAD = 64 * 1024
@@ -30,6 +30,8 @@ class Switched(NamedTuple):
 
     #: The answer carries our Proxy-Status: the target has accepted, since our server dials first.
     from_http2tcp: bool
+    #: The server's interval in seconds, where it announces one.
+    keepalive: float | None = None
     #: What came with the 101. It belongs to the tunnel.
     trailing_data: bytes = b""
 
@@ -57,9 +59,14 @@ def request(
     *,
     token: str | None,
     user_agent: str,
+    keepalive: float | None = None,
     headers: Sequence[tuple[str, str]] = (),
 ) -> bytes:
-    """The request head. `headers` come last and replace ours of the same name, `Host` included."""
+    """The request head.
+
+    `keepalive` is our interval on a framed transport, in seconds. `headers` come last and replace ours of
+    the same name, `Host` included.
+    """
     fields = [
         ("Host", endpoint.authority),
         ("User-Agent", user_agent),
@@ -67,18 +74,29 @@ def request(
         ("Upgrade", transport.value),
         *_credentials(endpoint, transport, token, headers),
     ]
+    if transport.framed:
+        fields.append(("Capsule-Protocol", "?1"))
+        if keepalive is not None:
+            fields.append((KEEPALIVE_FIELD, f"{keepalive:g}"))
     own = {name.lower() for name, _ in headers}
     fields = [(name, value) for name, value in fields if name.lower() not in own] + list(headers)
-    lines = [f"GET {_target(endpoint, destination)} HTTP/1.1", *(f"{n}: {v}" for n, v in fields), "", ""]
+    lines = [f"GET {_target(endpoint, destination, transport)} HTTP/1.1", *(f"{n}: {v}" for n, v in fields), "", ""]
     return "\r\n".join(lines).encode("utf-8", "surrogateescape")
 
 
-def _target(endpoint: Endpoint, destination: Address | None) -> str:
-    pairs = endpoint.query.split("&") if endpoint.query else []
-    if destination is not None:
-        pairs = [pair for pair in pairs if unquote(pair.partition("=")[0]) != "addr"]
-        pairs.append(f"addr={quote(str(destination), safe='')}")
-    return endpoint.path + ("?" + "&".join(pairs) if pairs else "")
+def _target(endpoint: Endpoint, destination: Address | None, transport: Transport) -> str:
+    variables = {}
+    # A Unix socket has no host, and only connect-tcp and a template know of hosts and ports.
+    if isinstance(destination, TCPAddress) and (endpoint.is_template or transport is Transport.CONNECT_TCP):
+        # RFC 6570, section 3.2.2: all but the unreserved characters is encoded, the colons of IPv6 too.
+        variables = {"target_host": quote(destination.host, safe=""), "target_port": str(destination.port)}
+    path, query = endpoint.expand(variables)
+    if destination is None or (variables and endpoint.is_template):
+        return path + ("?" + query if query else "")
+    replaced = ("addr", "target_host", "target_port")
+    pairs = [pair for pair in query.split("&") if pair and unquote(pair.partition("=")[0]) not in replaced]
+    added = variables or {"addr": quote(str(destination), safe="")}
+    return path + "?" + "&".join([*pairs, *(f"{name}={value}" for name, value in added.items())])
 
 
 def _credentials(
@@ -156,14 +174,14 @@ class AnswerReader:
                     return self._refused()
 
     def _switched(self, event: h11.InformationalResponse) -> Switched:
-        named = _field(event, b"upgrade")
-        if named.lower() != self._transport.value:
+        if Transport.named(_field(event, b"upgrade")) is not self._transport:
             raise FrontEndFailed(f"the answer switches to another protocol than {self._transport.value}")
         options = [option.strip() for option in _field(event, b"connection").lower().split(",")]
         if "upgrade" not in options:
             raise FrontEndFailed("the answer switches protocols without saying Connection: upgrade")
         data, _ = self._connection.trailing_data
-        return Switched(trailing_data=data, from_http2tcp=self._ours(event))
+        keepalive = parse_keepalive(_field(event, KEEPALIVE_FIELD.lower().encode()))
+        return Switched(trailing_data=data, from_http2tcp=self._ours(event), keepalive=keepalive)
 
     def _refused(self) -> Refused:
         response = self._response

@@ -13,12 +13,12 @@ from __future__ import annotations
 import re
 from base64 import b64decode
 from dataclasses import dataclass, field
-from urllib.parse import parse_qsl
+from urllib.parse import parse_qsl, unquote
 
 import h11
 
 from http2tcp.errors import BadRequest, HeadTooLarge, Refusal, UpgradeRequired
-from http2tcp.protocol.transport import PROXY_NAME, TOKEN_FIELD, Transport
+from http2tcp.protocol.transport import KEEPALIVE_FIELD, PROXY_NAME, TOKEN_FIELD, Transport, parse_keepalive
 
 # Apache stops at 8 KiB a line; one token and one address fit easily.
 MAX_HEAD = 16 * 1024
@@ -29,6 +29,10 @@ MAX_FIELDS = 64
 _IMPOSSIBLE = re.compile(rb"[\x00-\x08\x0b\x0c\x0e-\x1f\x7f]|\r[^\n]|(?<!\r)\n")
 # RFC 9112, section 3.2: any other value is answered with 400. No userinfo, no path, no blank.
 _HOST = re.compile(rb"[!$%&'()*+,;=:.\[\]_~0-9A-Za-z-]+")
+# The default template of connect-tcp.
+_WELL_KNOWN = re.compile(r"/\.well-known/masque/tcp/([^/]+)/([^/]+)/?")
+_TARGET_PARAMETERS = ("addr", "target_host", "target_port")
+
 _REQUEST_LINE = re.compile(rb"[!#$%&'*+.^_`|~0-9A-Za-z-]+ [\x21-\x7e]+ HTTP/[0-9]\.[0-9]")
 
 
@@ -39,9 +43,17 @@ class TunnelRequest:
     path: str
     #: `addr` as it was sent; None: the server's own default. It is parsed after the token is accepted.
     addr: str | None = None
+    #: `target_host` and `target_port` as connect-tcp's templates send them, in the place of `addr`.
+    target: tuple[str, str] | None = None
     token: str | None = field(default=None, repr=False)
     #: None where the request asks for no upgrade, or for one that is not known.
     transport: Transport | None = None
+    #: The Upgrade token as it was sent, in lower case: the answer repeats it.
+    upgrade: str = ""
+    #: The client's interval in seconds, where it announces one.
+    keepalive: float | None = None
+    #: The client waits for a 100 (RFC 9110, section 10.1.1).
+    expects_continue: bool = False
     #: The request carries `Origin`: a web page made it.
     from_browser: bool = False
 
@@ -110,12 +122,17 @@ def _parse_request(request: h11.Request) -> TunnelRequest:
         raise BadRequest
     if _only(fields, b"content-length") not in (None, b"0"):
         raise BadRequest
-    path, addr = _parse_target(bytes(request.target))
+    path, addr, target = _parse_target(bytes(request.target))
+    upgrade = _parse_upgrade(fields)
     return TunnelRequest(
         path=path,
         addr=addr,
+        target=target,
         token=_parse_token(fields),
-        transport=_parse_upgrade(fields),
+        transport=Transport.named(upgrade),
+        upgrade=upgrade,
+        keepalive=parse_keepalive(_text(_only(fields, KEEPALIVE_FIELD.lower().encode()) or b"")),
+        expects_continue=fields.get(b"expect", [b""])[0].lower() == b"100-continue",
         from_browser=b"origin" in fields,
     )
 
@@ -128,31 +145,40 @@ def _only(fields: dict[bytes, list[bytes]], name: bytes) -> bytes | None:
     return values[0] if values else None
 
 
-def _parse_target(target: bytes) -> tuple[str, str | None]:
-    if not target.startswith(b"/") or b"#" in target:
+def _parse_target(request_target: bytes) -> tuple[str, str | None, tuple[str, str] | None]:
+    if not request_target.startswith(b"/") or b"#" in request_target:
         raise BadRequest
-    path, _, query = target.decode("ascii").partition("?")
+    path, _, query = request_target.decode("ascii").partition("?")
     try:
         # What is no UTF-8 may stand in a parameter that is not ours; no address holds it.
         pairs = parse_qsl(query, keep_blank_values=True, errors="surrogateescape", max_num_fields=MAX_FIELDS)
     except ValueError:
         raise BadRequest from None
-    addresses = [value for name, value in pairs if name == "addr"]
-    if len(addresses) > 1:
+    # The original sends an empty addr where it was given no destination, and so does a template.
+    values = {name: value for name, value in pairs if name in _TARGET_PARAMETERS}
+    if len(values) < sum(name in _TARGET_PARAMETERS for name, _ in pairs):
         raise BadRequest
-    # The original sends an empty addr where it was given no destination.
-    return path, (addresses[0] or None) if addresses else None
+    addr = values.pop("addr", None) or None
+    target = (values.pop("target_host", ""), values.pop("target_port", ""))
+    well_known = _WELL_KNOWN.fullmatch(path)
+    if well_known:
+        if any(target):
+            raise BadRequest
+        target = (unquote(well_known[1]), unquote(well_known[2]))
+    if addr is not None and any(target):
+        raise BadRequest
+    return path, addr, target if any(target) else None
 
 
-def _parse_upgrade(fields: dict[bytes, list[bytes]]) -> Transport | None:
+def _parse_upgrade(fields: dict[bytes, list[bytes]]) -> str:
     token = _only(fields, b"upgrade")
     if token is not None and b"," in token:
         raise BadRequest
     options = b",".join(fields.get(b"connection", [])).lower().split(b",")
     # RFC 9110, section 7.8: an Upgrade field that Connection does not name is to be ignored.
     if token is None or b"upgrade" not in (option.strip() for option in options):
-        return None
-    return Transport.named(token.decode("latin-1"))
+        return ""
+    return token.decode("latin-1").lower()
 
 
 def _parse_token(fields: dict[bytes, list[bytes]]) -> str | None:
@@ -183,12 +209,16 @@ def _text(value: bytes) -> str:
     return value.decode("utf-8", "surrogateescape")
 
 
-def accept(transport: Transport) -> bytes:
+#: The interim answer that a client with `Expect: 100-continue` waits for.
+CONTINUE = b"HTTP/1.1 100 Continue\r\n\r\n"
+
+
+def accept(request: TunnelRequest, *, keepalive: float) -> bytes:
     """The 101 that opens the tunnel; every byte after it is the tunnel's."""
-    return _head(
-        "101 Switching Protocols",
-        [("Connection", "Upgrade"), ("Upgrade", transport.value), ("Proxy-Status", PROXY_NAME)],
-    )
+    fields = [("Connection", "Upgrade"), ("Upgrade", request.upgrade), ("Proxy-Status", PROXY_NAME)]
+    if request.transport is not None and request.transport.framed:
+        fields += [("Capsule-Protocol", "?1"), (KEEPALIVE_FIELD, f"{keepalive:g}")]
+    return _head("101 Switching Protocols", fields)
 
 
 def refuse(refusal: Refusal) -> bytes:

@@ -10,6 +10,11 @@ PROXY_NAME = "http2tcp"
 #: Where the token travels when the front end's own authentication owns `Authorization`.
 TOKEN_FIELD = "Http2tcp-Token"  # noqa: S105
 
+#: How often, in seconds, the sender of this field breaks its own silence. Only who sent it is given up.
+KEEPALIVE_FIELD = "Http2tcp-Keepalive"
+# A day. More is as good as none.
+MAX_KEEPALIVE = 86400.0
+
 
 class Transport(Enum):
     """A transport; its value is its token on the wire."""
@@ -18,11 +23,29 @@ class Transport(Enum):
     TCP = "tcp"
     #: Raw bytes, as movsb/http2tcp speaks it.
     HTTP2TCP = "http2tcp/1.0"
+    #: Capsules: draft-ietf-httpbis-connect-tcp.
+    CONNECT_TCP = "connect-tcp"
 
     @classmethod
     def named(cls, token: str) -> Transport | None:
         """The transport of an Upgrade token in any case, or None where it is not known."""
         return _BY_TOKEN.get(token.lower())
 
+    @property
+    def framed(self) -> bool:
+        """Whether the tunnel's bytes travel in capsules."""
+        return self is Transport.CONNECT_TCP
+
 
 _BY_TOKEN = {transport.value: transport for transport in Transport}
+# The token of the draft's revision 12 and later, until it is an RFC.
+_BY_TOKEN["connect-tcp-12"] = Transport.CONNECT_TCP
+
+
+def parse_keepalive(value: str) -> float | None:
+    """The seconds of a Keepalive field; None for what is no sensible figure."""
+    digits = value.replace(".", "", 1)
+    if not (value.isascii() and digits.isdigit()) or len(value) > 8:
+        return None
+    seconds = float(value)
+    return seconds if 0 < seconds <= MAX_KEEPALIVE else None
