@@ -393,7 +393,8 @@ def _complain(sentence: str, exit_code: int) -> int:
     try:
         # None where it was closed when we began; print would take stdout instead.
         if sys.stderr is not None:
-            print(f"http2tcp: {sentence}", file=sys.stderr)
+            # ssh may have made the terminal raw, where a line's end alone does not lead back to the margin.
+            print(f"http2tcp: {sentence}", file=sys.stderr, end="\r\n" if sys.stderr.isatty() else "\n")
     except OSError:
         pass  # nobody listens, but the exit status still tells
     return exit_code

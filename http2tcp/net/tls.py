@@ -167,6 +167,9 @@ class TLSStream(Stream):
                 await self._writable()
             except ssl.SSLEOFError:
                 raise trio.BrokenResourceError("TLS ended without close_notify") from None
+            except ssl.SSLZeroReturnError:
+                # From sending; the peer's close_notify alone is an EOF, which receiving returns.
+                raise trio.BrokenResourceError("the other side had ended TLS already") from None
             except ssl.SSLError as error:
                 raise trio.BrokenResourceError(f"TLS failed: {error.reason or 'unknown error'}") from error
             except OSError as error:

@@ -2,8 +2,15 @@
 
 from __future__ import annotations
 
+import contextlib
+import os
+import pty
 import re
+import socket
+import ssl
 import subprocess
+import threading
+import tty
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -167,3 +174,42 @@ def test_ssh_s_user_reads_the_same_line(site: Site, login: LoginTo, name: str, f
     assert done.stdout == b""
     first, *_ = done.stderr.splitlines()
     assert first == alone.stderr.splitlines()[0]
+
+
+def test_the_line_ends_at_the_left_margin_of_a_terminal_that_ssh_has_made_raw(site: Site) -> None:
+    master, slave = pty.openpty()
+    tty.setraw(slave)
+    command = site.client(f"http://127.0.0.1:{free_port()}/", destination=site.sshd.address)
+    try:
+        done = subprocess.run(command, stdin=subprocess.DEVNULL, stderr=slave, timeout=30, env=environment())
+        assert done.returncode == 65
+        # Without the CR the shell's prompt, or ssh's own words, would begin where this line ended.
+        assert os.read(master, 4096).endswith(b"site is up\r\n")
+    finally:
+        os.close(master)
+        os.close(slave)
+
+
+def test_an_upload_that_the_front_end_ends_is_no_success(site: Site) -> None:
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    context.load_cert_chain(site.certificates.good)
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+
+        def end_early() -> None:
+            connection, _ = listener.accept()
+            with context.wrap_socket(connection, server_side=True) as front:
+                front.recv(65536)
+                front.sendall(b"HTTP/1.1 101 Switching\r\nConnection: upgrade\r\nUpgrade: tcp\r\n\r\n")
+                # close_notify, and then no wait for the client's.
+                front.setblocking(False)
+                with contextlib.suppress(OSError):
+                    front.unwrap()
+
+        ending = threading.Thread(target=end_early)
+        ending.start()
+        command = site.client(f"https://localhost:{listener.getsockname()[1]}/", destination=site.sshd.address)
+        done = subprocess.run(command, input=bytes(30_000_000), capture_output=True, timeout=30, env=environment())
+        ending.join()
+    assert done.returncode == 71
+    assert done.stderr.startswith(b"http2tcp: tunnel: cut before both sides were done: ")
+    assert b"unknown" not in done.stderr
