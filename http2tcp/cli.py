@@ -26,6 +26,8 @@ ENV_PREFIX = "HTTP2TCP"
 EXIT_BUG = 1
 EXIT_USAGE = 2
 
+_AUTO = "auto"
+
 # What the handshake itself says. To change one of these is to ask for something else than a tunnel.
 _OWN_FIELDS = {"connection", "upgrade", "content-length", "transfer-encoding", TOKEN_FIELD.lower()}
 _TOKEN_CHARACTERS = frozenset("!#$%&'*+-.^_`|~0123456789abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ")
@@ -126,7 +128,9 @@ def _parse_seconds(text: str) -> float:
     return seconds
 
 
-def _parse_transport(text: str) -> Transport:
+def _parse_transport(text: str) -> Transport | None:
+    if text.lower() == _AUTO:
+        return None
     transport = Transport.named(text)
     if transport is None:
         raise SettingsError(f"{text!a}: expected {' or '.join(known.value for known in Transport)}")
@@ -192,8 +196,8 @@ def _both(*names: str, **attributes: Any) -> Callable[[Callable[..., Any]], Call
 @_client(
     "--transport",
     type=_Parsed("NAME", _parse_transport),
-    default=Transport.TCP.value,
-    help="tcp, connect-tcp, or http2tcp/1.0 for a server of the original.  [default: tcp]",
+    default=_AUTO,
+    help="auto (the first that gets through), connect-tcp, tcp, or http2tcp/1.0 as the original.  [default: auto]",
 )
 @_client(
     "-H",

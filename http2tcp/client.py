@@ -20,17 +20,19 @@ from http2tcp.errors import (
     ConnectFailed,
     FrontEndFailed,
     ListenError,
+    OriginalServer,
     ResolveFailed,
     StdioFailed,
     TargetFailed,
     TLSFailed,
     TunnelCut,
     TunnelError,
+    UpgradeNotPassed,
 )
 from http2tcp.net.dial import DialError, dial_first, resolve
 from http2tcp.net.relay import End, Outcome, Traffic, relay
 from http2tcp.net.streams import SocketStream, Stream
-from http2tcp.protocol.client import AnswerReader, Refused, request
+from http2tcp.protocol.client import AnswerReader, Refused, Switched, request
 from http2tcp.protocol.transport import Transport
 from http2tcp.settings import DEFAULT_USER_AGENT, ClientSettings, TLSSettings
 
@@ -57,17 +59,18 @@ async def open_tunnel(
     destination: str | Address | None = None,
     *,
     token: str | None = None,
-    transport: Transport = Transport.TCP,
+    transport: Transport | None = None,
     tls: TLSSettings = TLSSettings(),  # noqa: B008
     headers: Sequence[tuple[str, str]] = (),
     user_agent: str = DEFAULT_USER_AGENT,
 ) -> Stream:
     """Open a tunnel and give it as a trio stream.
 
-    `endpoint` is the URL of the server's location, `destination` what it is to reach ("host:port"; None:
-    the server's default). Returns once the target has accepted, on `http2tcp/1.0` once the server has.
-    `send_eof` half-closes over http; over https it raises HalfCloseUnsupported. Raises TunnelError,
-    whose subclasses are the hops, AddressError or SettingsError.
+    `endpoint` is the URL of the server's location; `destination` what it is to reach ("host:port"; None:
+    the server's default); `transport` what carries it (None: the first that gets through). Returns once
+    the target has accepted, on `http2tcp/1.0` once the server has. `send_eof` half-closes, but for raw
+    transports over https, where it raises HalfCloseUnsupported. Raises TunnelError, whose subclasses are
+    the hops, AddressError or SettingsError.
     """
     settings = ClientSettings(
         endpoint=parse_endpoint(endpoint) if isinstance(endpoint, str) else endpoint,
@@ -81,14 +84,65 @@ async def open_tunnel(
     return (await connect(settings)).stream
 
 
+# What is tried where no transport was chosen, the one that keeps most promises first.
+AUTO = (Transport.CONNECT_TCP, Transport.TCP, Transport.HTTP2TCP)
+
+
+class Connector:
+    """Opens tunnels as `settings` say, and remembers which transport gets through."""
+
+    def __init__(self, settings: ClientSettings) -> None:
+        self.settings = settings
+        self._transport = settings.transport
+
+    async def connect(self) -> Tunnel:
+        """Open a tunnel. Raises TunnelError."""
+        if self._transport is not None:
+            return await _attempt(self.settings, self._transport)
+        tunnel = await self._first_through()
+        self._transport = tunnel.transport
+        return tunnel
+
+    async def _first_through(self) -> Tunnel:
+        first_failure: TunnelError | None = None
+        original = False
+        for transport in AUTO:
+            if original and transport is not Transport.HTTP2TCP:
+                continue
+            try:
+                tunnel = await _attempt(self.settings, transport, any_transport=True)
+            except (UpgradeNotPassed, OriginalServer) as error:
+                logger.debug("%s: %s: %s", transport.value, error.hop, error)
+                original = isinstance(error, OriginalServer)
+                first_failure = first_failure or error
+                continue
+            if first_failure is not None:
+                name = tunnel.transport.value
+                logger.warning("only %s gets through; --transport %s saves the detour", name, name)
+            return tunnel
+        assert first_failure is not None
+        raise first_failure
+
+
 async def connect(settings: ClientSettings) -> Tunnel:
-    """Open a tunnel: a connection to the endpoint, TLS on https, the upgrade. Raises TunnelError."""
+    """Open one tunnel. Raises TunnelError."""
+    return await Connector(settings).connect()
+
+
+async def _attempt(settings: ClientSettings, transport: Transport, *, any_transport: bool = False) -> Tunnel:
+    """A connection to the endpoint, TLS on https, the upgrade. Raises TunnelError."""
     stream: Stream = await _dial(settings)
     try:
         if settings.endpoint.tls:
             assert isinstance(stream, SocketStream)
             stream = await _secure(settings, stream)
-        return await _upgrade(settings, stream, stream.receive_some)
+        answer = await _upgrade(settings, transport, stream, stream.receive_some, any_transport=any_transport)
+        stream.unread(answer.trailing_data)
+        if answer.transport.framed:
+            from http2tcp.net.capsules import CapsuleStream
+
+            stream = CapsuleStream(stream, keepalive=settings.keepalive, peer_keepalive=answer.keepalive)
+        return Tunnel(stream, answer.transport, answer.from_http2tcp)
     except BaseException:
         stream.abort()
         raise
@@ -144,8 +198,15 @@ async def _secure(settings: ClientSettings, stream: SocketStream) -> Stream:
     return secured
 
 
-async def _upgrade(settings: ClientSettings, stream: Stream, receive: Callable[[], Awaitable[bytes]]) -> Tunnel:
-    endpoint, transport = settings.endpoint, settings.transport
+async def _upgrade(
+    settings: ClientSettings,
+    transport: Transport,
+    stream: Stream,
+    receive: Callable[[], Awaitable[bytes]],
+    *,
+    any_transport: bool = False,
+) -> Switched:
+    endpoint = settings.endpoint
     head = request(
         endpoint,
         settings.destination,
@@ -155,7 +216,7 @@ async def _upgrade(settings: ClientSettings, stream: Stream, receive: Callable[[
         keepalive=settings.keepalive,
         headers=settings.headers,
     )
-    reader = AnswerReader(transport)
+    reader = AnswerReader(transport, any_transport=any_transport)
     try:
         with trio.fail_after(settings.answer_timeout):
             await stream.send_all(head)
@@ -165,16 +226,11 @@ async def _upgrade(settings: ClientSettings, stream: Stream, receive: Callable[[
         seconds = settings.answer_timeout
         raise FrontEndFailed(f"{endpoint} gave no answer within {seconds:g} s: is http2tcp behind it?") from None
     except trio.BrokenResourceError as error:
-        raise FrontEndFailed(f"{endpoint} broke the connection off without an answer: {error}") from error
+        raise UpgradeNotPassed(f"{endpoint} broke the connection off without an answer: {error}") from error
     if isinstance(answer, Refused):
         raise explain_refusal(answer, endpoint, settings.destination, transport, with_token=settings.token is not None)
-    logger.debug("tunnel open, transport %s", transport.value)
-    stream.unread(answer.trailing_data)
-    if transport.framed:
-        from http2tcp.net.capsules import CapsuleStream
-
-        stream = CapsuleStream(stream, keepalive=settings.keepalive, peer_keepalive=answer.keepalive)
-    return Tunnel(stream, transport, answer.from_http2tcp)
+    logger.debug("tunnel open, transport %s", answer.transport.value)
+    return answer
 
 
 async def run_stdio(settings: ClientSettings, stdio: StdioStream) -> None:
@@ -212,7 +268,9 @@ async def hand_over(settings: ClientSettings, output_fd: int) -> None:
 
     stream = await _dial(settings)
     try:
-        await _upgrade(settings, stream, HeadReceiver(stream).receive)
+        # Only raw bytes can be handed over.
+        transport = settings.transport or Transport.TCP
+        await _upgrade(settings, transport, stream, HeadReceiver(stream).receive)
         pass_socket(stream, output_fd)
     except OSError as error:
         raise TunnelCut(f"ssh did not take the connection: {(error.strerror or 'failed').lower()}") from error
@@ -237,11 +295,12 @@ async def forward(
         listeners = await open_listeners(listen)
     except OSError as error:
         raise ListenError(f"cannot listen on {listen}: {(error.strerror or str(error)).lower()}") from error
+    connector = Connector(settings)
     try:
         async with trio.open_nursery() as nursery:
 
             def accepted(sock: socket.socket, peer: str) -> None:
-                nursery.start_soon(_forward_one, settings, SocketStream(sock), peer)
+                nursery.start_soon(_forward_one, connector, SocketStream(sock), peer)
 
             for listener in listeners:
                 nursery.start_soon(listener.accept_forever, accepted)
@@ -251,9 +310,9 @@ async def forward(
             listener.close()
 
 
-async def _forward_one(settings: ClientSettings, local: SocketStream, peer: str) -> None:
+async def _forward_one(connector: Connector, local: SocketStream, peer: str) -> None:
     try:
-        tunnel = await connect(settings)
+        tunnel = await connector.connect()
         traffic = Traffic()
         outcome = await relay(local, tunnel.stream, traffic)
         failure = _failure(tunnel, outcome, traffic)

@@ -16,10 +16,12 @@ from http2tcp.errors import (
     CredentialsRefused,
     DestinationForbidden,
     FrontEndFailed,
+    OriginalServer,
     ServerRefused,
     TargetFailed,
     TLSFailed,
     TunnelError,
+    UpgradeNotPassed,
 )
 from http2tcp.protocol.client import Refused
 from http2tcp.protocol.transport import Transport
@@ -38,7 +40,7 @@ def explain_refusal(
 ) -> TunnelError:
     """The error for an answer that is no 101."""
     if refused.proxy_error is None:
-        return _explain_front_end(refused, endpoint, transport, with_token)
+        return _explain_front_end(refused, endpoint, transport)
     text = safe(refused.text)
     where = "its default destination" if destination is None else str(destination)
     match refused.status:
@@ -55,7 +57,7 @@ def explain_refusal(
         case 404:
             return ServerRefused(f"the server does not answer at {endpoint.path}: compare -e with the server's --path")
         case 426:
-            return FrontEndFailed(
+            return UpgradeNotPassed(
                 f"{endpoint} did not pass the upgrade to {transport.value} on (426); {_nginx_lines(transport)}"
             )
         case 502 | 504:
@@ -64,26 +66,26 @@ def explain_refusal(
             return ServerRefused(f"the server refused ({refused.status}): {text}")
 
 
-def _explain_front_end(refused: Refused, endpoint: Endpoint, transport: Transport, with_token: bool) -> TunnelError:
+def _explain_front_end(refused: Refused, endpoint: Endpoint, transport: Transport) -> TunnelError:
     made_by = f"{endpoint} answered {refused.status}" + (f" ({safe(refused.server)})" if refused.server else "")
     match refused.status:
-        case 301 | 302 | 303 | 307 | 308 if refused.location:
-            # What we added to the query is not for the user to repeat.
-            try:
-                url = urlsplit(urljoin(str(endpoint), refused.location))._replace(query="", fragment="").geturl()
-            except ValueError:
-                return FrontEndFailed(f"{made_by}, a redirect to what is no URL: {safe(refused.location)}")
-            return FrontEndFailed(f"{made_by}, a redirect; use that URL: -e {safe(url)}")
+        case 300 | 301 | 302 | 303 | 307 | 308:
+            return UpgradeNotPassed(f"{made_by}, a redirect; {_redirect(refused, endpoint)}")
         case 400 if not endpoint.tls:
             # What nginx and Apache say to plain HTTP on a port of theirs that wants TLS.
-            return FrontEndFailed(
+            return UpgradeNotPassed(
                 f"{made_by}: does that port want https://? If not, it did not pass the upgrade on; "
                 f"{_nginx_lines(transport)}"
             )
-        case 200 | 400 | 404 | 426:
-            return FrontEndFailed(f"{made_by} and did not pass the upgrade on; {_nginx_lines(transport)}")
+        case 200 | 400 | 404 | 405 | 426 | 501:
+            return UpgradeNotPassed(f"{made_by} and did not pass the upgrade on; {_nginx_lines(transport)}")
         case 401 if transport is Transport.HTTP2TCP:
             return CredentialsRefused(f"{made_by}: the token is wrong, or the front end wants a login of its own")
+        case 401 if not refused.challenged and endpoint.username is None:
+            return OriginalServer(
+                f"{made_by} without saying which login it wants: a server of the original http2tcp does that, "
+                "and takes --transport http2tcp/1.0"
+            )
         case 401 if endpoint.username is not None:
             return FrontEndFailed(f"{made_by}: it does not take the login in the endpoint")
         case 401:
@@ -92,11 +94,20 @@ def _explain_front_end(refused: Refused, endpoint: Endpoint, transport: Transpor
                 "a server of the original http2tcp takes --transport http2tcp/1.0"
             )
         case 403:
-            return FrontEndFailed(f"{made_by}: it refuses the upgrade, or this client; its own log says which")
+            return UpgradeNotPassed(f"{made_by}: it refuses the upgrade, or this client; its own log says which")
         case 502 | 503 | 504:
             return FrontEndFailed(f"{made_by}: no http2tcp server behind it; does one run where proxy_pass points?")
         case _:
             return FrontEndFailed(f"{made_by}, which is no answer to an upgrade; its own log may say why")
+
+
+def _redirect(refused: Refused, endpoint: Endpoint) -> str:
+    # What we added to the query is not for the user to repeat.
+    try:
+        url = urlsplit(urljoin(str(endpoint), refused.location))._replace(query="", fragment="").geturl()
+    except ValueError:
+        return f"to what is no URL: {safe(refused.location)}"
+    return f"use that URL: -e {safe(url)}" if refused.location else "it names no other URL"
 
 
 def _nginx_lines(transport: Transport) -> str:

@@ -171,11 +171,19 @@ class FrontEndFailed(TunnelError):
     exit_code = 67
 
 
+class UpgradeNotPassed(FrontEndFailed):
+    """The upgrade was not understood or not passed on: another transport may get through."""
+
+
 class CredentialsRefused(TunnelError):
     """The http2tcp server does not know the token."""
 
     hop = "http2tcp server"
     exit_code = 68
+
+
+class OriginalServer(CredentialsRefused):
+    """The answer is what a server of the original gives to a credential that is not in its own scheme."""
 
 
 class DestinationForbidden(TunnelError):

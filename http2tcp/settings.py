@@ -71,7 +71,8 @@ class ClientSettings:
     #: Without one, the server's default destination.
     destination: Address | None = None
     token: str | None = field(default=None, repr=False)
-    transport: Transport = Transport.TCP
+    #: None: the first that gets through.
+    transport: Transport | None = None
     user_agent: str = DEFAULT_USER_AGENT
     #: Further header fields of the request.
     headers: Sequence[tuple[str, str]] = field(default=(), repr=False)
@@ -95,7 +96,7 @@ class ClientSettings:
             raise SettingsError("--client-key needs --client-cert, the certificate that goes with it")
         if self.fdpass and self.endpoint.tls:
             raise SettingsError("--fdpass needs an http endpoint: with https, the TLS session lives in this process")
-        if self.fdpass and self.transport.framed:
+        if self.fdpass and self.transport is not None and self.transport.framed:
             raise SettingsError(
                 f"--fdpass needs a raw transport, such as tcp: ssh does not speak {self.transport.value}"
             )

@@ -15,7 +15,7 @@ from urllib.parse import quote, unquote
 import h11
 
 from http2tcp.address import Address, Endpoint, TCPAddress
-from http2tcp.errors import FrontEndFailed
+from http2tcp.errors import FrontEndFailed, UpgradeNotPassed
 from http2tcp.protocol.transport import KEEPALIVE_FIELD, PROXY_NAME, TOKEN_FIELD, Transport, parse_keepalive
 
 # nginx and Apache add a few hundred bytes; identity-aware proxies send cookies of several KiB.
@@ -28,6 +28,7 @@ MAX_BODY = 4 * 1024
 class Switched(NamedTuple):
     """101: the tunnel is open."""
 
+    transport: Transport
     #: The answer carries our Proxy-Status: the target has accepted, since our server dials first.
     from_http2tcp: bool
     #: The server's interval in seconds, where it announces one.
@@ -46,6 +47,8 @@ class Refused(NamedTuple):
     text: str = ""
     #: `Server` and `Location`, or empty. Not yet safe to print.
     server: str = ""
+    #: Whether the answer says which credentials it wants (WWW-Authenticate).
+    challenged: bool = False
     location: str = ""
 
 
@@ -118,8 +121,10 @@ def _credentials(
 class AnswerReader:
     """Reads the answer to `request`. Feed it with `receive` (b"" is the end), ask it with `next_event`."""
 
-    def __init__(self, transport: Transport) -> None:
+    def __init__(self, transport: Transport, *, any_transport: bool = False) -> None:
+        """`any_transport`: a front end may have put another Upgrade into the request, and the answer names that."""
         self._transport = transport
+        self._any_transport = any_transport
         self._connection = h11.Connection(h11.CLIENT, max_incomplete_event_size=MAX_HEAD)
         # h11 reads an answer only to a request that it has seen; what we sent is `request`'s.
         self._connection.send(
@@ -147,7 +152,7 @@ class AnswerReader:
                 return self._refused()  # the status is known; a body that breaks off changes nothing
             unread, ended = self._connection.trailing_data
             if ended and not unread:
-                raise FrontEndFailed("the front end closed the connection without an answer") from None
+                raise UpgradeNotPassed("the front end closed the connection without an answer") from None
             raise _no_http() from None
 
     def _next_event(self) -> Answer | None:
@@ -174,14 +179,15 @@ class AnswerReader:
                     return self._refused()
 
     def _switched(self, event: h11.InformationalResponse) -> Switched:
-        if Transport.named(_field(event, b"upgrade")) is not self._transport:
+        transport = Transport.named(_field(event, b"upgrade"))
+        if transport is None or (transport is not self._transport and not self._any_transport):
             raise FrontEndFailed(f"the answer switches to another protocol than {self._transport.value}")
         options = [option.strip() for option in _field(event, b"connection").lower().split(",")]
         if "upgrade" not in options:
             raise FrontEndFailed("the answer switches protocols without saying Connection: upgrade")
         data, _ = self._connection.trailing_data
         keepalive = parse_keepalive(_field(event, KEEPALIVE_FIELD.lower().encode()))
-        return Switched(trailing_data=data, from_http2tcp=self._ours(event), keepalive=keepalive)
+        return Switched(transport, trailing_data=data, from_http2tcp=self._ours(event), keepalive=keepalive)
 
     def _refused(self) -> Refused:
         response = self._response
@@ -192,6 +198,7 @@ class AnswerReader:
             proxy_error=_proxy_error(response),
             text=lines[0] if lines else "",
             server=_field(response, b"server"),
+            challenged=bool(_field(response, b"www-authenticate")),
             location=_field(response, b"location"),
         )
 
