@@ -127,9 +127,11 @@ _WRONG_NAME = (62, 64)
 def explain_certificates(error: OSError, *, ca_file: bool, cert: bool) -> TLSFailed:
     """The error for certificate files that cannot be used; the two say which of the options were given."""
     options = ["--ca-file"] * ca_file + ["--client-cert (and its key)"] * cert
-    reason = (error.reason or "").lower().replace("_", " ") if isinstance(error, ssl.SSLError) else ""
-    words = reason or (error.strerror or "failed").lower()
-    return TLSFailed(f"cannot use {' or '.join(options) or 'the authorities of this system'}: {words}; PEM is expected")
+    if isinstance(error, ssl.SSLError):
+        words = (error.reason or "no certificate with its key in PEM").lower().replace("_", " ")
+    else:
+        words = (error.strerror or "failed").lower()
+    return TLSFailed(f"cannot use {' or '.join(options) or 'the authorities of this system'}: {words}")
 
 
 def explain_tls(error: OSError, endpoint: Endpoint, server_name: str) -> TLSFailed:

@@ -1,0 +1,87 @@
+"""The help: grouped, whole, within the terminal; and the version."""
+
+from __future__ import annotations
+
+import re
+
+import click
+import pytest
+
+from http2tcp import __version__
+from http2tcp.cli import command
+
+from .conftest import Run
+
+
+@pytest.fixture
+def page(http2tcp: Run, monkeypatch: pytest.MonkeyPatch) -> str:
+    monkeypatch.setenv("COLUMNS", "80")
+    ran = http2tcp("--help")
+    assert ran.status == 0
+    assert ran.err == ""
+    return ran.out
+
+
+def sections(page: str) -> dict[str, str]:
+    parts = re.split(r"^(\w+):\n", page, flags=re.MULTILINE)
+    return dict(zip(parts[1::2], parts[2::2], strict=True))
+
+
+def test_the_short_flag_shows_the_same_page(http2tcp: Run, page: str) -> None:
+    assert http2tcp("-h").out == page
+
+
+@pytest.mark.parametrize("columns", [80, 100, 200])
+def test_the_page_fits_the_terminal(http2tcp: Run, monkeypatch: pytest.MonkeyPatch, columns: int) -> None:
+    monkeypatch.setenv("COLUMNS", str(columns))
+    lines = http2tcp("-h").out.splitlines()
+    assert max(map(len, lines)) <= min(columns, 100)
+
+
+def test_options_stand_under_server_client_and_both(page: str) -> None:
+    groups = sections(page)
+    assert list(groups) == ["Server", "Client", "Both"]
+    assert "--path" in groups["Server"]
+    assert "--grace" in groups["Server"]
+    assert "--endpoint" in groups["Client"]
+    assert "--insecure" in groups["Client"]
+    for name in ("--token", "--token-file", "--destination", "--listen", "--verbose", "--quiet", "--demo", "--help"):
+        assert name in groups["Both"]
+
+
+def test_every_option_is_there_in_every_spelling_with_a_word_about_it(page: str) -> None:
+    context = click.Context(command)
+    for parameter in command.get_params(context):
+        assert isinstance(parameter, click.Option)
+        for spelling in parameter.opts:
+            assert re.search(rf"(^|[ ,]){re.escape(spelling)}\b", page, re.MULTILINE), spelling
+        assert parameter.help, parameter.name
+
+
+def test_the_page_tells_of_variables_and_exit_status(page: str) -> None:
+    words = " ".join(page.split())
+    assert "HTTP2TCP_TOKEN" in words
+    assert "Exit status: 0 done" in words
+    # The page says that the last three options have no variable: so they have to be the last three.
+    options = re.findall(r"^  (?:-\w, )?(--[\w-]+)", page, re.MULTILINE)
+    assert "Every option but the last three can come from the environment" in words
+    assert options[-3:] == ["--demo", "--version", "--help"]
+
+
+def test_defaults_are_the_real_ones(page: str) -> None:
+    words = " ".join(page.split())
+    assert "127.0.0.1:12345" in words
+    assert f"[default: http2tcp/{__version__}]" in words
+    defaults = {parameter.name: parameter.default for parameter in command.get_params(click.Context(command))}
+    assert f"[default: {defaults['connect_timeout']}]" in words
+    assert f"[default: {defaults['grace']}]" in words
+    assert f"[default: {defaults['transport']}]" in words
+
+
+def test_the_version_is_one_line(http2tcp: Run) -> None:
+    ran = http2tcp("--version")
+    assert (ran.status, ran.out, ran.err) == (0, f"http2tcp {__version__}\n", "")
+
+
+def test_help_wins_over_mistakes(http2tcp: Run) -> None:
+    assert http2tcp("-h", "-s", "-c").status == 0

@@ -1,0 +1,437 @@
+"""Every option, its short form, its variable, and what the settings make of it."""
+
+from __future__ import annotations
+
+import base64
+from pathlib import Path
+from typing import Any
+
+import click
+import pytest
+
+from http2tcp import __version__
+from http2tcp.address import TCPAddress, UnixAddress
+from http2tcp.cli import command
+from http2tcp.protocol.transport import Transport
+
+from .conftest import Ran, Run, complaint
+
+ENDPOINT = "https://example.com/~http2tcp/"
+CLIENT = ("-c", "-e", ENDPOINT)
+SERVER = ("-s", "-t", "secret")
+PIN = bytes(range(32))
+
+# --- the original's command lines ---------------------------------------------------------------
+
+
+def test_a_server_with_a_token_alone_listens_where_the_original_does(http2tcp: Run) -> None:
+    server = http2tcp("-s", "-t", "secret").server
+    assert server.listen == TCPAddress("127.0.0.1", 12345)
+    assert list(server.tokens) == ["secret"]
+    assert server.destination is None
+    assert server.path is None
+    assert server.connect_timeout == 10
+    assert server.grace == 30
+
+
+@pytest.mark.parametrize("server", ["-s", "--server"])
+@pytest.mark.parametrize("listen", ["-l", "--listen"])
+@pytest.mark.parametrize("token", ["-t", "--token"])
+@pytest.mark.parametrize("destination", ["-d", "--destination"])
+def test_the_originals_server_flags_work_in_both_spellings(
+    http2tcp: Run, server: str, listen: str, token: str, destination: str
+) -> None:
+    settings = http2tcp(server, listen, "0.0.0.0:8080", token, "secret", destination, "localhost:22").server
+    assert settings.listen == TCPAddress("0.0.0.0", 8080)
+    assert list(settings.tokens) == ["secret"]
+    assert settings.destination == TCPAddress("localhost", 22)
+
+
+@pytest.mark.parametrize("client", ["-c", "--client"])
+@pytest.mark.parametrize("endpoint", ["-e", "--endpoint"])
+@pytest.mark.parametrize("destination", ["-d", "--destination"])
+@pytest.mark.parametrize("listen", ["-l", "--listen"])
+@pytest.mark.parametrize("token", ["-t", "--token"])
+def test_the_originals_client_flags_work_in_both_spellings(
+    http2tcp: Run, client: str, endpoint: str, destination: str, listen: str, token: str
+) -> None:
+    ran = http2tcp(
+        client, endpoint, ENDPOINT, destination, "db:5432", listen, "127.0.0.1:5432", token, "x", "--user-agent", "me/1"
+    )
+    assert str(ran.client.endpoint) == ENDPOINT
+    assert ran.client.destination == TCPAddress("db", 5432)
+    assert ran.listen == TCPAddress("127.0.0.1", 5432)
+    assert ran.client.token == "x"
+    assert ran.client.user_agent == "me/1"
+
+
+def test_values_may_follow_a_short_flag_directly_or_an_equals_sign(http2tcp: Run) -> None:
+    client = http2tcp("-c", f"-e{ENDPOINT}", "-dlocalhost:22", "--token=-x=y").client
+    assert str(client.endpoint) == ENDPOINT
+    assert client.destination == TCPAddress("localhost", 22)
+    assert client.token == "-x=y"
+
+
+def test_a_token_may_begin_with_a_dash(http2tcp: Run) -> None:
+    assert http2tcp(*CLIENT, "-t", "-secret").client.token == "-secret"
+
+
+def test_a_client_without_further_options_has_the_documented_defaults(http2tcp: Run) -> None:
+    ran = http2tcp(*CLIENT)
+    client = ran.client
+    assert ran.listen is None
+    assert client.destination is None
+    assert client.token is None
+    assert client.transport is Transport.TCP
+    assert client.user_agent == f"http2tcp/{__version__}"
+    assert list(client.headers) == []
+    assert client.tls.verify
+    assert (client.connect_timeout, client.tls_timeout, client.answer_timeout) == (10, 10, 20)
+
+
+# --- addresses ----------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("text", "address"),
+    [
+        ("db:5432", TCPAddress("db", 5432)),
+        ("[2001:db8::1]:22", TCPAddress("2001:db8::1", 22)),
+        ("2001:db8::1:22", TCPAddress("2001:db8::1", 22)),  # ssh's %h:%p
+        (":22", TCPAddress("localhost", 22)),
+        ("unix:/run/x.sock", UnixAddress("/run/x.sock")),
+    ],
+)
+def test_a_destination_is_read_in_every_spelling(http2tcp: Run, text: str, address: object) -> None:
+    assert http2tcp(*CLIENT, "-d", text).client.destination == address
+    assert http2tcp(*SERVER, "-d", text).server.destination == address
+
+
+@pytest.mark.parametrize(
+    ("text", "address"),
+    [
+        ("5432", TCPAddress("127.0.0.1", 5432)),
+        (":5432", TCPAddress("", 5432)),
+        ("10.0.0.1:5432", TCPAddress("10.0.0.1", 5432)),
+        ("[::1]:5432", TCPAddress("::1", 5432)),
+        ("127.0.0.1:0", TCPAddress("127.0.0.1", 0)),
+        ("unix:/run/x.sock", UnixAddress("/run/x.sock")),
+    ],
+)
+def test_a_listening_address_is_read_in_every_spelling(http2tcp: Run, text: str, address: object) -> None:
+    assert http2tcp(*SERVER, "-l", text).server.listen == address
+    assert http2tcp(*CLIENT, "-l", text).listen == address
+
+
+def test_an_endpoint_without_a_scheme_is_http(http2tcp: Run) -> None:
+    endpoint = http2tcp("-c", "-e", "127.0.0.1:12345").client.endpoint
+    assert not endpoint.tls
+    assert (endpoint.host, endpoint.port, endpoint.path) == ("127.0.0.1", 12345, "/")
+
+
+def test_an_endpoint_that_is_no_utf8_is_sent_as_it_is(http2tcp: Run) -> None:
+    endpoint = http2tcp("-c", "-e", "http://us\udcffer:p%FFw@h/\udcff?\udcfe").client.endpoint
+    assert (endpoint.path, endpoint.query) == ("/%FF", "%FE")
+    assert endpoint.username == "us\udcffer"
+    assert endpoint.password == "p\udcffw"
+
+
+# --- one variable for every option --------------------------------------------------------------
+
+
+def _ca_file(tmp_path: Path) -> str:
+    path = tmp_path / "ca.pem"
+    path.write_text("")
+    return str(path)
+
+
+# What each option makes of its variable: the value, the arguments that it needs, and where to look for it.
+VARIABLES: dict[str, tuple[str, tuple[str, ...], Any, Any]] = {
+    "server": ("1", ("-t", "x"), lambda ran: ran.server_settings is not None, True),
+    "path": ("/p", SERVER, lambda ran: ran.server.path, "/p"),
+    "connect_timeout": ("3", SERVER, lambda ran: ran.server.connect_timeout, 3),
+    "grace": ("4.5", SERVER, lambda ran: ran.server.grace, 4.5),
+    "client": ("1", ("-e", ENDPOINT), lambda ran: ran.client_settings is not None, True),
+    "endpoint": (ENDPOINT, ("-c",), lambda ran: str(ran.client.endpoint), ENDPOINT),
+    "transport": ("http2tcp/1.0", CLIENT, lambda ran: ran.client.transport, Transport.HTTP2TCP),
+    "header": ("A: 1\nB: two words", CLIENT, lambda ran: list(ran.client.headers), [("A", "1"), ("B", "two words")]),
+    "user_agent": ("me/1 (x)", CLIENT, lambda ran: ran.client.user_agent, "me/1 (x)"),
+    "ca_file": ("FILE", CLIENT, lambda ran: ran.client.tls.ca_file, "FILE"),
+    "client_cert": ("FILE", CLIENT, lambda ran: ran.client.tls.client_cert, "FILE"),
+    "client_key": ("FILE", (*CLIENT, "--client-cert", "FILE"), lambda ran: ran.client.tls.client_key, "FILE"),
+    "tls_server_name": ("inner.example", CLIENT, lambda ran: ran.client.tls.server_name, "inner.example"),
+    "pin_sha256": (
+        f"{PIN.hex()}\nsha256//{base64.b64encode(PIN[::-1]).decode()}",
+        CLIENT,
+        lambda ran: list(ran.client.tls.pins),
+        [PIN, PIN[::-1]],
+    ),
+    "fdpass": ("1", ("-c", "-e", "http://h/"), lambda ran: ran.client.fdpass, True),
+    "insecure": ("1", CLIENT, lambda ran: ran.client.tls.verify, False),
+    "token": ("t0k", CLIENT, lambda ran: ran.client.token, "t0k"),
+    "token_file": ("FILE", CLIENT, lambda ran: ran.client.token, "in-the-file"),
+    "destination": ("db:5432", CLIENT, lambda ran: ran.client.destination, TCPAddress("db", 5432)),
+    "listen": ("127.0.0.1:7", CLIENT, lambda ran: ran.listen, TCPAddress("127.0.0.1", 7)),
+    "verbose": ("1", CLIENT, lambda ran: ran.started, True),
+    "quiet": ("1", CLIENT, lambda ran: ran.started, True),
+}
+ACTIONS = {"demo", "version", "help"}
+
+
+def _parameters() -> list[click.Parameter]:
+    return command.get_params(click.Context(command))
+
+
+def test_every_option_is_held_to_its_variable_here() -> None:
+    names = {parameter.name for parameter in _parameters()}
+    assert names == VARIABLES.keys() | ACTIONS, "a new option needs a line in VARIABLES"
+
+
+@pytest.mark.parametrize("name", VARIABLES)
+def test_every_option_can_come_from_its_variable(http2tcp: Run, tmp_path: Path, name: str) -> None:
+    value, arguments, look, expected = VARIABLES[name]
+    path = tmp_path / "file"
+    path.write_text("in-the-file\n")
+    path.chmod(0o600)
+
+    def named(text: Any) -> Any:
+        return str(path) if text == "FILE" else text
+
+    ran = http2tcp(*map(named, arguments), **{f"HTTP2TCP_{name.upper()}": named(value)})
+    assert ran.status == 0, ran.err
+    assert look(ran) == named(expected)
+
+
+@pytest.mark.parametrize("name", sorted(ACTIONS))
+def test_an_action_has_no_variable_that_could_take_every_command_over(http2tcp: Run, name: str) -> None:
+    ran = http2tcp(*SERVER, **{f"HTTP2TCP_{name.upper()}": "1"})
+    assert ran.status == 0
+    assert ran.server_settings is not None
+    assert ran.out == ""
+
+
+@pytest.mark.parametrize("name", sorted(VARIABLES.keys() - {"token", "token_file"}))
+def test_an_empty_variable_is_no_value(http2tcp: Run, name: str) -> None:
+    _, arguments, look, expected = VARIABLES[name]
+    if name in ("server", "client", "endpoint", "client_key"):
+        arguments = CLIENT
+        look = lambda ran: ran.client.tls.client_key  # noqa: E731
+        expected = "FILE"
+    ran = http2tcp(*arguments, **{f"HTTP2TCP_{name.upper()}": ""})
+    assert ran.status == 0, ran.err
+    assert look(ran) != expected or name in ("verbose", "quiet")
+
+
+def test_the_command_line_beats_the_environment(http2tcp: Run) -> None:
+    ran = http2tcp(
+        *("-c", "-e", ENDPOINT, "-d", "a:1", "-H", "A: 1", "--transport", "tcp"),
+        HTTP2TCP_ENDPOINT="https://other.example/",
+        HTTP2TCP_DESTINATION="b:2",
+        HTTP2TCP_HEADER="B: 2",
+        HTTP2TCP_TRANSPORT="http2tcp/1.0",
+    )
+    client = ran.client
+    assert str(client.endpoint) == ENDPOINT
+    assert client.destination == TCPAddress("a", 1)
+    assert list(client.headers) == [("A", "1")]
+    assert client.transport is Transport.TCP
+
+
+def test_a_variable_that_is_wrong_is_told_like_an_argument(http2tcp: Run) -> None:
+    assert "--destination" in complaint(http2tcp(*CLIENT, HTTP2TCP_DESTINATION="nowhere"))
+
+
+def test_a_repeatable_variable_is_split_at_newlines_and_blank_lines_are_nothing(http2tcp: Run) -> None:
+    ran = http2tcp(*CLIENT, HTTP2TCP_HEADER="\n  A: b c  \r\n\n X-D: e:f\n")
+    assert list(ran.client.headers) == [("A", "b c"), ("X-D", "e:f")]
+
+
+# --- the mode -----------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("arguments", "variables"),
+    [
+        (("-s",), {"HTTP2TCP_CLIENT": "1"}),
+        (("--server",), {"HTTP2TCP_CLIENT": "true", "HTTP2TCP_SERVER": "0"}),
+        ((), {"HTTP2TCP_SERVER": "1"}),
+        ((), {"HTTP2TCP_SERVER": "1", "HTTP2TCP_CLIENT": "0"}),
+    ],
+)
+def test_a_mode_on_the_command_line_beats_the_other_in_the_environment(
+    http2tcp: Run, arguments: tuple[str, ...], variables: dict[str, str]
+) -> None:
+    assert http2tcp(*arguments, "-t", "x", "-e", ENDPOINT, **variables).server_settings is not None
+
+
+@pytest.mark.parametrize(
+    ("arguments", "variables"),
+    [
+        ((), {}),
+        (("-s", "-c"), {}),
+        ((), {"HTTP2TCP_SERVER": "1", "HTTP2TCP_CLIENT": "1"}),
+        ((), {"HTTP2TCP_SERVER": "0"}),
+    ],
+)
+def test_neither_mode_or_both_is_told_what_to_type(
+    http2tcp: Run, arguments: tuple[str, ...], variables: dict[str, str]
+) -> None:
+    sentence = complaint(http2tcp(*arguments, "-t", "x", "-e", ENDPOINT, **variables))
+    assert "-s" in sentence
+    assert "-c" in sentence
+
+
+# --- header fields ------------------------------------------------------------------------------
+
+
+def test_header_fields_come_from_arguments_and_files_in_order(http2tcp: Run, tmp_path: Path) -> None:
+    path = tmp_path / "headers"
+    path.write_text("X-Secret: s3cret\n\n  X-Empty:\nX-Tab: a\tb\n", encoding="utf-8")
+    ran = http2tcp(*CLIENT, "-H", "Host: inner.example", "-H", f"@{path}", "--header", "X-Umlaut: ä")
+    assert list(ran.client.headers) == [
+        ("Host", "inner.example"),
+        ("X-Secret", "s3cret"),
+        ("X-Empty", ""),
+        ("X-Tab", "a\tb"),
+        ("X-Umlaut", "ä"),
+    ]
+
+
+@pytest.mark.parametrize(
+    "line",
+    [
+        "no colon s3cret",
+        ": s3cret",
+        "two words: s3cret",
+        "Ünicode: s3cret",
+        "X: s3cret\x7f",
+        "X: s3cret\x00",
+        "X: s3cret\x1b[2J",
+        "Connection: s3cret",
+        "UPGRADE: s3cret",
+        "Content-Length: s3cret",
+        "transfer-encoding: s3cret",
+        "Http2tcp-Token: s3cret",
+    ],
+)
+@pytest.mark.parametrize("from_file", [False, True])
+def test_a_header_field_that_would_break_the_request_is_refused_and_its_value_not_shown(
+    http2tcp: Run, tmp_path: Path, line: str, from_file: bool
+) -> None:
+    argument = line
+    if from_file:
+        path = tmp_path / "headers"
+        path.write_text(f"X-Good: 1\n{line}\n", encoding="utf-8", newline="")
+        argument = f"@{path}"
+    sentence = complaint(http2tcp(*CLIENT, "-H", argument))
+    assert "s3cret" not in sentence
+    assert "-H" in sentence
+
+
+def test_a_header_file_that_cannot_be_read_is_named(http2tcp: Run, tmp_path: Path) -> None:
+    latin = tmp_path / "latin"
+    latin.write_bytes(b"X: \xe4\n")
+    assert str(tmp_path / "nothing") in complaint(http2tcp(*CLIENT, "-H", f"@{tmp_path / 'nothing'}"))
+    assert str(tmp_path) in complaint(http2tcp(*CLIENT, "-H", f"@{tmp_path}"))
+    assert "UTF-8" in complaint(http2tcp(*CLIENT, "-H", f"@{latin}"))
+
+
+def test_a_user_agent_cannot_smuggle_a_field_in(http2tcp: Run) -> None:
+    assert "user agent" in complaint(http2tcp(*CLIENT, "--user-agent", "a\r\nX-Evil: 1"))
+
+
+# --- TLS ----------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    "text",
+    [PIN.hex(), PIN.hex().upper(), base64.b64encode(PIN).decode(), f"sha256//{base64.b64encode(PIN).decode()}"],
+)
+def test_a_pin_is_read_as_curl_and_openssl_write_it(http2tcp: Run, text: str) -> None:
+    assert list(http2tcp(*CLIENT, "--pin-sha256", text).client.tls.pins) == [PIN]
+
+
+def test_more_pins_are_alternatives(http2tcp: Run) -> None:
+    other = PIN[::-1]
+    client = http2tcp(*CLIENT, "--pin-sha256", PIN.hex(), "--pin-sha256", other.hex()).client
+    assert set(client.tls.pins) == {PIN, other}
+
+
+@pytest.mark.parametrize(
+    "text", ["", "abc", PIN.hex()[:-1], "z" * 64, base64.b64encode(PIN[:-1]).decode(), "sha1//AAAA", PIN.hex() + "00"]
+)
+def test_a_pin_of_another_form_is_told_what_a_pin_is(http2tcp: Run, text: str) -> None:
+    assert "sha256//" in complaint(http2tcp(*CLIENT, "--pin-sha256", text))
+
+
+def test_tls_options_reach_the_client(http2tcp: Run, tmp_path: Path) -> None:
+    file = _ca_file(tmp_path)
+    tls = http2tcp(
+        *(*CLIENT, "--ca-file", file, "--client-cert", file, "--client-key", file),
+        *("--tls-server-name", "Inner.Example", "--insecure"),
+    ).client.tls
+    assert (tls.ca_file, tls.client_cert, tls.client_key) == (file, file, file)
+    assert tls.server_name == "inner.example"
+    assert not tls.verify
+
+
+@pytest.mark.parametrize("option", ["--ca-file", "--client-cert", "--client-key"])
+def test_a_certificate_file_that_is_missing_is_told_before_anything_is_dialled(
+    http2tcp: Run, tmp_path: Path, option: str
+) -> None:
+    sentence = complaint(http2tcp(*CLIENT, option, str(tmp_path / "nothing.pem")))
+    assert option in sentence
+    assert "nothing.pem" in sentence
+    assert option in complaint(http2tcp(*CLIENT, option, str(tmp_path)))
+
+
+def test_a_key_without_its_certificate_is_told_what_it_needs(http2tcp: Run, tmp_path: Path) -> None:
+    assert "--client-cert" in complaint(http2tcp(*CLIENT, "--client-key", _ca_file(tmp_path)))
+
+
+@pytest.mark.parametrize("name", ["", "a b", "f\xf6\xf6..\xf6", ".example.com", "a\0b", "x" * 300])
+def test_a_server_name_that_is_none_is_a_mistake_and_not_a_bug(http2tcp: Run, name: str) -> None:
+    assert "--tls-server-name" in complaint(http2tcp(*CLIENT, "--tls-server-name", name))
+
+
+def test_a_server_name_may_be_international(http2tcp: Run) -> None:
+    assert http2tcp(*CLIENT, "--tls-server-name", "bücher.example").client.tls.server_name == "xn--bcher-kva.example"
+
+
+# --- the transport ------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("transport", Transport)
+def test_every_transport_can_be_asked_for(http2tcp: Run, transport: Transport) -> None:
+    assert http2tcp(*CLIENT, "--transport", transport.value).client.transport is transport
+
+
+def test_an_unknown_transport_is_told_the_known_ones(http2tcp: Run) -> None:
+    sentence = complaint(http2tcp(*CLIENT, "--transport", "quic"))
+    assert all(transport.value in sentence for transport in Transport)
+
+
+# --- the log ------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("arguments", "debug", "info", "warning"),
+    [((), False, True, True), (("-v",), True, True, True), (("-q",), False, False, False)],
+)
+def test_verbose_says_more_and_quiet_says_errors_only(
+    http2tcp: Run, arguments: tuple[str, ...], debug: bool, info: bool, warning: bool
+) -> None:
+    import logging
+
+    http2tcp(*SERVER, *arguments)
+    logger = logging.getLogger("http2tcp.server")
+    assert logger.isEnabledFor(logging.DEBUG) is debug
+    assert logger.isEnabledFor(logging.INFO) is info
+    assert logger.isEnabledFor(logging.WARNING) is warning
+    assert logger.isEnabledFor(logging.ERROR)
+
+
+def test_what_is_shown_of_settings_holds_no_secret(http2tcp: Run) -> None:
+    ran: Ran = http2tcp("-c", "-e", "https://u:s3cret@h/", "-t", "s3cret", "-H", "Authorization: Bearer s3cret")
+    assert "s3cret" not in repr(ran.client)
+    assert "s3cret" not in repr(http2tcp("-s", "-t", "s3cret").server)
