@@ -133,7 +133,8 @@ def _parse_transport(text: str) -> Transport | None:
         return None
     transport = Transport.named(text)
     if transport is None:
-        raise SettingsError(f"{text!a}: expected {' or '.join(known.value for known in Transport)}")
+        known = ", ".join(transport.value for transport in Transport)
+        raise SettingsError(f"{text!a}: expected {_AUTO}, or one of {known}")
     return transport
 
 
