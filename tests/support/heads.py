@@ -79,6 +79,8 @@ HOSTILE: dict[str, tuple[bytes, int]] = {
     "DEL in a value": (good("X: \x7f"), 400),
     "vertical tab": (good("X:\x0ba"), 400),
     "blank before the colon": (good("Transfer-Encoding : chunked"), 400),
+    "blank before the colon of Authorization": (head(*UPGRADE, BEARER.replace(":", " :")), 400),
+    "blank before the colon of Http2tcp-Token": (head(*UPGRADE, f"Http2tcp-Token : {SECRET}"), 400),
     "tab before the colon": (good("Content-Length\t: 5"), 400),
     "a field without a name": (good(": x"), 400),
     "a field without a colon": (good("Transfer-Encoding"), 400),

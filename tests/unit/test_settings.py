@@ -1,0 +1,119 @@
+"""Settings that cannot be served are refused with a sentence, and no repr shows a secret."""
+
+from __future__ import annotations
+
+import dataclasses
+
+import pytest
+
+from http2tcp.address import TCPAddress, UnixAddress, parse_endpoint
+from http2tcp.errors import SettingsError
+from http2tcp.settings import ClientSettings, ServerSettings, TLSSettings, check_token
+
+SSHD = TCPAddress("localhost", 22)
+ENDPOINT = parse_endpoint("https://example.com/")
+
+
+def test_a_server_listens_on_loopback_unless_told_otherwise() -> None:
+    settings = ServerSettings(tokens=["tok"])
+    assert settings.listen == TCPAddress("127.0.0.1", 12345)
+    assert (settings.head_timeout, settings.connect_timeout, settings.grace) == (10, 10, 30)
+
+
+def test_a_server_without_a_token_or_a_destination_says_which_of_the_two_to_add() -> None:
+    with pytest.raises(SettingsError) as caught:
+        ServerSettings()
+    assert "-t" in str(caught.value)
+    assert "-d" in str(caught.value)
+
+
+@pytest.mark.parametrize("destination", [SSHD, UnixAddress("/run/sshd.sock")])
+def test_a_server_without_a_token_starts_where_the_destination_is_pinned(destination) -> None:
+    assert ServerSettings(destination=destination).tokens == ()
+
+
+BAD_TOKENS = [
+    "",
+    " ",
+    "\t\n",
+    " tok",
+    "tok ",
+    "tok\n",
+    "to\nk",
+    "to\0k",
+    "to\x1bk",
+    "\ufeff",
+    "to\x7fk",
+    "to\udcffk",
+]
+
+
+@pytest.mark.parametrize("token", BAD_TOKENS)
+def test_an_empty_or_broken_token_is_refused_on_both_sides(token: str) -> None:
+    for settings in (
+        lambda: ServerSettings(tokens=["good", token]),
+        lambda: ServerSettings(tokens=[token], destination=SSHD),
+        lambda: ClientSettings(endpoint=ENDPOINT, token=token),
+        lambda: check_token(token),
+    ):
+        with pytest.raises(SettingsError) as caught:
+            settings()
+        assert str(caught.value).isprintable()
+
+
+@pytest.mark.parametrize("token", ["t", "schlüssel", "a b", "dG9r==", "~!@#$%^&*()", "x" * 4096])
+def test_any_printable_token_will_do(token: str) -> None:
+    assert ServerSettings(tokens=[token]).tokens == [token]
+    assert ClientSettings(endpoint=ENDPOINT, token=token).token == token
+
+
+def test_one_string_is_not_taken_for_a_list_of_one_letter_tokens() -> None:
+    with pytest.raises(SettingsError):
+        ServerSettings(tokens="secret")
+
+
+@pytest.mark.parametrize("path", ["", "~http2tcp/", "https://example.com/", "*"])
+def test_a_path_begins_with_a_slash(path: str) -> None:
+    with pytest.raises(SettingsError, match="begins with /"):
+        ServerSettings(tokens=["tok"], path=path)
+
+
+def test_no_repr_shows_a_secret() -> None:
+    server = ServerSettings(tokens=["hunter2"], destination=SSHD)
+    client = ClientSettings(
+        endpoint=parse_endpoint("https://us:hunter2@example.com/"),
+        token="hunter2",
+        headers=[("Cookie", "session=hunter2")],
+    )
+    for settings in (server, client):
+        assert "hunter2" not in repr(settings)
+        assert "hunter2" not in str(settings)
+        assert "hunter2" not in f"{settings!r:>10}"
+
+
+def test_settings_are_frozen() -> None:
+    with pytest.raises(dataclasses.FrozenInstanceError):
+        ServerSettings(tokens=["tok"]).tokens = ()  # type: ignore[misc]
+
+
+def test_a_key_needs_its_certificate() -> None:
+    with pytest.raises(SettingsError, match="--client-cert"):
+        ClientSettings(endpoint=ENDPOINT, tls=TLSSettings(client_key="key.pem"))
+    ClientSettings(endpoint=ENDPOINT, tls=TLSSettings(client_cert="both.pem"))
+
+
+@pytest.mark.parametrize("agent", ["a\r\nX: y", "a\n", "\x1b"])
+def test_a_user_agent_cannot_add_fields_to_the_request(agent: str) -> None:
+    with pytest.raises(SettingsError):
+        ClientSettings(endpoint=ENDPOINT, user_agent=agent)
+
+
+def test_a_connection_with_tls_cannot_be_handed_over() -> None:
+    with pytest.raises(SettingsError, match="http endpoint"):
+        ClientSettings(endpoint=ENDPOINT, fdpass=True)
+    ClientSettings(endpoint=parse_endpoint("http://example.com"), fdpass=True)
+
+
+def test_the_clients_phases_have_the_documented_deadlines() -> None:
+    settings = ClientSettings(endpoint=ENDPOINT)
+    assert (settings.connect_timeout, settings.tls_timeout, settings.answer_timeout) == (10, 10, 20)
