@@ -82,7 +82,8 @@ def test_a_client_without_further_options_has_the_documented_defaults(http2tcp: 
     assert ran.listen is None
     assert client.destination is None
     assert client.token is None
-    assert client.transport is Transport.TCP
+    assert client.transport is None  # the first that gets through
+    assert client.keepalive == 25
     assert client.user_agent == f"http2tcp/{__version__}"
     assert list(client.headers) == []
     assert client.tls.verify
@@ -172,6 +173,7 @@ VARIABLES: dict[str, tuple[str, tuple[str, ...], Any, Any]] = {
     "token_file": ("FILE", CLIENT, lambda ran: ran.client.token, "in-the-file"),
     "destination": ("db:5432", CLIENT, lambda ran: ran.client.destination, TCPAddress("db", 5432)),
     "listen": ("127.0.0.1:7", CLIENT, lambda ran: ran.listen, TCPAddress("127.0.0.1", 7)),
+    "keepalive": ("7.5", CLIENT, lambda ran: ran.client.keepalive, 7.5),
     "verbose": ("1", CLIENT, lambda ran: ran.started, True),
     "quiet": ("1", CLIENT, lambda ran: ran.started, True),
 }
@@ -408,6 +410,7 @@ def test_every_transport_can_be_asked_for(http2tcp: Run, transport: Transport) -
 
 def test_an_unknown_transport_is_told_the_known_ones(http2tcp: Run) -> None:
     sentence = complaint(http2tcp(*CLIENT, "--transport", "quic"))
+    assert "auto" in sentence
     assert all(transport.value in sentence for transport in Transport)
 
 
