@@ -82,7 +82,11 @@ class Case:
     more: list[str] = field(default_factory=list)
 
 
-NGINX_LINES = ["proxy_http_version 1.1;", "proxy_set_header Connection upgrade;", "proxy_set_header Upgrade tcp;"]
+NGINX_LINES = [
+    "proxy_http_version 1.1;",
+    "proxy_set_header Connection upgrade;",
+    "proxy_set_header Upgrade connect-tcp;",
+]
 
 CASES = {
     "wrong token": Case(

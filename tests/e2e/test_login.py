@@ -26,8 +26,13 @@ LoginTo = Callable[..., Login]
 HUNDRED_MB = 100 * 1000 * 1000
 
 
-def test_a_command_s_output_and_exit_status_come_back(site: Site, login: LoginTo, endpoint: str) -> None:
-    done = login(site.client(endpoint)).run("ssh", "target", "echo to stdout; echo to stderr >&2; exit 42")
+@pytest.mark.parametrize("transport", ["auto", "connect-tcp", "tcp", "http2tcp/1.0"])
+def test_a_command_s_output_and_exit_status_come_back(
+    site: Site, login: LoginTo, endpoint: str, transport: str
+) -> None:
+    done = login(site.client(endpoint, "--transport", transport)).run(
+        "ssh", "target", "echo to stdout; echo to stderr >&2; exit 42"
+    )
     assert (done.returncode, done.stdout, done.stderr) == (42, b"to stdout\n", b"to stderr\n")
 
 
@@ -124,17 +129,15 @@ def test_two_logins_share_the_tunnel_of_a_control_master(site: Site, login: Logi
     assert site.server.log.count("opened session=") == opened_before + 1
 
 
-def test_100_mb_up_arrive_unchanged(login: LoginTo, tmp_path: Path) -> None:
+@pytest.mark.parametrize("transport", ["connect-tcp", "tcp"])
+def test_100_mb_each_way_arrive_unchanged(site: Site, login: LoginTo, tmp_path: Path, transport: str) -> None:
     data = os.urandom(1_000_000) * (HUNDRED_MB // 1_000_000)
-    done = login().run("ssh", "target", "sha256sum", stdin=data, timeout=90)
-    assert done.stdout.split()[0].decode() == hashlib.sha256(data).hexdigest()
-
-
-def test_100_mb_down_arrive_unchanged(login: LoginTo, tmp_path: Path) -> None:
-    (tmp_path / "data").write_bytes(os.urandom(1_000_000) * (HUNDRED_MB // 1_000_000))
-    done = login().run("ssh", "target", f"cat {tmp_path}/data", timeout=90)
-    assert len(done.stdout) == HUNDRED_MB
-    assert hashlib.sha256(done.stdout).digest() == hashlib.sha256((tmp_path / "data").read_bytes()).digest()
+    user = login(site.client(site.https, "--transport", transport))
+    up = user.run("ssh", "target", f"tee {tmp_path}/there | sha256sum", stdin=data, timeout=90)
+    assert up.stdout.split()[0].decode() == hashlib.sha256(data).hexdigest()
+    down = user.run("ssh", "target", f"cat {tmp_path}/there", timeout=90)
+    assert len(down.stdout) == HUNDRED_MB
+    assert hashlib.sha256(down.stdout).digest() == hashlib.sha256(data).digest()
 
 
 @pytest.mark.parametrize("ending", ["normal", signal.SIGTERM, signal.SIGKILL], ids=str)

@@ -71,9 +71,18 @@ def test_a_token_that_its_server_does_not_know_is_told(site: Site, its_server: O
     assert b"the token is wrong" in done.stderr
 
 
-def test_who_forgets_the_transport_for_its_server_is_told_which(site: Site, its_server: Original) -> None:
-    done = run(its_server.client(destination=site.sshd.address))
-    assert done.returncode == 67
+def test_who_names_no_transport_logs_in_through_its_server_and_is_told_which(
+    its_server: Original, login: LoginTo
+) -> None:
+    done = login(its_server.client()).run("ssh", "target", "cat; exit 5", stdin=b"there and back")
+    assert (done.returncode, done.stdout) == (5, b"there and back")
+    (line,) = done.stderr.splitlines()
+    assert b"--transport http2tcp/1.0" in line
+
+
+def test_who_names_another_transport_for_its_server_is_told_which(site: Site, its_server: Original) -> None:
+    done = run(its_server.client("--transport", "tcp", destination=site.sshd.address))
+    assert done.returncode == 68
     assert b"--transport http2tcp/1.0" in done.stderr
 
 
