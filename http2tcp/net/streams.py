@@ -31,6 +31,8 @@ Bytes = bytes | bytearray | memoryview
 _RESET = struct.pack("ii", 1, 0)
 # linux/sockios.h. Python names it only in termios, which nothing else here needs.
 _SIOCOUTQ = 0x5411
+# linux/tcp_states.h: the state of a connection that is over, which is the first byte of TCP_INFO.
+_TCP_CLOSE = 7
 
 
 class Stream(trio.abc.HalfCloseableStream):
@@ -142,11 +144,7 @@ class SocketStream(Stream):
 
     async def flush(self) -> None:
         """See `Stream.flush`. Returns at once where the kernel does not tell."""
-        if sys.platform == "linux":
-            pause = 0.001
-            while self.socket.fileno() >= 0 and _unsent(self.socket):
-                await trio.sleep(pause)
-                pause = min(pause * 2, 0.1)
+        await delivered(self.socket)
 
     def abort(self) -> None:
         """Send RST and close. A Unix socket has no RST; its peer sees an EOF."""
@@ -203,11 +201,23 @@ def _tune(sock: socket.socket) -> None:
                 pass  # a socket that is already reset takes none; reading from it tells
 
 
+async def delivered(sock: socket.socket) -> None:
+    """Wait until the peer's kernel has what was sent. Returns at once where our own does not tell."""
+    if sys.platform == "linux":
+        pause = 0.001
+        while sock.fileno() >= 0 and _unsent(sock):
+            await trio.sleep(pause)
+            pause = min(pause * 2, 0.1)
+
+
 def _unsent(sock: socket.socket) -> int:
     import fcntl
 
     try:
+        # The bytes that a reset threw away still count as unsent.
+        if sock.getsockopt(socket.IPPROTO_TCP, socket.TCP_INFO, 1)[0] == _TCP_CLOSE:
+            return 0
         answer = fcntl.ioctl(sock.fileno(), _SIOCOUTQ, b"\0\0\0\0")
     except OSError:
-        return 0
+        return 0  # a Unix socket: its peer has everything at once
     return int.from_bytes(answer, sys.byteorder)

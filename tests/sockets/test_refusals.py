@@ -18,11 +18,13 @@ from tests.support.loopback import (
     open_raw,
     parse_answer,
     read_all,
+    send_until_broken,
     served,
     target,
     upgrade,
 )
 
+SWITCH = ("Connection: upgrade", "Upgrade: tcp")
 AUTH = f"Authorization: Bearer {TOKEN}"
 
 
@@ -144,7 +146,7 @@ async def test_no_upgrade_that_is_known_is_a_426_that_lists_the_known(fields: tu
     async with served() as server:
         refused = await exchange(server.address, head("GET / HTTP/1.1", "Host: a", AUTH, *fields))
     assert (refused.status, refused.error) == (426, "http_request_error")
-    assert refused.headers["upgrade"] == "tcp, http2tcp/1.0"
+    assert {"tcp", "http2tcp/1.0"} <= set(refused.headers["upgrade"].split(", "))
     assert refused.body == UpgradeRequired.text.encode() + b"\n"
     assert_closed_refusal(refused)
 
@@ -245,8 +247,6 @@ async def test_a_network_without_a_route_is_a_502_with_its_reason() -> None:
 
 # --- the order of the checks ------------------------------------------------------------------
 
-NO_HOST = ("GET /wrong?addr=169.254.169.254:80 HTTP/1.1", "Connection: close")
-
 
 @pytest.mark.parametrize(
     ("lines", "status"),
@@ -256,7 +256,7 @@ NO_HOST = ("GET /wrong?addr=169.254.169.254:80 HTTP/1.1", "Connection: close")
         (("GET /right?addr=x HTTP/1.1", "Host: a"), 401),
         (("GET /right?addr=x HTTP/1.1", "Host: a", "Authorization: Bearer wrong", "Origin: b"), 401),
         (("GET /right?addr=x HTTP/1.1", "Host: a", AUTH, "Origin: b"), 426),
-        (("GET /right?addr=x HTTP/1.1", "Host: a", AUTH, "Connection: upgrade", "Upgrade: tcp", "Origin: b"), 400),
+        (("GET /right?addr=x HTTP/1.1", "Host: a", AUTH, *SWITCH, "Origin: b"), 400),
         (
             (
                 "GET /right?addr=127.0.0.1:1 HTTP/1.1",
@@ -268,7 +268,7 @@ NO_HOST = ("GET /wrong?addr=169.254.169.254:80 HTTP/1.1", "Connection: close")
             ),
             403,
         ),
-        (("GET /right?addr=169.254.0.1:1 HTTP/1.1", "Host: a", AUTH, "Connection: upgrade", "Upgrade: tcp"), 403),
+        (("GET /right?addr=169.254.0.1:1 HTTP/1.1", "Host: a", AUTH, *SWITCH), 403),
     ],
 )
 async def test_the_checks_come_in_the_order_that_tells_a_stranger_least(lines: tuple[str, ...], status: int) -> None:
@@ -325,17 +325,13 @@ async def test_a_client_that_goes_on_sending_still_reads_its_refusal_and_is_clos
             await stream.send_all(request_head + os.urandom(100_000))
             raw = await read_all(stream)
             assert parse_answer(raw).status in (400, 401)
-            with pytest.raises(trio.BrokenResourceError), trio.fail_after(5):
-                while True:
-                    await stream.send_all(b"x" * 65536)
+            await send_until_broken(stream, b"x" * 65536)
 
 
 async def test_a_client_that_floods_without_reading_is_cut_off() -> None:
     async with served() as server:
         async with await trio.open_tcp_stream("127.0.0.1", server.address.port) as stream:
-            with pytest.raises(trio.BrokenResourceError), trio.fail_after(5):
-                while True:
-                    await stream.send_all(b"\0" * 65536)
+            await send_until_broken(stream, b"\0" * 65536)
 
 
 async def test_a_second_request_behind_a_refused_one_is_not_answered() -> None:

@@ -10,9 +10,10 @@ from typing import Any
 
 import trio
 
-from http2tcp.address import TCPAddress, parse_endpoint, parse_listen
+from http2tcp.address import TCPAddress, parse_destination, parse_endpoint, parse_listen
 from http2tcp.client import forward
 from http2tcp.net.streams import reset_on_close
+from http2tcp.protocol.transport import Transport
 from http2tcp.server import serve
 from http2tcp.settings import ClientSettings, ServerSettings
 
@@ -50,6 +51,28 @@ async def read_all(stream: trio.abc.ReceiveStream) -> bytes:
     while data := await stream.receive_some(256 * 1024):
         parts.append(bytes(data))
     return b"".join(parts)
+
+
+async def read_until_broken(stream: trio.abc.ReceiveStream) -> bytes:
+    """What arrives before the stream breaks. An EOF is a failure."""
+    received = b""
+    while True:
+        try:
+            data = await stream.receive_some(256 * 1024)
+        except trio.BrokenResourceError:
+            return received
+        assert data, f"a clean end after {len(received)} bytes"
+        received += data
+
+
+async def send_until_broken(stream: trio.abc.SendStream, data: bytes) -> None:
+    """Send again and again until the peer is gone, for 5 seconds at most."""
+    with trio.fail_after(5):
+        while True:
+            try:
+                await stream.send_all(data)
+            except trio.BrokenResourceError:
+                return
 
 
 @asynccontextmanager
@@ -118,10 +141,9 @@ async def forwarding(url: str, destination: str | None, **settings: Any) -> Asyn
 
 
 def client_settings(url: str, destination: str | None = None, **settings: Any) -> ClientSettings:
-    """A client's settings, with TOKEN unless another is given."""
-    from http2tcp.address import parse_destination
-
+    """A client's settings, with TOKEN and raw bytes unless others are given."""
     settings.setdefault("token", TOKEN)
+    settings.setdefault("transport", Transport.TCP)
     return ClientSettings(
         endpoint=parse_endpoint(url),
         destination=None if destination is None else parse_destination(destination),
