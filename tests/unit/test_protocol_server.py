@@ -239,9 +239,10 @@ def test_a_hostile_head_is_refused_however_it_is_cut(name: str, cut: int | None)
 
 
 @pytest.mark.parametrize("data", [b"\x16", b"GET / HTTP/1.1\n", b"GET / HTTP/1.1\rX", b"\0" * 10, b"GET\x1b"])
-def test_what_is_no_http_is_refused_at_its_first_bytes_and_not_at_the_timeout(data: bytes) -> None:
+@pytest.mark.parametrize("cut", [None, 1])
+def test_what_is_no_http_is_refused_at_its_first_bytes_and_not_at_the_timeout(data: bytes, cut: int | None) -> None:
     with pytest.raises(BadRequest):
-        read(data)
+        read(data, cut=cut)
 
 
 def test_an_endless_head_is_refused_at_the_limit_and_not_later() -> None:
