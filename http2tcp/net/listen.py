@@ -94,9 +94,13 @@ async def open_listeners(address: Address) -> list[Listener]:
     """Listen on every address of the name; an empty host is every interface. Raises OSError."""
     if isinstance(address, UnixAddress):
         return [Listener(_listen_unix(address.path), address.path)]
-    family_hosts = await trio.socket.getaddrinfo(
-        address.host or None, address.port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE
-    )
+    try:
+        family_hosts = await trio.socket.getaddrinfo(
+            address.host or None, address.port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE
+        )
+    except UnicodeError as error:
+        # What the resolver's codec makes of a label that is too long.
+        raise OSError(errno.EADDRNOTAVAIL, os.strerror(errno.EADDRNOTAVAIL)) from error
     listeners: list[Listener] = []
     port = address.port
     try:
