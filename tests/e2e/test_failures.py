@@ -17,10 +17,10 @@ from pathlib import Path
 
 import pytest
 
-from tests.support.nginx import nginx
+from tests.support.nginx import example, nginx
 from tests.support.openssh import Login
-from tests.support.processes import environment, free_port
-from tests.support.site import Site
+from tests.support.processes import conversation, environment, free_port
+from tests.support.site import Site, https_site, run_server
 
 LoginTo = Callable[..., Login]
 
@@ -217,3 +217,21 @@ def test_an_upload_that_the_front_end_ends_is_no_success(site: Site) -> None:
     assert done.returncode == 71
     assert done.stderr.startswith(b"http2tcp: tunnel: cut before both sides were done: ")
     assert b"unknown" not in done.stderr
+
+
+def test_a_server_that_dies_under_a_login_is_told(site: Site, login: LoginTo, tmp_path: Path) -> None:
+    with run_server(tmp_path / "server") as server:
+        port = free_port()
+        upstream = f"http://127.0.0.1:{server.port}"
+        text = example(tmp_path / "nginx", https_site(port, upstream, site.certificates.good))
+        with nginx(tmp_path / "nginx", text, port):
+            endpoint = f"https://localhost:{port}/~http2tcp/"
+            client = site.client(endpoint, "--token-file", str(server.token_file), "--transport", "connect-tcp")
+            command = [*login(client).command("ssh", "target", "echo ready; read line")]
+            with conversation(command, stderr=subprocess.PIPE) as ssh:
+                assert ssh.stdout is not None
+                assert ssh.stdout.readline() == b"ready\n"
+                server.process.kill()
+                _, stderr = ssh.communicate(timeout=20)
+    assert ssh.returncode == 255
+    assert b"http2tcp: tunnel: cut before both sides were done" in stderr

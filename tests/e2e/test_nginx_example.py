@@ -60,6 +60,17 @@ def test_a_login_survives_a_reload_of_nginx(site: Site, login: LoginTo) -> None:
     wait_until(lambda: not before & site.nginx_https.workers(), "the old worker ends with its last tunnel")
 
 
+def test_a_silent_login_outlives_a_front_end_s_short_patience(site: Site, login: LoginTo, tmp_path: Path) -> None:
+    port = free_port()
+    replacements = https_site(port, f"http://127.0.0.1:{site.server.port}", site.certificates.good)
+    replacements["proxy_read_timeout 1d;"] = "proxy_read_timeout 1s;"
+    with nginx(tmp_path / "nginx", example(tmp_path / "nginx", replacements), port):
+        endpoint = f"https://localhost:{port}/~http2tcp/"
+        framed = site.client(endpoint, "--transport", "connect-tcp", "--keepalive", "0.3")
+        done = login(framed).run("ssh", "target", "sleep 2.5; echo still here")
+        assert (done.stdout, done.stderr) == (b"still here\n", b"")
+
+
 def test_a_login_of_the_site_s_own_goes_along_with_the_token(site: Site, login: LoginTo, tmp_path: Path) -> None:
     port = free_port()
     (tmp_path / "htpasswd").write_text("ann:{PLAIN}se cret\n")

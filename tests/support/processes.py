@@ -106,9 +106,9 @@ def running(
 
 
 @contextmanager
-def conversation(command: Sequence[str]) -> Iterator[subprocess.Popen[bytes]]:
+def conversation(command: Sequence[str], *, stderr: int | None = None) -> Iterator[subprocess.Popen[bytes]]:
     """The command with pipes to its stdin and stdout; killed at the end, or when it has taken far too long."""
-    process = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, env=environment())
+    process = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=stderr, env=environment())
     # Reading a line from it has no timeout of its own.
     watchdog = threading.Timer(3 * PATIENCE, process.kill)
     watchdog.start()

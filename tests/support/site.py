@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import datetime
 import secrets
+import subprocess
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
@@ -36,6 +37,7 @@ class Certificates:
 class Server:
     """A running `http2tcp -s`."""
 
+    process: subprocess.Popen[bytes]
     port: int
     token: str
     token_file: Path
@@ -91,8 +93,8 @@ def run_server(directory: Path, *arguments: str, listen: str | None = None) -> I
     port = free_port()
     log = directory / "server.log"
     command = http2tcp("-s", "-v", "--token-file", str(token_file), "-l", listen or f"127.0.0.1:{port}", *arguments)
-    with running(command, log, lambda: "listening on" in log.read_text()):
-        yield Server(port, token, token_file, log)
+    with running(command, log, lambda: "listening on" in log.read_text()) as process:
+        yield Server(process, port, token, token_file, log)
 
 
 def https_site(port: int, upstream: str, certificate: Path) -> dict[str, str]:
