@@ -8,6 +8,7 @@ Every phase has its own deadline, which its message names.
 from __future__ import annotations
 
 import logging
+import math
 import socket
 from collections.abc import Awaitable, Callable, Sequence
 from typing import TYPE_CHECKING, NamedTuple
@@ -80,6 +81,8 @@ async def open_tunnel(
         tls=tls,
         headers=headers,
         user_agent=user_agent,
+        # Only a relay sends them. Who announces some and is silent is given up.
+        keepalive=None,
     )
     return (await connect(settings)).stream
 
@@ -141,7 +144,8 @@ async def _attempt(settings: ClientSettings, transport: Transport, *, any_transp
         if answer.transport.framed:
             from http2tcp.net.capsules import CapsuleStream
 
-            stream = CapsuleStream(stream, keepalive=settings.keepalive, peer_keepalive=answer.keepalive)
+            keepalive = settings.keepalive or math.inf
+            stream = CapsuleStream(stream, keepalive=keepalive, peer_keepalive=answer.keepalive)
         return Tunnel(stream, answer.transport, answer.from_http2tcp)
     except BaseException:
         stream.abort()

@@ -79,8 +79,8 @@ class ClientSettings:
     tls: TLSSettings = TLSSettings()
     #: Hand the connection to ssh (ProxyUseFdpass) and leave.
     fdpass: bool = False
-    #: Break our own silence so often, where the transport has a way to.
-    keepalive: float = 25.0
+    #: Break our own silence so often, where the transport has a way to; None: promise nothing.
+    keepalive: float | None = 25.0
     #: For the name and the TCP connection together.
     connect_timeout: float = 10.0
     tls_timeout: float = 10.0
