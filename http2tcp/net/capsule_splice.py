@@ -40,10 +40,12 @@ class _ToCapsules(Pump):
         self._flow.bytes += len(data)
 
     async def _empty(self, pipe: Pipe) -> None:
-        self._stream.begin()
-        await self._write(data_header(pipe.held))
-        await super()._empty(pipe)
-        self._stream.end()
+        try:
+            async with self._stream.turn:
+                await self._write(data_header(pipe.held))
+                await super()._empty(pipe)
+        except trio.BrokenResourceError as error:
+            raise SinkBroke(str(error)) from error
 
 
 class _FromCapsules(Pump):

@@ -30,8 +30,8 @@ class CapsuleStream(Stream):
         self.reader = CapsuleReader()
         self._keepalive = keepalive
         self._peer_patience = math.inf if peer_keepalive is None else _MISSED * peer_keepalive
-        self._sending = False
-        self._sent_at = trio.current_time()
+        #: Whoever sends, by us or by our descriptor, does it in a turn of its own.
+        self.turn = _Turn()
         self._final_sent = False
 
     def source_fd(self) -> int | None:
@@ -84,26 +84,16 @@ class CapsuleStream(Stream):
 
     async def send_whole(self, capsules: Bytes) -> None:
         """Send whole capsules; nothing of ours comes between their bytes."""
-        self.begin()
-        await self.inner.send_all(capsules)
-        self.end()
-
-    def begin(self) -> None:
-        """A capsule is being sent, by us or by who has our descriptor."""
-        self._sending = True
-
-    def end(self) -> None:
-        """It is sent."""
-        self._sending = False
-        self._sent_at = trio.current_time()
+        async with self.turn:
+            await self.inner.send_all(capsules)
 
     async def attend(self) -> None:
         """Send a keepalive whenever nothing else was sent for the interval."""
         while True:
-            await trio.sleep_until(self._sent_at + self._keepalive)
-            if self._sending:
+            await trio.sleep_until(self.turn.ended_at + self._keepalive)
+            if self.turn.taken:
                 await trio.sleep(self._keepalive)
-            elif trio.current_time() >= self._sent_at + self._keepalive:
+            elif trio.current_time() >= self.turn.ended_at + self._keepalive:
                 try:
                     await self.send_whole(KEEPALIVE)
                 except trio.BrokenResourceError:
@@ -123,10 +113,40 @@ class CapsuleStream(Stream):
 
     async def aclose(self) -> None:
         """Say that nothing more comes, and close."""
-        if not self._final_sent and not self._sending:
+        if not self._final_sent and not self.turn.taken:
             with trio.move_on_after(_CLOSING):
                 try:
                     await self.send_eof()
                 except (trio.BrokenResourceError, trio.ClosedResourceError):
                     pass
         await self.inner.aclose()
+
+
+class _Turn:
+    """One sender at a time: a keepalive that waits for room must not end up inside a capsule."""
+
+    __slots__ = ("_ended", "_torn", "ended_at", "taken")
+
+    def __init__(self) -> None:
+        self.taken = False
+        #: When the last one ended, on trio's clock.
+        self.ended_at = trio.current_time()
+        self._ended: trio.Event | None = None
+        self._torn = False
+
+    async def __aenter__(self) -> None:
+        while self.taken:
+            if self._ended is None:
+                self._ended = trio.Event()
+            await self._ended.wait()
+        if self._torn:
+            raise trio.BrokenResourceError("an earlier capsule was not sent to its end")
+        self.taken = True
+
+    async def __aexit__(self, kind: type[BaseException] | None, *_: object) -> None:
+        self.taken = False
+        self._torn = kind is not None
+        self.ended_at = trio.current_time()
+        if self._ended is not None:
+            self._ended.set()
+            self._ended = None

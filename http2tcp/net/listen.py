@@ -96,10 +96,9 @@ async def open_listeners(address: Address) -> list[Listener]:
         return [Listener(_listen_unix(address.path), address.path)]
     try:
         family_hosts = await trio.socket.getaddrinfo(
-            address.host or None, address.port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE
+            address.host.encode("ascii") or None, address.port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE
         )
     except UnicodeError as error:
-        # What the resolver's codec makes of a label that is too long.
         raise OSError(errno.EADDRNOTAVAIL, os.strerror(errno.EADDRNOTAVAIL)) from error
     listeners: list[Listener] = []
     port = address.port

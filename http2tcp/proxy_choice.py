@@ -1,0 +1,175 @@
+"""A proxy's URL, and which proxy the environment names for an endpoint. Pure.
+
+The variables are curl's: HTTPS_PROXY for https endpoints, HTTP_PROXY for http ones, ALL_PROXY where that
+is not set, NO_PROXY for what is reached without. Lower case beats upper case; what is empty is not set.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+from ipaddress import IPv4Address, IPv6Address, ip_address, ip_network
+from typing import NamedTuple
+from urllib.parse import unquote, urlsplit
+
+from http2tcp.address import Endpoint, TCPAddress, is_loopback, parse_host
+from http2tcp.errors import AddressError
+
+_DEFAULT_PORTS = {"http": 80, "https": 443, "socks5": 1080, "socks5h": 1080}
+_SCHEME = re.compile(r"[a-zA-Z][a-zA-Z0-9+.-]*://")
+_CONTROL_OR_BLANK = re.compile(r"[\x00-\x20\x7f]")
+_EXPECTED = "expected a proxy as in http://[USER:PASSWORD@]HOST:PORT"
+# RFC 1929, section 2: each has a length of one octet.
+_MAX_SOCKS_CREDENTIAL = 255
+
+
+class Proxy(NamedTuple):
+    """A proxy; neither `str` nor `repr` shows its credentials."""
+
+    scheme: str
+    host: str
+    port: int
+    username: str | None = None
+    password: str | None = None
+    #: Who named it: an option, a variable or a parameter.
+    source: str = ""
+
+    @property
+    def tls(self) -> bool:
+        """Whether the proxy itself is spoken to over TLS."""
+        return self.scheme == "https"
+
+    @property
+    def socks(self) -> bool:
+        return self.scheme.startswith("socks5")
+
+    @property
+    def resolves(self) -> bool:
+        """Whether the endpoint's name is looked up by the proxy."""
+        return self.scheme != "socks5"
+
+    @property
+    def credentials(self) -> tuple[bytes, bytes] | None:
+        """The user and the password, percent-decoded; either may be empty."""
+        if self.username is None and self.password is None:
+            return None
+        return _bytes(self.username), _bytes(self.password)
+
+    def __str__(self) -> str:
+        return f"{self.scheme}://{TCPAddress(self.host, self.port)}"
+
+    def __repr__(self) -> str:
+        return f"<Proxy {self} from {self.source}>"
+
+
+def _bytes(text: str | None) -> bytes:
+    return (text or "").encode("utf-8", "surrogateescape")
+
+
+def parse_proxy(text: str, source: str = "--proxy") -> Proxy:
+    """`http://`, `https://`, `socks5://` or `socks5h://[USER:PASSWORD@]HOST[:PORT]`; http where there is no scheme.
+
+    Raises AddressError, whose text never shows this one: it may hold a password.
+    """
+    if _CONTROL_OR_BLANK.search(text):
+        raise AddressError(f"the proxy's URL holds a blank or a control character: {_EXPECTED}")
+    try:
+        parts = urlsplit(text if _SCHEME.match(text) else f"http://{text}")
+        port = parts.port
+    except ValueError:
+        raise AddressError(f"this is no URL: {_EXPECTED}") from None
+    if parts.scheme not in _DEFAULT_PORTS:
+        raise AddressError(
+            f"a proxy's URL begins with http://, https://, socks5:// or socks5h://, not {parts.scheme!a}://"
+        )
+    if parts.path not in ("", "/") or parts.query or parts.fragment:
+        raise AddressError(f"{_EXPECTED}, where a / ? or # of the password is written as %2F, %3F or %23")
+    if not parts.hostname or port == 0:
+        raise AddressError(f"the URL names no host, or port 0: {_EXPECTED}")
+    proxy = Proxy(
+        parts.scheme,
+        parse_host(parts.hostname),
+        port or _DEFAULT_PORTS[parts.scheme],
+        None if parts.username is None else unquote(parts.username, errors="surrogateescape"),
+        None if parts.password is None else unquote(parts.password, errors="surrogateescape"),
+        source,
+    )
+    if proxy.credentials is not None:
+        _check_credentials(proxy, *proxy.credentials)
+    return proxy
+
+
+def _check_credentials(proxy: Proxy, username: bytes, password: bytes) -> None:
+    if proxy.socks:
+        if not username or max(len(username), len(password)) > _MAX_SOCKS_CREDENTIAL:
+            raise AddressError("SOCKS5 wants a user and a password of at most 255 bytes each")
+    elif b":" in username:
+        # RFC 7617, section 2: the first colon ends the user's name.
+        raise AddressError("the user of an http proxy cannot hold a colon")
+
+
+def choose(endpoint: Endpoint, environ: Mapping[str, str]) -> tuple[Proxy | None, str]:
+    """The proxy that `environ` names for an endpoint, and a few words that say why this one, or why none.
+
+    Raises AddressError where the variable is not understood.
+    """
+    # On Windows os.environ finds HTTP_PROXY by http_proxy too; a dict tells them apart.
+    environ = dict(environ)
+    if is_loopback(endpoint.host):
+        return None, f"{endpoint.host} is this machine"
+    name = next((name for name in _names(endpoint.tls, environ) if environ.get(name)), None)
+    if name is None:
+        return None, "no variable names one"
+    exceptions = "no_proxy" if environ.get("no_proxy") else "NO_PROXY"
+    if is_exception(environ.get(exceptions, ""), endpoint.host, endpoint.port):
+        return None, f"{exceptions} has {endpoint.host}"
+    try:
+        return parse_proxy(environ[name], name), name
+    except AddressError as error:
+        raise AddressError(f"{name}: {error}; --no-proxy goes without") from None
+
+
+def _names(tls: bool, environ: Mapping[str, str]) -> list[str]:
+    names = ["https_proxy", "HTTPS_PROXY"] if tls else ["http_proxy", "HTTP_PROXY"]
+    # A CGI program finds the request's field `Proxy` under that name: https://httpoxy.org/.
+    if "REQUEST_METHOD" in environ and not tls:
+        names.remove("HTTP_PROXY")
+    return [*names, "all_proxy", "ALL_PROXY"]
+
+
+def is_exception(no_proxy: str, host: str, port: int) -> bool:
+    """Whether a NO_PROXY has this endpoint, by curl's rules.
+
+    `*` has all; a name has itself and what is below it, with a dot before it or not; an address or a
+    network (CIDR) has addresses; any may end in a port, for which alone it then holds.
+    """
+    return any(_has(entry, host.rstrip("."), port) for entry in re.split(r"[\s,]+", no_proxy.strip()))
+
+
+def _has(entry: str, host: str, port: int) -> bool:
+    if entry == "*":
+        return True
+    name, only_port = entry, ""
+    if entry.startswith("["):
+        name, _, rest = entry[1:].partition("]")
+        only_port = rest.removeprefix(":")
+    elif entry.count(":") == 1:
+        name, _, only_port = entry.partition(":")
+    if only_port and only_port != str(port):
+        return False
+    address = _address(host)
+    if address is not None:
+        try:
+            return address in ip_network(name, strict=False)
+        except ValueError:
+            return False
+    name = name.lower().rstrip(".").removeprefix("*").removeprefix(".")
+    return bool(name) and (host == name or host.endswith("." + name))
+
+
+def _address(host: str) -> IPv4Address | IPv6Address | None:
+    try:
+        # A scope such as %eth0 says which link, not which address.
+        return ip_address(host.partition("%")[0])
+    except ValueError:
+        return None
