@@ -128,37 +128,39 @@ class HAProxy:
 
 
 class Http2tcp:
-    """This project, as `python -m http2tcp`."""
+    """This project, as `python -m http2tcp`. Only its own client speaks connect-tcp, so there is no bare relay."""
 
     found = True
 
-    def __init__(self, name: str, client: str = "http2tcp", **environment: str) -> None:
+    def __init__(self, name: str, client: str = "http2tcp", transport: str = "tcp", **environment: str) -> None:
         self.name = name
-        self._client = sys.executable, "-m", client, "-c", "-t", TOKEN
+        self._transport = transport
+        self._client = sys.executable, "-m", client, "-c", "-t", TOKEN, "--transport", transport
         self._environment = environment
 
-    def relay(self, programs: Programs, target: int) -> Door:
-        argv = sys.executable, "-m", "http2tcp", "-s", "-t", TOKEN, "-l", "127.0.0.1:0"
-        program = programs.start(*argv, **self._environment)
-        port = int(program.said(r"listening on 127\.0\.0\.1:(\d+)"))
-        return Door(port, upgrade(target, "tcp", f"Bearer {TOKEN}"), server=Group(program.pid))
+    def relay(self, programs: Programs, target: int) -> Door | None:
+        return self._serve(programs, target) if self._transport == "tcp" else None
 
-    def forwarder(self, programs: Programs, target: int) -> Door:
-        server = self.relay(programs, target)
+    def forwarder(self, programs: Programs, target: int) -> Door | None:
+        server = self._serve(programs, target)
         argv = *self._client, "-e", f"http://127.0.0.1:{server.port}/", "-d", f"127.0.0.1:{target}", "-l", "127.0.0.1:0"
-        program = programs.start(*argv, **self._environment)
+        program = programs.start(*argv, environment=self._environment)
         port = int(program.said(r"listening on 127\.0\.0\.1:(\d+)"))
         return Door(port, server=server.server, client=Group(program.pid))
 
     def stdio(self, programs: Programs, target: int, tls: Certificate | None) -> Command | None:
-        server = self.relay(programs, target)
-        where = "-d", f"127.0.0.1:{target}", "-e"
-        if tls is None:
-            argv = *self._client, *where, f"http://127.0.0.1:{server.port}/"
-        else:
+        server = self._serve(programs, target)
+        endpoint: tuple[str, ...] = (f"http://127.0.0.1:{server.port}/",)
+        if tls is not None:
             port = tls_front(programs, server.port, tls)
-            argv = *self._client, *where, f"https://localhost:{port}/", "--ca-file", str(tls.public)
-        return Command(argv, server.server, self._environment)
+            endpoint = f"https://localhost:{port}/", "--ca-file", str(tls.public)
+        return Command((*self._client, "-d", f"127.0.0.1:{target}", "-e", *endpoint), server.server, self._environment)
+
+    def _serve(self, programs: Programs, target: int) -> Door:
+        argv = sys.executable, "-m", "http2tcp", "-s", "-t", TOKEN, "-l", "127.0.0.1:0"
+        program = programs.start(*argv, environment=self._environment)
+        port = int(program.said(r"listening on 127\.0\.0\.1:(\d+)"))
+        return Door(port, upgrade(target, "tcp", f"Bearer {TOKEN}"), server=Group(program.pid))
 
 
 class Original:
@@ -254,6 +256,7 @@ CONTENDERS: tuple[Contender, ...] = (
     HAProxy(),
     Http2tcp("http2tcp"),
     Http2tcp("portable", HTTP2TCP_PORTABLE="1"),
+    Http2tcp("connect-tcp", transport="connect-tcp"),
     Original(),
     Chisel(),
     Websocat(),

@@ -17,6 +17,7 @@ from tests.benchmarks.procfs import Group
 
 _BULK = 1024 * 1024
 _TIMEOUT = 10.0
+_NOTHING = Group()
 GIB = 1024**3
 
 #: The figures of one measurement, by key.
@@ -30,14 +31,14 @@ class Door:
     port: int
     #: What opens the tunnel there, answered by a head with a status of 101; empty: it is open at once.
     head: bytes = b""
-    server: Group | None = None
-    client: Group | None = None
+    server: Group = _NOTHING
+    client: Group = _NOTHING
 
     @property
     def groups(self) -> dict[str, Group]:
         """The measured programs by their part."""
         parts = {"server": self.server, "client": self.client}
-        return {part: group for part, group in parts.items() if group is not None}
+        return {part: group for part, group in parts.items() if group}
 
 
 def enter(door: Door) -> tuple[socket.socket, bytes]:

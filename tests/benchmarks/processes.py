@@ -7,7 +7,7 @@ import re
 import socket
 import subprocess
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from types import TracebackType
 from typing import Self
@@ -31,7 +31,7 @@ class Programs:
         for program in reversed(self._running):
             program.end()
 
-    def start(self, *argv: str, pipes: bool = False, **environment: str) -> Program:
+    def start(self, *argv: str, pipes: bool = False, environment: Mapping[str, str] = {}) -> Program:
         """Start a program; what it says goes to a file, or to pipes where it is one for stdin and stdout."""
         log = self.scratch / f"{len(self._running)}-{Path(argv[0]).name}.log"
         program = Program(argv, log, pipes, environment)
@@ -42,14 +42,14 @@ class Programs:
 class Program:
     """A running program."""
 
-    def __init__(self, argv: Sequence[str], log: Path, pipes: bool, environment: dict[str, str]) -> None:
+    def __init__(self, argv: Sequence[str], log: Path, pipes: bool, environment: Mapping[str, str]) -> None:
         self._log = log
         self._name = " ".join(argv[:3])
         with log.open("wb") as file:
             self.process = subprocess.Popen(
                 argv,
                 cwd=ROOT,
-                env=clean_environment() | environment,
+                env=clean_environment() | dict(environment),
                 stdin=subprocess.PIPE if pipes else subprocess.DEVNULL,
                 stdout=subprocess.PIPE if pipes else file,
                 stderr=file,
@@ -116,4 +116,5 @@ def clean_environment() -> dict[str, str]:
 def free_port() -> int:
     """A port for a program that cannot be given 0."""
     with socket.create_server(("127.0.0.1", 0)) as probe:
-        return probe.getsockname()[1]
+        port: int = probe.getsockname()[1]
+        return port

@@ -12,11 +12,14 @@ _PROC = Path("/proc")
 
 
 class Group:
-    """Programs by their pids, with their children where they fork."""
+    """Programs by their pids, with their children where they fork. Without any it is false."""
 
     def __init__(self, *pids: int, forks: bool = False) -> None:
         self._pids = pids
         self._forks = forks
+
+    def __bool__(self) -> bool:
+        return bool(self._pids)
 
     def cpu(self) -> float:
         """Seconds of CPU, user and system, of all of them and of the children that they have reaped."""

@@ -86,7 +86,7 @@ def start_target(programs: Programs, mode: str) -> int:
 # --- the rows themselves ------------------------------------------------------------------------
 
 
-def _relay(contender: Contender, programs: Programs, port: int) -> Door:
+def _relay(contender: Contender, programs: Programs, port: int) -> Door | None:
     return contender.relay(programs, port)
 
 
@@ -95,7 +95,7 @@ def _bulk(run: Run) -> Samples:
 
 
 def _forwarder(run: Run) -> Samples:
-    def open_up(contender: Contender, programs: Programs, port: int) -> Door:
+    def open_up(contender: Contender, programs: Programs, port: int) -> Door | None:
         return contender.forwarder(programs, port)
 
     return _in_rounds(run, "source", open_up, _drain_door)
@@ -125,7 +125,7 @@ def _stdio_tls(run: Run) -> Samples:
 
 def _drain_command(run: Run, command: Command) -> Sample:
     with Programs(run.scratch) as programs:
-        program = programs.start(*command.argv, pipes=True, **command.environment)
+        program = programs.start(*command.argv, pipes=True, environment=command.environment)
         groups = {"client": Group(program.pid), "server": command.server}
         assert program.process.stdout is not None
         try:
@@ -155,7 +155,7 @@ def _idle(run: Run) -> Samples:
     for contender in _present():
         with _attempt(run, contender.name), Programs(run.scratch) as programs:
             door = contender.relay(programs, start_target(programs, "greet"))
-            if door.server is not None:
+            if door is not None and door.server:
                 count = min(run.effort.tunnels, FORKED_TUNNELS) if isinstance(contender, Socat) else run.effort.tunnels
                 samples[contender.name] = [_hold_idle(door, door.server, count)]
     return samples
@@ -197,7 +197,7 @@ def _stalled(run: Run) -> Samples:
     for contender in _present():
         with _attempt(run, contender.name), Programs(run.scratch) as programs:
             door = contender.relay(programs, start_target(programs, "source"))
-            if door.server is not None:
+            if door is not None and door.server:
                 samples[contender.name] = [_hold_stalled(door, door.server, run.effort.stalled)]
     return samples
 
@@ -233,7 +233,7 @@ def _start(run: Run) -> Samples:
 
 def _start_commands(port: int) -> dict[str, dict[str, tuple[str, ...]]]:
     asked = "-c", "-t", TOKEN, "-d", "localhost:22", "-e", f"http://127.0.0.1:{port}/"
-    commands = {
+    commands: dict[str, dict[str, tuple[str, ...]]] = {
         "http2tcp": {"ms": (sys.executable, "-m", "http2tcp", *asked)},
         "socat": {"ms": ("socat", "STDIO", f"TCP:127.0.0.1:{port}")},
         "http2tcp-go": {"ms": ("http2tcp-go", *asked)},
@@ -248,8 +248,9 @@ def _start_commands(port: int) -> dict[str, dict[str, tuple[str, ...]]]:
 
 def _to_first_byte(argv: Sequence[str], listener: socket.socket) -> float:
     begin = time.perf_counter()
+    nowhere = subprocess.DEVNULL
     process = subprocess.Popen(
-        argv, cwd=ROOT, env=clean_environment(), stdin=subprocess.PIPE, stdout=subprocess.DEVNULL, bufsize=0
+        argv, cwd=ROOT, env=clean_environment(), stdin=subprocess.PIPE, stdout=nowhere, stderr=nowhere, bufsize=0
     )
     try:
         assert process.stdin is not None
