@@ -1,0 +1,87 @@
+"""What a client loads: it starts anew at every login, and each module is paid for by a person who waits."""
+
+from __future__ import annotations
+
+import os
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+import pytest
+import trio
+
+from tests.support.client_process import client, ended
+from tests.support.loopback import TOKEN, echo, served, target
+from tests.support.tls_front import tls_front
+
+BARE = "import trio, h11, click, ssl, sys; print('\\n'.join(sys.modules))"
+# Runs the command line to its end and only then tells what was loaded.
+TELLING = """
+import os, sys
+from http2tcp.__main__ import main
+try:
+    main()
+finally:
+    with open(os.environ["MODULES_FILE"], "w") as file:
+        file.write("\\n".join(sys.modules))
+"""
+OURS = {
+    *("http2tcp", "http2tcp.__main__", "http2tcp.cli", "http2tcp.process", "http2tcp.client", "http2tcp.diagnosis"),
+    *("http2tcp.address", "http2tcp.errors", "http2tcp.settings"),
+    *("http2tcp.protocol", "http2tcp.protocol.client", "http2tcp.protocol.transport"),
+    *("http2tcp.net", "http2tcp.net.dial", "http2tcp.net.pump", "http2tcp.net.relay", "http2tcp.net.splice"),
+    *("http2tcp.net.stdio", "http2tcp.net.streams"),
+}
+FOR_TLS = {"http2tcp.net.tls"}
+FOR_CAPSULES = {"http2tcp.net.capsules", "http2tcp.net.capsule_splice", "http2tcp.protocol.capsule"}
+# click's own: it looks for similar names whenever it meets a short option, before it finds the option itself.
+BROUGHT_LATE = {"difflib"}
+# Each costs a login milliseconds, and each is only one import away.
+NEVER = {
+    *("http2tcp.server", "http2tcp.policy", "http2tcp.audit", "http2tcp.demo", "http2tcp.protocol.server"),
+    *("http2tcp.net.listen", "http2tcp.net.fdpass", "wsproto", "asyncio", "json", "tomllib", "encodings.idna"),
+}
+
+
+def environment(**variables: str) -> dict[str, str]:
+    """Without what would load a measuring tool into the process."""
+    kept = {name: value for name, value in os.environ.items() if not name.startswith(("COV", "HTTP2TCP_"))}
+    return kept | variables
+
+
+async def brought() -> set[str]:
+    """What the four libraries bring on their own."""
+    done = await trio.run_process([sys.executable, "-c", BARE], capture_stdout=True, env=environment())
+    return set(done.stdout.decode().split())
+
+
+async def loaded(directory: Path, arguments: Sequence[str]) -> set[str]:
+    """What a client has loaded by the time that its tunnel was used and is over."""
+    file = directory / "modules"
+    environ = environment(HTTP2TCP_TOKEN=TOKEN, MODULES_FILE=str(file))
+    command = [sys.executable, "-c", TELLING]
+    async with client(*arguments, command=command, environ=environ) as process:
+        assert process.stdin is not None
+        assert process.stdout is not None
+        await process.stdin.send_all(b"hello")
+        with trio.fail_after(20):
+            assert await process.stdout.receive_some() == b"hello"
+        # Whoever reads leaves: an end of input would wait for half a minute on raw bytes over TLS.
+        await process.stdout.aclose()
+        assert await ended(process) == (0, "")
+    return set(file.read_text().split())
+
+
+@pytest.mark.parametrize("transport", ["tcp", "http2tcp/1.0", "connect-tcp", "auto"])
+@pytest.mark.parametrize("scheme", ["http", "https"])
+async def test_a_login_loads_nothing_that_it_does_not_need(scheme: str, transport: str, tmp_path: Path) -> None:
+    async with target(echo) as where, served() as server, tls_front(server.address, tmp_path) as front:
+        endpoint = ("-e", server.url) if scheme == "http" else front.arguments
+        modules = await loaded(tmp_path, [*endpoint, "-d", where, "--transport", transport])
+    extra = modules - await brought()
+    needed = OURS | (FOR_TLS if scheme == "https" else set())
+    if transport in ("connect-tcp", "auto"):
+        needed |= FOR_CAPSULES
+    assert "http2tcp.client" in extra
+    assert extra - BROUGHT_LATE <= needed
+    assert not modules & NEVER
