@@ -1,0 +1,67 @@
+"""What is printed for a person: whoever stops reading it, and closed or full outputs, bring no traceback."""
+
+from __future__ import annotations
+
+import re
+import subprocess
+
+import pytest
+
+from http2tcp import __version__
+from tests.support.processes import environment, http2tcp
+
+
+def shell(script: str, *arguments: str, within: float = 60) -> subprocess.CompletedProcess[str]:
+    """Run bash with the http2tcp command and the arguments as `"$@"`; the status is that of the first in a pipe."""
+    return subprocess.run(
+        ["bash", "-c", f"{script}; exit ${{PIPESTATUS[0]}}", "bash", *http2tcp(*arguments)],
+        capture_output=True,
+        text=True,
+        timeout=within,
+        check=False,
+        env=environment(),
+    )
+
+
+def test_the_demo_sends_real_data_and_shows_the_two_lines_to_type() -> None:
+    done = shell('"$@"', "--demo")
+    assert (done.returncode, done.stderr) == (0, "")
+    server = re.search(r"^  http2tcp -s -t (\w+) -l (\S+)$", done.stdout, re.MULTILINE)
+    client = re.search(r"^  http2tcp -c -t (\w+) -e http://(\S+)/ -d \S+$", done.stdout, re.MULTILINE)
+    assert server is not None
+    assert client is not None
+    assert server.groups() == client.groups()
+    assert re.search(r"round trip +\d+ microseconds", done.stdout)
+    assert re.search(r"throughput +\d+ MiB/s", done.stdout)
+    assert "every byte came back" in done.stdout
+
+
+def test_the_demo_needs_no_settings_of_the_users() -> None:
+    done = shell('HTTP2TCP_SERVER=1 HTTP2TCP_TOKEN= "$@"', "--demo")
+    assert done.returncode == 0, done.stderr
+
+
+@pytest.mark.parametrize("arguments", [("--help",), ("--version",), ("--demo",)], ids=lambda value: value[0])
+@pytest.mark.parametrize("script", ['"$@" | true', '"$@" | head -c 1 > /dev/null', '"$@" >&-'])
+def test_whoever_stops_reading_brings_no_complaint(script: str, arguments: tuple[str, ...]) -> None:
+    done = shell(script, *arguments)
+    assert (done.returncode, done.stderr) == (0, "")
+
+
+def test_a_mistake_with_stderr_closed_is_told_by_the_status_alone() -> None:
+    done = shell('"$@" 2>&-', "--nonsense")
+    assert (done.returncode, done.stdout) == (2, "")
+
+
+def test_a_mistake_with_a_full_stderr_is_told_by_the_status() -> None:
+    assert shell('"$@" 2>/dev/full', "--nonsense").returncode == 2
+
+
+def test_the_demo_is_judged_by_its_status_where_its_words_cannot_be_written() -> None:
+    done = shell('"$@" >/dev/full', "--demo")
+    assert (done.returncode, done.stderr) == (0, "")
+
+
+def test_nothing_but_the_version_is_printed() -> None:
+    done = shell('"$@"', "--version")
+    assert (done.returncode, done.stdout, done.stderr) == (0, f"http2tcp {__version__}\n", "")
