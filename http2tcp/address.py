@@ -10,7 +10,7 @@ from __future__ import annotations
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from ipaddress import IPv6Address
+from ipaddress import IPv6Address, ip_address
 from typing import NamedTuple
 from urllib.parse import quote, unquote, urlsplit
 
@@ -111,6 +111,19 @@ def parse_host(text: str) -> str:
     if not host:
         raise AddressError("expected a host name or an IP address, not nothing")
     return host
+
+
+def is_loopback(host: str) -> bool:
+    """Whether a host, as parsed here, is this machine by its very spelling."""
+    name = host.rstrip(".")
+    if name == "localhost" or name.endswith(".localhost"):
+        return True
+    try:
+        address = ip_address(host)
+    except ValueError:
+        return False
+    mapped = address.ipv4_mapped if isinstance(address, IPv6Address) else None
+    return (mapped or address).is_loopback
 
 
 def _parse_host(host: str, text: str) -> str:

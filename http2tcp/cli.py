@@ -14,10 +14,11 @@ import click
 
 from http2tcp import __version__
 from http2tcp.address import parse_destination, parse_endpoint, parse_host, parse_listen
-from http2tcp.errors import Http2tcpError, SettingsError, TunnelError
+from http2tcp.errors import AddressError, Http2tcpError, SettingsError, TunnelError
 from http2tcp.protocol.transport import TOKEN_FIELD, Transport
 
 if TYPE_CHECKING:
+    from http2tcp.proxy_choice import Proxy
     from http2tcp.settings import ClientSettings, ServerSettings
 
 logger = logging.getLogger("http2tcp")
@@ -44,7 +45,7 @@ In ~/.ssh/config:
 
 Every option but the last three can come from the environment: HTTP2TCP_TOKEN for --token, and so on.
 
-Exit status: 0 done, 2 usage, 64 to 74 the hop that failed, 1 a bug.
+Exit status: 0 done, 2 usage, 64 to 75 the hop that failed, 1 a bug.
 """
 
 
@@ -220,6 +221,8 @@ def _both(*names: str, **attributes: Any) -> Callable[[Callable[..., Any]], Call
     multiple=True,
     help="The site's public key has to be this one too.  [repeatable]",
 )
+@_client("--proxy", metavar="URL", help="Go by this http, https, socks5 or socks5h proxy; @FILE reads it.")
+@_client("--no-proxy", is_flag=True, help="Go by no proxy, whatever HTTPS_PROXY and its like say.")
 @_client("--fdpass", is_flag=True, help="For ssh's ProxyUseFdpass: hand it the connection and leave. http only.")
 @_client("--insecure", is_flag=True, help="Trust any certificate.")
 @_both("-t", "--token", metavar="TOKEN", help="The shared secret. It shows in ps; a file does not.")
@@ -306,6 +309,7 @@ def _client_settings(ctx: click.Context, options: dict[str, Any]) -> ClientSetti
         transport=options["transport"],
         user_agent=options["user_agent"] or DEFAULT_USER_AGENT,
         headers=tuple(field for fields in options["header"] for field in fields),
+        proxy=_proxy(ctx, options),
         fdpass=options["fdpass"],
         keepalive=options["keepalive"],
         tls=TLSSettings(
@@ -317,6 +321,28 @@ def _client_settings(ctx: click.Context, options: dict[str, Any]) -> ClientSetti
             verify=not options["insecure"],
         ),
     )
+
+
+def _proxy(ctx: click.Context, options: dict[str, Any]) -> Proxy | None:
+    """The proxy that an option names, or else the environment; the command line beats our own variables."""
+    from http2tcp.settings import environment_proxy
+
+    chosen = [name for name in ("proxy", "no_proxy") if options[name] not in (None, False)]
+    spoken = [name for name in chosen if _on_command_line(ctx, name)] or chosen
+    if len(spoken) > 1:
+        raise SettingsError("--proxy and --no-proxy are at odds: the one names a proxy, the other wants none")
+    if not spoken:
+        return environment_proxy(options["endpoint"])
+    if spoken == ["no_proxy"]:
+        return None
+    from http2tcp.proxy_choice import parse_proxy
+
+    source = "--proxy" if _on_command_line(ctx, "proxy") else f"{ENV_PREFIX}_PROXY"
+    text = options["proxy"]
+    try:
+        return parse_proxy(_read_secret(text[1:], "proxy file").strip() if text.startswith("@") else text, source)
+    except AddressError as error:
+        raise SettingsError(f"{source}: {error}") from None
 
 
 # --- the token --------------------------------------------------------------------------------
@@ -334,7 +360,7 @@ def _token(ctx: click.Context, options: dict[str, Any]) -> str | None:
         raise SettingsError("expected one token: either by value (-t) or by file (--token-file)")
     # click takes a variable that is set but empty for one that is unset; an empty secret is a mistake.
     text = options[spoken[0]] or ""
-    token = (_read_token(text) if spoken[0] == "token_file" else text).strip()
+    token = (_read_secret(text, "token file") if spoken[0] == "token_file" else text).strip()
     check_token(token)
     return token
 
@@ -347,16 +373,17 @@ def _on_command_line(ctx: click.Context, name: str) -> bool:
     return ctx.get_parameter_source(name) is click.core.ParameterSource.COMMANDLINE
 
 
-def _read_token(path: str) -> str:
+def _read_secret(path: str, what: str) -> str:
+    """A file's first line."""
     if not path:
-        raise SettingsError("--token-file names no file")
+        raise SettingsError(f"the {what} has no name")
     try:
         with open(path, encoding="utf-8") as file:
             if os.fstat(file.fileno()).st_mode & stat.S_IROTH:
                 logger.warning("%s can be read by everybody on this machine: chmod o-r it", path)
             return file.readline()
     except (OSError, UnicodeDecodeError) as error:
-        raise SettingsError(f"cannot read the token file {path}: {_reason(error)}") from error
+        raise SettingsError(f"cannot read the {what} {path}: {_reason(error)}") from error
 
 
 def _reason(error: OSError | UnicodeDecodeError) -> str:

@@ -1,4 +1,4 @@
-"""The client's story: dial → TLS → upgrade → relay, with stdio or with a local listener.
+"""The client's story: dial → (proxy) → TLS → upgrade → relay, with stdio or with a local listener.
 
 `connect` opens a tunnel. `run_stdio` is ssh's ProxyCommand, and `hand_over` the same with ProxyUseFdpass;
 `forward` listens locally and gives each connection a tunnel of its own; `open_tunnel` is for programs.
@@ -11,7 +11,7 @@ import logging
 import math
 import socket
 from collections.abc import Awaitable, Callable, Sequence
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING, Literal, NamedTuple
 
 import trio
 
@@ -35,10 +35,13 @@ from http2tcp.net.relay import End, Outcome, Traffic, relay
 from http2tcp.net.streams import SocketStream, Stream
 from http2tcp.protocol.client import AnswerReader, Refused, Switched, request
 from http2tcp.protocol.transport import Transport
-from http2tcp.settings import DEFAULT_USER_AGENT, ClientSettings, TLSSettings
+from http2tcp.settings import DEFAULT_USER_AGENT, ClientSettings, TLSSettings, environment_proxy
 
 if TYPE_CHECKING:
     from http2tcp.net.stdio import StdioStream
+    from http2tcp.net.tls import TLSStream
+    from http2tcp.net.tls_over import TLSOverStream
+    from http2tcp.proxy_choice import Proxy
 
 # How long what stdin still holds may take when nobody listens any more: ssh says goodbye and leaves.
 LAST_WORDS = 1.0
@@ -64,27 +67,39 @@ async def open_tunnel(
     tls: TLSSettings = TLSSettings(),  # noqa: B008
     headers: Sequence[tuple[str, str]] = (),
     user_agent: str = DEFAULT_USER_AGENT,
+    proxy: str | Literal[False] | None = None,
 ) -> Stream:
     """Open a tunnel and give it as a trio stream.
 
     `endpoint` is the URL of the server's location; `destination` what it is to reach ("host:port"; None:
-    the server's default); `transport` what carries it (None: the first that gets through). Returns once
+    the server's default); `transport` what carries it (None: the first that gets through);
+    `proxy` the URL of a proxy to go by (None: what the environment says; False: none). Returns once
     the target has accepted, on `http2tcp/1.0` once the server has. `send_eof` half-closes, but for raw
     transports over https, where it raises HalfCloseUnsupported. Raises TunnelError, whose subclasses are
     the hops, AddressError or SettingsError.
     """
+    endpoint = parse_endpoint(endpoint) if isinstance(endpoint, str) else endpoint
     settings = ClientSettings(
-        endpoint=parse_endpoint(endpoint) if isinstance(endpoint, str) else endpoint,
+        endpoint=endpoint,
         destination=parse_destination(destination) if isinstance(destination, str) else destination,
         token=token,
         transport=transport,
         tls=tls,
         headers=headers,
         user_agent=user_agent,
+        proxy=_proxy(proxy, endpoint),
         # Only a relay sends them. Who announces some and is silent is given up.
         keepalive=None,
     )
     return (await connect(settings)).stream
+
+
+def _proxy(proxy: str | Literal[False] | None, endpoint: Endpoint) -> Proxy | None:
+    if not isinstance(proxy, str):
+        return environment_proxy(endpoint) if proxy is None else None
+    from http2tcp.proxy_choice import parse_proxy
+
+    return parse_proxy(proxy, "proxy=")
 
 
 # What is tried where no transport was chosen, the one that keeps most promises first.
@@ -134,10 +149,9 @@ async def connect(settings: ClientSettings) -> Tunnel:
 
 async def _attempt(settings: ClientSettings, transport: Transport, *, any_transport: bool = False) -> Tunnel:
     """A connection to the endpoint, TLS on https, the upgrade. Raises TunnelError."""
-    stream: Stream = await _dial(settings)
+    stream = await _dial(settings)
     try:
         if settings.endpoint.tls:
-            assert isinstance(stream, SocketStream)
             stream = await _secure(settings, stream)
         answer = await _upgrade(settings, transport, stream, stream.receive_some, any_transport=any_transport)
         stream.unread(answer.trailing_data)
@@ -152,7 +166,11 @@ async def _attempt(settings: ClientSettings, transport: Transport, *, any_transp
         raise
 
 
-async def _dial(settings: ClientSettings) -> SocketStream:
+async def _dial(settings: ClientSettings) -> Stream:
+    if settings.proxy is not None:
+        from http2tcp.proxied import dial_by
+
+        return await dial_by(settings.proxy, settings)
     endpoint, seconds = settings.endpoint, settings.connect_timeout
     where = f"{endpoint.host}:{endpoint.port}"
     late: TunnelError = ResolveFailed(
@@ -174,7 +192,7 @@ async def _dial(settings: ClientSettings) -> SocketStream:
     raise late
 
 
-async def _secure(settings: ClientSettings, stream: SocketStream) -> Stream:
+async def _secure(settings: ClientSettings, stream: Stream) -> Stream:
     # ssl is loaded with trio; what is here is ours, and plain http does without it.
     from http2tcp.net.tls import PinMismatch, client_context, open_tls
 
@@ -186,7 +204,12 @@ async def _secure(settings: ClientSettings, stream: SocketStream) -> Stream:
         raise explain_certificates(error, ca_file=tls.ca_file is not None, cert=tls.client_cert is not None) from error
     try:
         with trio.fail_after(settings.tls_timeout):
-            secured = await open_tls(stream, context, server_name, tls.pins)
+            if isinstance(stream, SocketStream):
+                secured: TLSStream | TLSOverStream = await open_tls(stream, context, server_name, tls.pins)
+            else:
+                from http2tcp.net.tls_over import open_tls_over
+
+                secured = await open_tls_over(stream, context, server_name, tls.pins)
     except trio.TooSlowError:
         raise TLSFailed(
             f"no TLS handshake with {endpoint.host}:{endpoint.port} within {settings.tls_timeout:g} s"
@@ -198,7 +221,7 @@ async def _secure(settings: ClientSettings, stream: SocketStream) -> Stream:
         ) from None
     except OSError as error:
         raise explain_tls(error, endpoint, server_name) from error
-    logger.debug("%s with %s", secured.socket.version(), server_name)
+    logger.debug("%s with %s", secured.version(), server_name)
     return secured
 
 
@@ -271,6 +294,7 @@ async def hand_over(settings: ClientSettings, output_fd: int) -> None:
     from http2tcp.net.fdpass import HeadReceiver, pass_socket
 
     stream = await _dial(settings)
+    assert isinstance(stream, SocketStream)
     try:
         # Only raw bytes can be handed over.
         transport = settings.transport or Transport.TCP

@@ -213,6 +213,13 @@ class StdioFailed(TunnelError):
     exit_code = 72
 
 
+class ProxyFailed(TunnelError):
+    """The proxy on the way to the endpoint cannot be reached, refuses, or does not speak its protocol."""
+
+    hop = "proxy"
+    exit_code = 75
+
+
 class ServerRefused(TunnelError):
     """The http2tcp server refuses for a reason of its own: a limit, a path, a failure."""
 

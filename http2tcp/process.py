@@ -8,12 +8,11 @@ import os
 import signal
 import time
 from collections.abc import Awaitable, Callable, Sequence
-from ipaddress import ip_address
 from typing import TYPE_CHECKING
 
 import trio
 
-from http2tcp.address import Address
+from http2tcp.address import Address, is_loopback
 from http2tcp.errors import Http2tcpError, SettingsError
 
 if TYPE_CHECKING:
@@ -157,19 +156,10 @@ def _and(addresses: Sequence[Address]) -> str:
 
 def _warn(settings: ClientSettings) -> None:
     endpoint = settings.endpoint
-    if not endpoint.tls and not _is_loopback(endpoint.host) and (settings.token or endpoint.password):
+    if not endpoint.tls and not is_loopback(endpoint.host) and (settings.token or endpoint.password):
         secret = "token" if settings.token else "password"
         words = "the %s travels in the clear to %s: anybody on the way can read it; use https"
         logger.warning(words, secret, endpoint.host)
     if endpoint.tls and not settings.tls.verify:
         instead = "only its pinned key is" if settings.tls.pins else "anybody can pretend to be it"
         logger.warning("--insecure: the certificate of %s is not verified; %s", endpoint.host, instead)
-
-
-def _is_loopback(host: str) -> bool:
-    if host == "localhost" or host.endswith(".localhost"):
-        return True
-    try:
-        return ip_address(host).is_loopback
-    except ValueError:
-        return False

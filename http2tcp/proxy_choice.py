@@ -66,7 +66,7 @@ def _bytes(text: str | None) -> bytes:
     return (text or "").encode("utf-8", "surrogateescape")
 
 
-def parse_proxy(text: str, source: str = "--proxy") -> Proxy:
+def parse_proxy(text: str, source: str) -> Proxy:
     """`http://`, `https://`, `socks5://` or `socks5h://[USER:PASSWORD@]HOST[:PORT]`; http where there is no scheme.
 
     Raises AddressError, whose text never shows this one: it may hold a password.

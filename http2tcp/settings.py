@@ -2,17 +2,28 @@
 
 from __future__ import annotations
 
+import logging
+import os
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
 
 from http2tcp import __version__
 from http2tcp.address import Address, Endpoint, TCPAddress
 from http2tcp.errors import SettingsError
 from http2tcp.protocol.transport import Transport
 
+if TYPE_CHECKING:
+    from http2tcp.proxy_choice import Proxy
+
 #: The original's own default.
 DEFAULT_LISTEN = TCPAddress("127.0.0.1", 12345)
 DEFAULT_USER_AGENT = f"http2tcp/{__version__}"
+
+# Without one of them there is no proxy, and no module about proxies is loaded.
+_PROXY_VARIABLES = ("https_proxy", "HTTPS_PROXY", "http_proxy", "HTTP_PROXY", "all_proxy", "ALL_PROXY")
+
+logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -77,12 +88,16 @@ class ClientSettings:
     #: Further header fields of the request.
     headers: Sequence[tuple[str, str]] = field(default=(), repr=False)
     tls: TLSSettings = TLSSettings()
+    #: What to reach the endpoint by. `environment_proxy` finds the environment's.
+    proxy: Proxy | None = None
     #: Hand the connection to ssh (ProxyUseFdpass) and leave.
     fdpass: bool = False
     #: Break our own silence so often, where the transport has a way to; None: promise nothing.
     keepalive: float | None = 25.0
     #: For the name and the TCP connection together.
     connect_timeout: float = 10.0
+    #: For a proxy's name, its TCP connection, its TLS and its answer together.
+    proxy_timeout: float = 10.0
     tls_timeout: float = 10.0
     #: For the answer; longer than the server's own limit for its dial.
     answer_timeout: float = 20.0
@@ -96,12 +111,28 @@ class ClientSettings:
             raise SettingsError("--client-key needs --client-cert, the certificate that goes with it")
         if self.fdpass and self.endpoint.tls:
             raise SettingsError("--fdpass needs an http endpoint: with https, the TLS session lives in this process")
+        if self.fdpass and self.proxy is not None and self.proxy.tls:
+            raise SettingsError(
+                f"--fdpass cannot go by {self.proxy}: with https, the TLS session lives in this process"
+            )
         if self.fdpass and self.transport is not None and self.transport.framed:
             raise SettingsError(
                 f"--fdpass needs a raw transport, such as tcp: ssh does not speak {self.transport.value}"
             )
         if self.destination is None and self.endpoint.needs_target:
             raise SettingsError("this endpoint's template needs a destination (-d)")
+
+
+def environment_proxy(endpoint: Endpoint) -> Proxy | None:
+    """The proxy that HTTPS_PROXY and its like name for an endpoint. Raises AddressError."""
+    if not any(name in os.environ for name in _PROXY_VARIABLES):
+        return None
+    from http2tcp.proxy_choice import choose
+
+    proxy, why = choose(endpoint, os.environ)
+    if proxy is None:
+        logger.debug("no proxy: %s", why)
+    return proxy
 
 
 def check_token(token: str) -> None:

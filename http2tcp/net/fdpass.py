@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import socket
 import stat
 
@@ -11,7 +12,9 @@ import trio
 from http2tcp.net.streams import SocketStream, broken
 
 _PEEK = 64 * 1024
-_BLANK_LINE = b"\r\n\r\n"
+# h11 ends a head there too, with or without CR.
+_BLANK_LINE = re.compile(rb"\n\r?\n")
+_LONGEST = 3
 
 
 class HeadReceiver:
@@ -28,15 +31,15 @@ class HeadReceiver:
             await trio.lowlevel.wait_readable(sock)
             try:
                 seen = self._tail + sock.recv(_PEEK, socket.MSG_PEEK)
-                end = seen.find(_BLANK_LINE)
-                wanted = (len(seen) if end < 0 else end + len(_BLANK_LINE)) - len(self._tail)
+                blank = _BLANK_LINE.search(seen)
+                wanted = (len(seen) if blank is None else blank.end()) - len(self._tail)
                 data = sock.recv(wanted) if wanted else b""
             except BlockingIOError:
                 continue
             except OSError as error:
                 raise broken(error) from error
             # A blank line may come in pieces; one that is whole is not to be found again.
-            self._tail = b"" if end >= 0 else seen[-len(_BLANK_LINE) + 1 :]
+            self._tail = b"" if blank else seen[-_LONGEST + 1 :]
             return data
 
 

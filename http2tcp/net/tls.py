@@ -81,6 +81,10 @@ class TLSStream(Stream):
         self._ended = False
         self._torn = False
 
+    def version(self) -> str | None:
+        """The protocol's version, as OpenSSL names it."""
+        return self.socket.version()
+
     async def receive_some(self, max_bytes: int | None = None) -> bytes:
         """Up to `max_bytes` (256 KiB by default); b"" is close_notify. Raises BrokenResourceError."""
         await trio.lowlevel.checkpoint()
@@ -221,15 +225,19 @@ async def open_tls(
         raise
     try:
         await tls._handshake()
-        if pins:
-            certificate = tls.socket.getpeercert(binary_form=True) or b""
-            digest = hashlib.sha256(public_key(certificate)).digest()
-            if digest not in pins:
-                raise PinMismatch("sha256//" + b64encode(digest).decode("ascii"))
+        check_pin(tls.socket.getpeercert(binary_form=True), pins)
     except BaseException:
         tls.abort()
         raise
     return tls
+
+
+def check_pin(certificate: bytes | None, pins: Collection[bytes]) -> None:
+    """Hold a DER certificate's public key to `pins`, if there are any. Raises PinMismatch."""
+    if pins:
+        digest = hashlib.sha256(public_key(certificate or b"")).digest()
+        if digest not in pins:
+            raise PinMismatch("sha256//" + b64encode(digest).decode("ascii"))
 
 
 def public_key(certificate: bytes) -> bytes:

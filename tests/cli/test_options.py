@@ -167,6 +167,9 @@ VARIABLES: dict[str, tuple[str, tuple[str, ...], Any, Any]] = {
         lambda ran: list(ran.client.tls.pins),
         [PIN, PIN[::-1]],
     ),
+    "proxy": ("http://p:3128", CLIENT, lambda ran: str(ran.client.proxy), "http://p:3128"),
+    # That there would be one without it is in test_proxy_options.py.
+    "no_proxy": ("1", CLIENT, lambda ran: ran.client.proxy, None),
     "fdpass": ("1", ("-c", "-e", "http://h/"), lambda ran: ran.client.fdpass, True),
     "insecure": ("1", CLIENT, lambda ran: ran.client.tls.verify, False),
     "token": ("t0k", CLIENT, lambda ran: ran.client.token, "t0k"),
@@ -221,7 +224,7 @@ def test_an_empty_variable_is_no_value(http2tcp: Run, name: str) -> None:
         expected = "FILE"
     ran = http2tcp(*arguments, **{f"HTTP2TCP_{name.upper()}": ""})
     assert ran.status == 0, ran.err
-    assert look(ran) != expected or name in ("verbose", "quiet")
+    assert look(ran) != expected or name in ("verbose", "quiet", "no_proxy")
 
 
 def test_the_command_line_beats_the_environment(http2tcp: Run) -> None:

@@ -40,9 +40,9 @@ def http2tcp(*arguments: str) -> list[str]:
 
 
 def environment(**variables: str) -> dict[str, str]:
-    """This process's environment without the user's own http2tcp settings, and with the variables."""
+    """This process's environment without the user's own http2tcp settings and proxies, and with the variables."""
     kept = {name: value for name, value in os.environ.items() if not name.startswith("HTTP2TCP_")}
-    return kept | variables
+    return {name: value for name, value in kept.items() if not name.upper().endswith("_PROXY")} | variables
 
 
 def free_port() -> int:

@@ -97,7 +97,7 @@ def test_scripts_can_tell_the_hops_apart_by_the_exit_code() -> None:
 @pytest.mark.parametrize("kind", TUNNEL_ERRORS)
 def test_a_tunnel_error_names_its_hop(kind: type[TunnelError]) -> None:
     assert kind.exit_code >= 64
-    assert kind.hop in ("name", "TCP", "TLS", "front end", "http2tcp server", "target", "tunnel", "stdio")
+    assert kind.hop in ("name", "TCP", "TLS", "front end", "http2tcp server", "target", "tunnel", "stdio", "proxy")
     assert kind.__doc__
 
 

@@ -1,0 +1,95 @@
+"""TLS over a stream that is no bare socket, such as the TLS session with an https proxy.
+
+As in `http2tcp.net.tls`, a stream that ends without close_notify was cut, and there is no half-close.
+"""
+
+from __future__ import annotations
+
+import ssl
+from collections.abc import Collection
+from typing import ClassVar
+
+import trio
+
+from http2tcp.net.streams import CHUNK, Bytes, HalfCloseUnsupported, Stream
+from http2tcp.net.tls import EOF_PATIENCE, check_pin
+
+
+class TLSOverStream(Stream):
+    """A TLS session on a stream that it owns. Make one with `open_tls_over`."""
+
+    half_close: ClassVar[bool] = False
+    eof_patience: ClassVar[float] = EOF_PATIENCE
+
+    def __init__(self, carrier: Stream, tls: trio.SSLStream[Stream]) -> None:
+        self._carrier = carrier
+        self._tls = tls
+
+    def version(self) -> str | None:
+        """The protocol's version, as OpenSSL names it."""
+        version: str | None = self._tls.version()
+        return version
+
+    async def receive_some(self, max_bytes: int | None = None) -> bytes:
+        """Up to `max_bytes` (256 KiB by default); b"" is close_notify. Raises BrokenResourceError."""
+        if self._ahead:
+            await trio.lowlevel.checkpoint()
+            return self.take_ahead(max_bytes)
+        try:
+            return bytes(await self._tls.receive_some(max_bytes or CHUNK))
+        except trio.BrokenResourceError as error:
+            raise _broken(error) from error
+
+    async def send_all(self, data: Bytes) -> None:
+        """Send everything. Cancelling it tears the stream: nothing can be sent after that."""
+        try:
+            await self._tls.send_all(data)
+        except trio.BrokenResourceError as error:
+            raise _broken(error) from error
+
+    async def wait_send_all_might_not_block(self) -> None:
+        """Wait until the kernel has room."""
+        await self._tls.wait_send_all_might_not_block()
+
+    async def send_eof(self) -> None:
+        """Raises HalfCloseUnsupported, always."""
+        raise HalfCloseUnsupported("TLS has no half-close here")
+
+    def abort(self) -> None:
+        """Close without close_notify, with RST."""
+        self._carrier.abort()
+
+    async def aclose(self) -> None:
+        """Send close_notify and close. The peer's is not waited for."""
+        await self._tls.aclose()
+
+
+def _broken(error: trio.BrokenResourceError) -> trio.BrokenResourceError:
+    """The same in words, which trio leaves to the cause."""
+    if isinstance(error.__cause__, ssl.SSLEOFError):
+        return trio.BrokenResourceError("TLS ended without close_notify")
+    if isinstance(error.__cause__, ssl.SSLError):
+        return trio.BrokenResourceError(f"TLS failed: {error.__cause__.reason or 'unknown error'}")
+    return trio.BrokenResourceError(str(error) or "an earlier send was cancelled half-way")
+
+
+async def open_tls_over(
+    carrier: Stream, context: ssl.SSLContext, server_name: str, pins: Collection[bytes] = ()
+) -> TLSOverStream:
+    """As `http2tcp.net.tls.open_tls`, on any stream.
+
+    The caller sets the deadline. Raises ssl.SSLError, OSError or PinMismatch; the carrier is aborted then.
+    """
+    try:
+        tls = trio.SSLStream(carrier, context, server_hostname=server_name.rstrip(".").encode())
+        await tls.do_handshake()
+        check_pin(tls.getpeercert(binary_form=True), pins)
+    except trio.BrokenResourceError as error:
+        carrier.abort()
+        if isinstance(error.__cause__, ssl.SSLError):
+            raise error.__cause__ from None
+        raise OSError(0, str(error)) from error
+    except BaseException:
+        carrier.abort()
+        raise
+    return TLSOverStream(carrier, tls)
