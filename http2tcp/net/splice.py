@@ -16,12 +16,9 @@ import sys
 import trio
 
 from http2tcp.net.pump import Flow, SinkBroke, SourceBroke
-from http2tcp.net.streams import Stream
+from http2tcp.net.streams import PORTABLE, Stream
 
-#: Set it in the environment to move bytes as on systems without splice(2).
-PORTABLE_VARIABLE = "HTTP2TCP_PORTABLE"
-
-_available = sys.platform == "linux" and hasattr(os, "splice") and PORTABLE_VARIABLE not in os.environ
+_available = sys.platform == "linux" and hasattr(os, "splice") and not PORTABLE
 
 # One read of interactive traffic. A read that fills it is what makes a flow bulky.
 SMALL = 64 * 1024

@@ -19,7 +19,7 @@ from typing import ClassVar
 
 import trio
 
-from http2tcp.net.streams import CHUNK, Bytes, Stream, broken
+from http2tcp.net.streams import CHUNK, PORTABLE, Bytes, Stream, broken
 
 # On a raw transport the target's half-close and the tunnel's end look the same. After either, an
 # input that is silent for so long has ended.
@@ -36,7 +36,7 @@ class StdioStream(Stream):
 
     eof_patience: ClassVar[float] = SILENCE
 
-    def __init__(self, input_fd: int = 0, output_fd: int = 1, *, portable: bool = False) -> None:
+    def __init__(self, input_fd: int = 0, output_fd: int = 1, *, portable: bool = PORTABLE) -> None:
         self._input = _open_input(input_fd, portable)
         self._output = _open_output(output_fd, portable)
         self._output_closed = False

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import errno
 import math
+import os
 import socket
 import struct
 import sys
@@ -25,6 +26,9 @@ CHUNK = 256 * 1024
 KEEPALIVE_IDLE = 30
 KEEPALIVE_INTERVAL = 10
 KEEPALIVE_COUNT = 3
+
+#: Set this variable to move bytes, stdin and stdout as on systems that are not Linux.
+PORTABLE = "HTTP2TCP_PORTABLE" in os.environ
 
 Bytes = bytes | bytearray | memoryview
 
