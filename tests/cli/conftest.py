@@ -58,7 +58,7 @@ def logging_as_it_was(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
 @pytest.fixture(autouse=True)
 def bare_environment(monkeypatch: pytest.MonkeyPatch) -> None:
     """The settings of whoever runs the tests are not theirs to find."""
-    for name in [name for name in os.environ if name.startswith("HTTP2TCP_")]:
+    for name in [name for name in os.environ if name.startswith("HTTP2TCP_") or name.upper().endswith("_PROXY")]:
         monkeypatch.delenv(name)
 
 

@@ -46,7 +46,7 @@ NEVER = {
 def environment(**variables: str) -> dict[str, str]:
     """Without what would load a measuring tool into the process."""
     kept = {name: value for name, value in os.environ.items() if not name.startswith(("COV", "HTTP2TCP_"))}
-    return kept | variables
+    return {name: value for name, value in kept.items() if not name.upper().endswith("_PROXY")} | variables
 
 
 async def brought() -> set[str]:
