@@ -24,8 +24,10 @@ class SSLStreamStream(Stream):
     def __init__(self, below: SocketStream, tls: trio.SSLStream[SocketStream]) -> None:
         self._below = below
         self._tls = tls
-        # What the client logs when it is connected.
-        self.socket = tls
+
+    def version(self) -> str | None:
+        version: str | None = self._tls.version()
+        return version
 
     async def receive_some(self, max_bytes: int | None = None) -> bytes:
         if self._ahead:
