@@ -56,8 +56,8 @@ def test_an_empty_first_line_of_a_token_file_is_a_mistake(
 
 @BOTH
 def test_a_file_option_without_a_file_is_a_mistake(http2tcp: Run, mode: tuple[str, ...]) -> None:
-    assert "--token-file" in complaint(http2tcp(*mode, "--token-file", ""))
-    assert "--token-file" in complaint(http2tcp(*mode, HTTP2TCP_TOKEN_FILE=""))
+    assert "token file" in complaint(http2tcp(*mode, "--token-file", ""))
+    assert "token file" in complaint(http2tcp(*mode, HTTP2TCP_TOKEN_FILE=""))
 
 
 @BOTH
