@@ -52,7 +52,7 @@ Exit status: 0 done, 2 usage, 64 to 75 the hop that failed, 1 a bug.
 # --- strings to values ------------------------------------------------------------------------
 
 
-class _Parsed(click.ParamType[Any]):
+class _Parsed(click.ParamType):  # type: ignore[type-arg]  # generic from click 8.4 on
     """A value that one of our own parsers makes."""
 
     def __init__(self, name: str, parse: Callable[[str], Any]) -> None:
