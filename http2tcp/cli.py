@@ -221,8 +221,8 @@ def _both(*names: str, **attributes: Any) -> Callable[[Callable[..., Any]], Call
     multiple=True,
     help="The site's public key has to be this one too.  [repeatable]",
 )
-@_client("--proxy", metavar="URL", help="Go by this http, https, socks5 or socks5h proxy; @FILE reads it.")
-@_client("--no-proxy", is_flag=True, help="Go by no proxy, whatever HTTPS_PROXY and its like say.")
+@_client("--proxy", metavar="URL", help="Go through this http, https, socks5 or socks5h proxy; @FILE reads it.")
+@_client("--no-proxy", is_flag=True, help="Go through no proxy, whatever HTTPS_PROXY and its like say.")
 @_client("--fdpass", is_flag=True, help="For ssh's ProxyUseFdpass: hand it the connection and leave. http only.")
 @_client("--insecure", is_flag=True, help="Trust any certificate.")
 @_both("-t", "--token", metavar="TOKEN", help="The shared secret. It shows in ps; a file does not.")

@@ -73,7 +73,7 @@ async def open_tunnel(
 
     `endpoint` is the URL of the server's location; `destination` what it is to reach ("host:port"; None:
     the server's default); `transport` what carries it (None: the first that gets through);
-    `proxy` the URL of a proxy to go by (None: what the environment says; False: none). Returns once
+    `proxy` the URL of a proxy to go through (None: what the environment says; False: none). Returns once
     the target has accepted, on `http2tcp/1.0` once the server has. `send_eof` half-closes, but for raw
     transports over https, where it raises HalfCloseUnsupported. Raises TunnelError, whose subclasses are
     the hops, AddressError or SettingsError.
@@ -99,7 +99,7 @@ def _proxy(proxy: str | Literal[False] | None, endpoint: Endpoint) -> Proxy | No
         return environment_proxy(endpoint) if proxy is None else None
     from http2tcp.proxy_choice import parse_proxy
 
-    return parse_proxy(proxy, "proxy=")
+    return parse_proxy(proxy, "open_tunnel")
 
 
 # What is tried where no transport was chosen, the one that keeps most promises first.
@@ -168,9 +168,9 @@ async def _attempt(settings: ClientSettings, transport: Transport, *, any_transp
 
 async def _dial(settings: ClientSettings) -> Stream:
     if settings.proxy is not None:
-        from http2tcp.proxied import dial_by
+        from http2tcp.proxied import dial_through
 
-        return await dial_by(settings.proxy, settings)
+        return await dial_through(settings.proxy, settings)
     endpoint, seconds = settings.endpoint, settings.connect_timeout
     where = f"{endpoint.host}:{endpoint.port}"
     late: TunnelError = ResolveFailed(

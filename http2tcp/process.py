@@ -163,3 +163,7 @@ def _warn(settings: ClientSettings) -> None:
     if endpoint.tls and not settings.tls.verify:
         instead = "only its pinned key is" if settings.tls.pins else "anybody can pretend to be it"
         logger.warning("--insecure: the certificate of %s is not verified; %s", endpoint.host, instead)
+    if settings.proxy is not None and settings.proxy.tls and not settings.tls.verify:
+        logger.warning(
+            "--insecure: the certificate of %s is not verified: anybody can pretend to be it", settings.proxy
+        )

@@ -1,4 +1,4 @@
-"""The way to the endpoint by a proxy: dial → (TLS) → ask for a connection, under one deadline.
+"""The way to the endpoint through a proxy: dial → (TLS) → ask for a connection, under one deadline.
 
 Every failure on it is `ProxyFailed`, in a sentence that says which proxy, who named it, and what to do;
 only a name that a socks5:// proxy leaves to this machine can be missing as without a proxy.
@@ -25,7 +25,7 @@ from http2tcp.settings import ClientSettings, TLSSettings
 logger = logging.getLogger(__name__)
 
 
-async def dial_by(proxy: Proxy, settings: ClientSettings) -> Stream:
+async def dial_through(proxy: Proxy, settings: ClientSettings) -> Stream:
     """A connection to the endpoint, a bare socket's unless the proxy is an https one. Raises TunnelError."""
     return await _Way(proxy, settings).dial()
 
@@ -41,7 +41,7 @@ class _Way:
         self._late: TunnelError = self._failed("")
 
     async def dial(self) -> Stream:
-        logger.debug("going by the proxy %s", self._name)
+        logger.debug("through the proxy %s", self._name)
         with trio.move_on_after(self._settings.proxy_timeout):
             targets = [self._target] if self._proxy.resolves else await self._look_up()
             for target in targets:
@@ -82,7 +82,7 @@ class _Way:
         except BaseException:
             stream.abort()
             raise
-        logger.debug("connected to %s by the proxy", target)
+        logger.debug("connected to %s through the proxy", target)
         return stream
 
     async def _secure(self, stream: SocketStream) -> TLSStream:
@@ -152,7 +152,7 @@ def _tls_words(error: OSError, tls: TLSSettings) -> str:
             f"has a certificate that is not valid here: {safe(error.verify_message)}; "
             f"name a private authority with {authority}"
         )
-    if isinstance(error, ssl.SSLEOFError):
+    if isinstance(error, ssl.SSLEOFError) or getattr(error, "reason", "") == "UNEXPECTED_EOF_WHILE_READING":
         return "ended the TLS handshake: is it an http:// proxy?"
     if isinstance(error, ssl.SSLError):
         if error.reason in ("WRONG_VERSION_NUMBER", "HTTP_REQUEST", "RECORD_LAYER_FAILURE"):

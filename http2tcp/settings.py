@@ -88,7 +88,7 @@ class ClientSettings:
     #: Further header fields of the request.
     headers: Sequence[tuple[str, str]] = field(default=(), repr=False)
     tls: TLSSettings = TLSSettings()
-    #: What to reach the endpoint by. `environment_proxy` finds the environment's.
+    #: What to reach the endpoint through. `environment_proxy` finds the environment's.
     proxy: Proxy | None = None
     #: Hand the connection to ssh (ProxyUseFdpass) and leave.
     fdpass: bool = False
@@ -113,7 +113,7 @@ class ClientSettings:
             raise SettingsError("--fdpass needs an http endpoint: with https, the TLS session lives in this process")
         if self.fdpass and self.proxy is not None and self.proxy.tls:
             raise SettingsError(
-                f"--fdpass cannot go by {self.proxy}: with https, the TLS session lives in this process"
+                f"--fdpass cannot go through {self.proxy}: with https, the TLS session lives in this process"
             )
         if self.fdpass and self.transport is not None and self.transport.framed:
             raise SettingsError(

@@ -22,6 +22,7 @@ _QUOTED = re.compile(r'"(?:[^"\\]|\\.)*"')
 _CHALLENGE = re.compile(r"([a-zA-Z0-9._-]{1,32})(?:\s+(?![\s=])|$)")
 _MAX_SCHEMES = 8
 
+_HTTP = b"HTTP/1."
 _CLOSED = "closed the connection without an answer"
 
 
@@ -51,7 +52,7 @@ class Connect:
 
     def __init__(self, authority: str, *, user_agent: str, credentials: tuple[bytes, bytes] | None = None) -> None:
         """`authority` is `host:port`; `credentials` are sent unasked, as Basic."""
-        fields = [(b"Host", authority.encode()), (b"User-Agent", user_agent.encode("utf-8", "surrogateescape"))]
+        fields = [(b"Host", authority.encode()), (b"User-Agent", user_agent.strip().encode("utf-8", "surrogateescape"))]
         if credentials is not None:
             fields.append((b"Proxy-Authorization", b"Basic " + b64encode(b":".join(credentials))))
         self._connection = h11.Connection(h11.CLIENT, max_incomplete_event_size=MAX_HEAD)
@@ -61,6 +62,10 @@ class Connect:
 
     def receive(self, data: bytes) -> None:
         """Take bytes from the wire; b"" is their end. Raises ProxyProtocolError."""
+        # h11 waits for a whole head; who greets in another protocol waits for us.
+        begin = _HTTP[self._received :]
+        if data[: len(begin)] != begin[: len(data)]:
+            raise _no_http()
         self._received += len(data)
         try:
             self._connection.receive_data(data)
