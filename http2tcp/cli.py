@@ -15,7 +15,7 @@ import click
 from http2tcp import __version__
 from http2tcp.address import parse_destination, parse_endpoint, parse_host, parse_listen
 from http2tcp.errors import AddressError, Http2tcpError, SettingsError, TunnelError
-from http2tcp.protocol.transport import TOKEN_FIELD, Transport
+from http2tcp.protocol.transport import Transport
 
 if TYPE_CHECKING:
     from http2tcp.proxy_choice import Proxy
@@ -28,10 +28,6 @@ EXIT_BUG = 1
 EXIT_USAGE = 2
 
 _AUTO = "auto"
-
-# What the handshake itself says. To change one of these is to ask for something else than a tunnel.
-_OWN_FIELDS = {"connection", "upgrade", "content-length", "transfer-encoding", TOKEN_FIELD.lower()}
-_TOKEN_CHARACTERS = frozenset("!#$%&'*+-.^_`|~0123456789abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ")
 
 EPILOG = """\b
 Examples:
@@ -86,15 +82,14 @@ def _parse_header(text: str) -> tuple[tuple[str, str], ...]:
 
 
 def _parse_field(line: str) -> tuple[str, str]:
+    from http2tcp.settings import check_field
+
     # No message shows the line: it may hold a secret.
     name, colon, value = line.partition(":")
     name, value = name.strip(), value.strip()
-    if not colon or not name or not _TOKEN_CHARACTERS.issuperset(name):
+    if not colon:
         raise SettingsError("expected 'Name: value', or @FILE with such lines")
-    if not (value.isprintable() or value.replace("\t", "").isprintable()):
-        raise SettingsError(f"the value of {name} holds a control character")
-    if name.lower() in _OWN_FIELDS:
-        raise SettingsError(f"{name} is set by http2tcp itself")
+    check_field(name, value)
     return name, value
 
 

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 from http2tcp import __version__
 from http2tcp.address import Address, Endpoint, TCPAddress
 from http2tcp.errors import SettingsError
-from http2tcp.protocol.transport import Transport
+from http2tcp.protocol.transport import TOKEN_FIELD, Transport
 
 if TYPE_CHECKING:
     from http2tcp.proxy_choice import Proxy
@@ -24,6 +24,11 @@ DEFAULT_USER_AGENT = f"http2tcp/{__version__}"
 _PROXY_VARIABLES = ("https_proxy", "HTTPS_PROXY", "http_proxy", "HTTP_PROXY", "all_proxy", "ALL_PROXY")
 
 logger = logging.getLogger(__name__)
+
+# What the handshake itself says. To change one of these is to ask for something else than a tunnel.
+_OWN_FIELDS = {"connection", "upgrade", "content-length", "transfer-encoding", TOKEN_FIELD.lower()}
+# RFC 9110, section 5.6.2.
+_TOKEN_CHARACTERS = frozenset("!#$%&'*+-.^_`|~0123456789abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -107,6 +112,8 @@ class ClientSettings:
             check_token(self.token)
         if not self.user_agent.isprintable():
             raise SettingsError("the user agent holds a control character")
+        for name, value in self.headers:
+            check_field(name, value)
         if self.tls.client_key is not None and self.tls.client_cert is None:
             raise SettingsError("--client-key needs --client-cert, the certificate that goes with it")
         if self.fdpass and self.endpoint.tls:
@@ -141,3 +148,13 @@ def check_token(token: str) -> None:
         raise SettingsError("the token is empty: a secret was probably not set")
     if token != token.strip() or not token.isprintable():
         raise SettingsError("the token holds a control character, or a blank at an end")
+
+
+def check_field(name: str, value: str) -> None:
+    """Raises SettingsError for a header field that cannot be sent, or is not the user's to set."""
+    if not name or not _TOKEN_CHARACTERS.issuperset(name):
+        raise SettingsError("a header field is expected as 'Name: value'")
+    if not value.replace("\t", "").isprintable():
+        raise SettingsError(f"the value of {name} holds a control character")
+    if name.lower() in _OWN_FIELDS:
+        raise SettingsError(f"{name} is set by http2tcp itself")

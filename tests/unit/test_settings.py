@@ -117,3 +117,12 @@ def test_a_connection_with_tls_cannot_be_handed_over() -> None:
 def test_the_clients_phases_have_the_documented_deadlines() -> None:
     settings = ClientSettings(endpoint=ENDPOINT)
     assert (settings.connect_timeout, settings.tls_timeout, settings.answer_timeout) == (10, 10, 20)
+
+
+@pytest.mark.parametrize(
+    ("name", "value"), [("X-A", "a\r\nX-B: b"), ("X A", "b"), ("", "b"), ("Upgrade", "h2c"), ("X-\u00e4", "b")]
+)
+def test_a_header_field_that_would_change_the_request_is_refused_in_a_program_too(name: str, value: str) -> None:
+    with pytest.raises(SettingsError) as caught:
+        ClientSettings(endpoint=parse_endpoint("http://x/"), headers=((name, value),))
+    assert "b" not in str(caught.value).split()
