@@ -17,7 +17,19 @@ def main() -> None:
         signal.signal(signal.SIGINT, signal.SIG_DFL)
     from http2tcp.cli import run
 
-    sys.exit(run())
+    status = run()
+    _drop_untaken_lines()
+    sys.exit(status)
+
+
+def _drop_untaken_lines() -> None:
+    # Python would try them once more on its way out, and its exit status would tell of that (120).
+    if sys.stderr is None:
+        return
+    try:
+        sys.stderr.flush()
+    except OSError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stderr.fileno())
 
 
 def _fill_standard_descriptors() -> None:

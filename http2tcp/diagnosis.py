@@ -154,7 +154,7 @@ def explain_tls(error: OSError, endpoint: Endpoint, server_name: str) -> TLSFail
     if isinstance(error, ssl.SSLError):
         if error.reason in ("WRONG_VERSION_NUMBER", "HTTP_REQUEST", "RECORD_LAYER_FAILURE"):
             return TLSFailed(f"{endpoint.host}:{endpoint.port} does not speak TLS: is the endpoint http://?")
-        if isinstance(error, ssl.SSLEOFError):
+        if isinstance(error, ssl.SSLEOFError) or error.reason == "UNEXPECTED_EOF_WHILE_READING":
             return TLSFailed(f"{endpoint.host}:{endpoint.port} ended the handshake: does that port speak TLS?")
         words = (error.reason or "unknown error").lower().replace("_", " ")
         return TLSFailed(f"no TLS session with {endpoint.host}:{endpoint.port}: {words}")

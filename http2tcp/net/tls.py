@@ -19,7 +19,16 @@ from typing import ClassVar, TypeVar
 
 import trio
 
-from http2tcp.net.streams import CHUNK, Bytes, HalfCloseUnsupported, SocketStream, Stream, broken, reset_on_close
+from http2tcp.net.streams import (
+    CHUNK,
+    Bytes,
+    HalfCloseUnsupported,
+    SocketStream,
+    Stream,
+    broken,
+    delivered,
+    reset_on_close,
+)
 
 # Where systems keep their authorities, for a Python that was built for another system.
 _BUNDLES = ("/etc/ssl/certs/ca-certificates.crt", "/etc/pki/tls/certs/ca-bundle.crt", "/etc/ssl/cert.pem")
@@ -40,6 +49,8 @@ def client_context(
 ) -> ssl.SSLContext:
     """A context that verifies against `ca_file` or else the system's authorities. Raises OSError."""
     context = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
+    # Python before 3.11.4 has OpenSSL 3 take an end without close_notify for a clean one.
+    context.options &= ~getattr(ssl, "OP_IGNORE_UNEXPECTED_EOF", 0)
     # An HTTP/2 front end would drop the Upgrade field (RFC 9113, section 8.2.2).
     context.set_alpn_protocols(["http/1.1"])
     if not verify:
@@ -50,7 +61,8 @@ def client_context(
     else:
         _load_system_authorities(context)
     if cert is not None:
-        context.load_cert_chain(cert, key)
+        # Without a password OpenSSL would ask for it on the terminal, and wait.
+        context.load_cert_chain(cert, key, password="")
     return context
 
 
@@ -127,6 +139,10 @@ class TLSStream(Stream):
         """Raises HalfCloseUnsupported, always."""
         raise HalfCloseUnsupported("TLS has no half-close here")
 
+    async def flush(self) -> None:
+        """See `Stream.flush`. Returns at once where the kernel does not tell."""
+        await delivered(self.socket)
+
     def abort(self) -> None:
         """Close without close_notify, with RST."""
         if self.socket.fileno() >= 0:
@@ -169,13 +185,11 @@ class TLSStream(Stream):
                 await self._readable()
             except ssl.SSLWantWriteError:
                 await self._writable()
-            except ssl.SSLEOFError:
-                raise trio.BrokenResourceError("TLS ended without close_notify") from None
             except ssl.SSLZeroReturnError:
                 # From sending; the peer's close_notify alone is an EOF, which receiving returns.
                 raise trio.BrokenResourceError("the other side had ended TLS already") from None
             except ssl.SSLError as error:
-                raise trio.BrokenResourceError(f"TLS failed: {error.reason or 'unknown error'}") from error
+                raise trio.BrokenResourceError(what_broke(error)) from error
             except OSError as error:
                 raise broken(error) from error
 
@@ -201,6 +215,14 @@ class TLSStream(Stream):
         finally:
             self._writer.set()
             self._writer = None
+
+
+def what_broke(error: ssl.SSLError) -> str:
+    """The words for a session that failed."""
+    # The name of the same error before Python 3.11.4.
+    if isinstance(error, ssl.SSLEOFError) or error.reason == "UNEXPECTED_EOF_WHILE_READING":
+        return "TLS ended without close_notify"
+    return f"TLS failed: {error.reason or 'unknown error'}"
 
 
 async def open_tls(

@@ -12,7 +12,7 @@ from typing import ClassVar
 import trio
 
 from http2tcp.net.streams import CHUNK, Bytes, HalfCloseUnsupported, Stream
-from http2tcp.net.tls import EOF_PATIENCE, check_pin
+from http2tcp.net.tls import EOF_PATIENCE, check_pin, what_broke
 
 
 class TLSOverStream(Stream):
@@ -66,10 +66,8 @@ class TLSOverStream(Stream):
 
 def _broken(error: trio.BrokenResourceError) -> trio.BrokenResourceError:
     """The same in words, which trio leaves to the cause."""
-    if isinstance(error.__cause__, ssl.SSLEOFError):
-        return trio.BrokenResourceError("TLS ended without close_notify")
     if isinstance(error.__cause__, ssl.SSLError):
-        return trio.BrokenResourceError(f"TLS failed: {error.__cause__.reason or 'unknown error'}")
+        return trio.BrokenResourceError(what_broke(error.__cause__))
     return trio.BrokenResourceError(str(error) or "an earlier send was cancelled half-way")
 
 

@@ -41,7 +41,9 @@ def http2tcp(*arguments: str) -> list[str]:
 
 def environment(**variables: str) -> dict[str, str]:
     """This process's environment without the user's own http2tcp settings and proxies, and with the variables."""
-    kept = {name: value for name, value in os.environ.items() if not name.startswith("HTTP2TCP_")}
+    # PYTHONUNBUFFERED hides what becomes of a log line that could not be written.
+    unwanted = ("HTTP2TCP_", "PYTHONUNBUFFERED")
+    kept = {name: value for name, value in os.environ.items() if not name.startswith(unwanted)}
     return {name: value for name, value in kept.items() if not name.upper().endswith("_PROXY")} | variables
 
 

@@ -270,6 +270,7 @@ def ssl_error(reason: str | None, kind: type[ssl.SSLError] = ssl.SSLError) -> ss
         (ssl_error("HTTP_REQUEST"), "http://?"),
         (ssl_error("RECORD_LAYER_FAILURE"), "http://?"),
         (ssl_error("UNEXPECTED_EOF_WHILE_READING", ssl.SSLEOFError), "does that port speak TLS?"),
+        (ssl_error("UNEXPECTED_EOF_WHILE_READING"), "does that port speak TLS?"),
         (ssl_error("TLSV1_ALERT_PROTOCOL_VERSION"), "tlsv1 alert protocol version"),
         (ssl_error(None), "unknown error"),
         (OSError(errno.ECONNRESET, os.strerror(errno.ECONNRESET)), "connection reset by peer"),
