@@ -143,10 +143,6 @@ class TLSStream(Stream):
         """See `Stream.flush`. Returns at once where the kernel does not tell."""
         await delivered(self.socket)
 
-    async def flush(self) -> None:
-        """See `Stream.flush`. Returns at once where the kernel does not tell."""
-        await delivered(self.socket)
-
     def abort(self) -> None:
         """Close without close_notify, with RST."""
         if self.socket.fileno() >= 0:
