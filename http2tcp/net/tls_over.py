@@ -55,6 +55,10 @@ class TLSOverStream(Stream):
         """Raises HalfCloseUnsupported, always."""
         raise HalfCloseUnsupported("TLS has no half-close here")
 
+    async def flush(self) -> None:
+        """As the stream below."""
+        await self._carrier.flush()
+
     def abort(self) -> None:
         """Close without close_notify, with RST."""
         self._carrier.abort()

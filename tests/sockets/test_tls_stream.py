@@ -11,7 +11,7 @@ import ssl
 import struct
 import threading
 from base64 import b64encode
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable
 from contextlib import suppress
 from pathlib import Path
 
@@ -27,8 +27,9 @@ from http2tcp.client import connect
 from http2tcp.diagnosis import explain_tls
 from http2tcp.errors import TLSFailed
 from http2tcp.net.relay import End, Traffic, relay
-from http2tcp.net.streams import HalfCloseUnsupported, SocketStream
+from http2tcp.net.streams import HalfCloseUnsupported, SocketStream, Stream
 from http2tcp.net.tls import PinMismatch, TLSStream, client_context, open_tls
+from http2tcp.net.tls_over import open_tls_over
 from http2tcp.settings import TLSSettings
 from tests.support.loopback import client_settings, closed_port, read_all, read_until_broken
 from tests.support.memory_stream import memory_pair
@@ -429,7 +430,10 @@ async def test_what_was_given_back_comes_before_the_eof(authority: Authority) ->
 # --- in a relay -------------------------------------------------------------------------------
 
 
-async def test_bytes_before_a_reset_cross_tls_before_the_reset_does(authority: Authority) -> None:
+@pytest.mark.parametrize("open_session", [open_tls, open_tls_over])
+async def test_bytes_before_a_reset_cross_tls_before_the_reset_does(
+    open_session: Callable[..., Awaitable[Stream]], authority: Authority
+) -> None:
     """The application sends, and breaks; the front end reads slowly, gets everything, and no clean end."""
     data = os.urandom(200_000)
     heard = bytearray()
@@ -445,8 +449,9 @@ async def test_bytes_before_a_reset_cross_tls_before_the_reset_does(authority: A
             pass
 
     with tls_server(server_context(authority.leaf), slow, receive_buffer=32768) as port:
-        stream = await secured(port, authority)
-        stream.socket.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, 1_000_000)
+        carrier = await dialled(port)
+        carrier.socket.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, 1_000_000)
+        stream = await open_session(carrier, authority.client_context(), "localhost")
         left, application = memory_pair()
         traffic = Traffic()
         async with trio.open_nursery() as nursery:
