@@ -32,7 +32,22 @@ class _ToCapsules(Pump):
         # The length has to be known before the bytes move, which a pipe of our own tells.
         self._direct = ""
 
-    async def _deliver(self, data: bytes) -> None:
+    async def run(self) -> None:
+        """Until EOF."""
+        while True:
+            await self._wait()
+            data = self._read()
+            if data is None:
+                continue
+            if not data:
+                return
+            bulky = len(data) == SMALL
+            await self._send(data)
+            del data
+            if bulky and self._splices and await self._move_bulk():
+                return
+
+    async def _send(self, data: bytes) -> None:
         try:
             await self._stream.send_all(data)
         except trio.BrokenResourceError as error:
@@ -79,7 +94,8 @@ class _FromCapsules(Pump):
         except trio.BrokenResourceError as error:
             raise SourceBroke(str(error)) from error
         for part in payload:
-            await self._deliver(part)
+            await self._write(part)
+            self._flow.bytes += len(part)
 
     async def _move_payload(self) -> None:
         """Splice the rest of this capsule's payload, as far as it comes without a pause."""

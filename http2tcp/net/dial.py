@@ -103,6 +103,9 @@ def interleave(candidates: Sequence[Candidate]) -> list[Candidate]:
 
 async def dial_first(candidates: Sequence[Candidate]) -> Dialled:
     """Connect to the first that accepts (RFC 8305, section 5). The caller sets the deadline. Raises DialError."""
+    if len(candidates) == 1:
+        # Without a race: it would be a sixth of what a tunnel costs the server.
+        return await _dial_only(candidates[0])
     winner: Dialled | None = None
     failures: list[OSError] = []
 
@@ -115,7 +118,7 @@ async def dial_first(candidates: Sequence[Candidate]) -> Dialled:
             failed.set()
             return
         if winner is None:
-            winner = Dialled(stream, TCPAddress(str(_ip(candidate)), candidate.sockaddr[1]))
+            winner = Dialled(stream, _address(candidate))
             race.cancel_scope.cancel()
         else:
             stream.abort()
@@ -140,6 +143,13 @@ async def dial_first(candidates: Sequence[Candidate]) -> Dialled:
 
 # Where a name's addresses fail in different ways, the earliest here is what to tell.
 _TELLING = [DialFailure.EXHAUSTED, DialFailure.REFUSED, DialFailure.TIMEOUT, DialFailure.OTHER, DialFailure.UNROUTABLE]
+
+
+async def _dial_only(candidate: Candidate) -> Dialled:
+    try:
+        return Dialled(await _connect(candidate.family, candidate.sockaddr), _address(candidate))
+    except OSError as error:
+        raise _explain(error) from error
 
 
 async def _dial_unix(destination: UnixAddress) -> SocketStream:
@@ -181,6 +191,10 @@ def _explain(error: OSError) -> DialError:
         case _:
             failure = DialFailure.OTHER
     return DialError(failure, (error.strerror or "failed").lower())
+
+
+def _address(candidate: Candidate) -> TCPAddress:
+    return TCPAddress(str(_ip(candidate)), candidate.sockaddr[1])
 
 
 def _ip(candidate: Candidate) -> IPAddress:

@@ -20,7 +20,6 @@ from typing import ClassVar, TypeVar
 import trio
 
 from http2tcp.net.streams import (
-    CHUNK,
     Bytes,
     HalfCloseUnsupported,
     SocketStream,
@@ -36,6 +35,10 @@ _BUNDLES = ("/etc/ssl/certs/ca-certificates.crt", "/etc/pki/tls/certs/ca-bundle.
 EOF_PATIENCE = 30.0
 
 _HASHED = re.compile(r"[0-9a-f]{8}\.[0-9]+")
+
+# RFC 8446, section 5.1: a record has at most 16 KiB. Asking for more has Python allocate more for each.
+_RECORD = 16 * 1024
+_CHUNK = 4 * _RECORD
 
 _T = TypeVar("_T")
 
@@ -98,19 +101,19 @@ class TLSStream(Stream):
         return self.socket.version()
 
     async def receive_some(self, max_bytes: int | None = None) -> bytes:
-        """Up to `max_bytes` (256 KiB by default); b"" is close_notify. Raises BrokenResourceError."""
+        """Up to `max_bytes`, and to 64 KiB; b"" is close_notify. Raises BrokenResourceError."""
         await trio.lowlevel.checkpoint()
         if self._ahead:
             return self.take_ahead(max_bytes)
         if self._ended:
             return b""
-        wanted = max_bytes or CHUNK
-        first = await self._when_ready(lambda: self.socket.recv(wanted))
+        wanted = min(max_bytes or _CHUNK, _CHUNK)
+        first = await self._when_ready(lambda: self.socket.recv(min(wanted, _RECORD)))
         records, size = [first], len(first)
-        # OpenSSL gives a record at a time, 16 KiB; take what has arrived in one go.
+        # OpenSSL gives a record at a time; take what has arrived in one go.
         while records[-1] and size < wanted:
             try:
-                records.append(self.socket.recv(wanted - size))
+                records.append(self.socket.recv(min(wanted - size, _RECORD)))
             except OSError:
                 break  # nothing more now, or an error that the next call meets again
             size += len(records[-1])
