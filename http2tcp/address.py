@@ -172,7 +172,7 @@ class Endpoint:
     @property
     def is_template(self) -> bool:
         """Whether the path or the query is a URI template (RFC 6570) of connect-tcp's two variables."""
-        return "{" in self.path
+        return "{" in self._whole
 
     @property
     def needs_target(self) -> bool:

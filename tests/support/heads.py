@@ -131,6 +131,11 @@ HOSTILE: dict[str, tuple[bytes, int]] = {
     "the same addr twice": (target("/?addr=a:1&addr=a:1"), 400),
     "an addr, and one that is percent-encoded": (target("/?addr=a:1&%61ddr=b:2"), 400),
     "an addr, and an empty one": (target("/?addr=a:1&addr"), 400),
+    "two target_host": (target("/?target_host=a&target_port=1&target_host=b"), 400),
+    "two target_port": (target("/?target_host=a&target_port=1&%74arget_port=2"), 400),
+    "an addr and a target_host": (target("/?addr=a:1&target_host=b&target_port=2"), 400),
+    "an addr and the well-known path": (target("/.well-known/masque/tcp/a/1/?addr=b:2"), 400),
+    "a target_host and the well-known path": (target("/.well-known/masque/tcp/a/1/?target_host=b"), 400),
     "a thousand parameters": (target("/?" + "&".join(["a=b"] * 1000)), 400),
     # Other protocols.
     "a TLS hello": (bytes.fromhex("16030100f8010000f40303") + bytes(200), 400),

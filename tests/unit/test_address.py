@@ -15,6 +15,7 @@ from http2tcp.address import (
     parse_endpoint,
     parse_host,
     parse_listen,
+    parse_target,
 )
 from http2tcp.errors import AddressError
 
@@ -230,3 +231,94 @@ def test_a_bad_endpoint_gets_a_sentence_without_the_password(text: str) -> None:
         parse_endpoint(text)
     assert is_a_sentence(caught.value)
     assert "hunter2" not in str(caught.value)
+
+
+# --- templates (RFC 6570), as connect-tcp uses them -------------------------------------------
+
+VARIABLES = {"target_host": "%3A%3A1", "target_port": "22"}
+
+
+@pytest.mark.parametrize(
+    ("text", "path", "query", "bare"),
+    [
+        ("https://h/p{?target_host,target_port}", "/p", "target_host=%3A%3A1&target_port=22", ("/p", "")),
+        ("https://h/p?k=v{&target_host,target_port}", "/p", "k=v&target_host=%3A%3A1&target_port=22", ("/p", "k=v")),
+        ("https://h/p{?target_port,target_host}", "/p", "target_port=22&target_host=%3A%3A1", ("/p", "")),
+        ("https://h/tcp/{target_host}/{target_port}/", "/tcp/%3A%3A1/22/", "", ("/tcp///", "")),
+        ("https://h/p?h={target_host}&p={target_port}", "/p", "h=%3A%3A1&p=22", ("/p", "h=&p=")),
+    ],
+)
+def test_a_template_is_filled_in(text: str, path: str, query: str, bare: tuple[str, str]) -> None:
+    endpoint = parse_endpoint(text)
+    assert endpoint.is_template
+    assert endpoint.expand(VARIABLES) == (path, query)
+    assert endpoint.expand({}) == bare
+    assert endpoint.needs_target == ("?" not in text.partition("{")[2] and "&target" not in text)
+    assert "{" not in str(endpoint)
+
+
+def test_an_endpoint_without_a_template_is_left_as_it_is() -> None:
+    endpoint = parse_endpoint("https://h/p?k=v")
+    assert not endpoint.is_template
+    assert not endpoint.needs_target
+    assert endpoint.expand(VARIABLES) == ("/p", "k=v")
+
+
+@pytest.mark.parametrize(
+    "template",
+    [
+        "{target_host}",
+        "{?target_host}",
+        "{?target_host,target_host}",
+        "{?target_host,target_port,other}",
+        "{+target_host}/{target_port}",
+        "{target_host:3}/{target_port}",
+        "{}",
+        "{",
+        "}",
+        "{{target_host}}/{target_port}",
+        "{target_host}/{target_port}{",
+        "{target_host}/{target_port}/{target_port}",
+    ],
+)
+def test_a_template_that_cannot_be_filled_in_gets_a_sentence(template: str) -> None:
+    for text in (f"https://h/{template}", f"https://h/p?k=v&{template}"):
+        with pytest.raises(AddressError) as caught:
+            parse_endpoint(text)
+        assert is_a_sentence(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("host", "port", "expected"),
+    [
+        ("db", "5432", TCPAddress("db", 5432)),
+        ("::1", "22", TCPAddress("::1", 22)),
+        ("192.0.2.1", "22", TCPAddress("192.0.2.1", 22)),
+        ("DB", "022", TCPAddress("db", 22)),
+    ],
+)
+def test_a_templates_variables_are_a_destination(host: str, port: str, expected: TCPAddress) -> None:
+    assert parse_target(host, port) == expected
+
+
+@pytest.mark.parametrize(
+    ("host", "port"),
+    [
+        ("", "22"),
+        ("db", ""),
+        ("db", "ssh"),
+        ("db", "0"),
+        ("db", "65536"),
+        ("db", "22 "),
+        ("[::1]", "22"),
+        ("unix:/run/docker.sock", "22"),
+        ("unix", "/run"),
+        ("db:22", "22"),
+        ("a b", "22"),
+        ("::1%a\nb", "22"),
+    ],
+)
+def test_variables_that_are_no_destination_get_a_sentence(host: str, port: str) -> None:
+    with pytest.raises(AddressError) as caught:
+        parse_target(host, port)
+    assert is_a_sentence(caught.value)

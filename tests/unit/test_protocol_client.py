@@ -91,6 +91,34 @@ def test_an_endpoints_own_query_is_kept_and_the_destination_added(
     assert lines(asked(url, destination))[0] == f"GET {target} HTTP/1.1"
 
 
+@pytest.mark.parametrize(
+    ("url", "destination", "transport", "target"),
+    [
+        ("https://h/p?k=v", "db:1", Transport.CONNECT_TCP, "/p?k=v&target_host=db&target_port=1"),
+        ("https://h/p?target_host=old", "[::1]:1", Transport.CONNECT_TCP, "/p?target_host=%3A%3A1&target_port=1"),
+        ("https://h/p", "unix:/a", Transport.CONNECT_TCP, "/p?addr=unix%3A%2Fa"),
+        ("https://h/p", None, Transport.CONNECT_TCP, "/p"),
+        ("https://h/p{?target_host,target_port}", "db:1", Transport.TCP, "/p?target_host=db&target_port=1"),
+        ("https://h/p?k{&target_host,target_port}", "db:1", Transport.TCP, "/p?k&target_host=db&target_port=1"),
+        ("https://h/p{?target_host,target_port}", "unix:/a", Transport.TCP, "/p?addr=unix%3A%2Fa"),
+        ("https://h/p{?target_host,target_port}", None, Transport.TCP, "/p"),
+        ("https://h/{target_host}/{target_port}/", "[::1]:1", Transport.CONNECT_TCP, "/%3A%3A1/1/"),
+    ],
+)
+def test_connect_tcp_and_templates_name_the_host_and_the_port(
+    url: str, destination: str | None, transport: Transport, target: str
+) -> None:
+    assert lines(asked(url, destination, transport))[0] == f"GET {target} HTTP/1.1"
+
+
+def test_a_framed_transport_says_that_it_is_and_how_often_we_break_our_silence() -> None:
+    head = request(parse_endpoint("https://h"), DB, Transport.CONNECT_TCP, token=None, user_agent=AGENT, keepalive=12.5)
+    assert "Capsule-Protocol: ?1" in lines(head)
+    understood = as_the_server_reads_it(head)
+    assert understood.keepalive == 12.5
+    assert not any(line.startswith(("Capsule", "Http2tcp")) for line in lines(asked()))
+
+
 @pytest.mark.parametrize("transport", Transport)
 @pytest.mark.parametrize("destination", ["db:5432", "[2001:db8::1]:22", "unix:/run/a b&c+d#%é.sock", None])
 def test_our_server_reads_what_our_client_writes(transport: Transport, destination: str | None) -> None:

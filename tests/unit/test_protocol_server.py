@@ -104,6 +104,52 @@ def test_the_destination_is_taken_from_the_query_and_nothing_else_is(text: str, 
 
 
 @pytest.mark.parametrize(
+    ("text", "expected"),
+    [
+        ("/?target_host=db&target_port=5432", ("db", "5432")),
+        ("/?target_port=22&k=v&target_host=%3A%3A1", ("::1", "22")),
+        ("/?addr=&target_host=db&target_port=1", ("db", "1")),
+        ("/?target_host=db", ("db", "")),
+        ("/?target_port=22", ("", "22")),
+        ("/?target_host=&target_port=", None),
+        ("/?target_hos=db", None),
+        ("/.well-known/masque/tcp/db/5432/", ("db", "5432")),
+        ("/.well-known/masque/tcp/%3A%3A1/22", ("::1", "22")),
+        ("/.well-known/masque/tcp/a%2Fb/22/", ("a/b", "22")),
+        ("/.well-known/masque/tcp/db/", None),
+        ("/p/.well-known/masque/tcp/db/5432/", None),
+    ],
+)
+def test_a_connect_tcp_target_is_taken_from_its_variables(text: str, expected: tuple[str, str] | None) -> None:
+    request = understood(target(text))
+    assert request.target == expected
+    assert request.addr is None
+
+
+@pytest.mark.parametrize(
+    ("field", "seconds"),
+    [("25", 25), ("0.5", 0.5), ("0", None), ("-1", None), ("1e3", None), ("inf", None), ("", None), ("\xb2", None)],
+)
+def test_a_clients_keepalive_is_a_sensible_number_of_seconds_or_none(field: str, seconds: float | None) -> None:
+    assert understood(good(f"Http2tcp-Keepalive: {field}")).keepalive == seconds
+
+
+def test_a_client_that_waits_for_a_100_is_known() -> None:
+    assert understood(good("Expect: 100-Continue")).expects_continue
+    assert not understood(good()).expects_continue
+
+
+@pytest.mark.parametrize("upgrade", ["connect-tcp", "connect-tcp-12", "CONNECT-TCP"])
+def test_the_101_of_connect_tcp_repeats_the_token_and_announces_capsules(upgrade: str) -> None:
+    request = understood(head("Connection: Upgrade", f"Upgrade: {upgrade}", BEARER))
+    assert request.transport is Transport.CONNECT_TCP
+    fields = parse_answer(accept(request, keepalive=12.5)).headers
+    assert fields["upgrade"] == upgrade.lower()
+    assert fields["capsule-protocol"] == "?1"
+    assert fields["http2tcp-keepalive"] == "12.5"
+
+
+@pytest.mark.parametrize(
     "fields",
     [
         ["Connection: upgrade", "Upgrade: TCP"],

@@ -8,6 +8,7 @@ import pytest
 
 from http2tcp.address import TCPAddress, UnixAddress, parse_endpoint
 from http2tcp.errors import SettingsError
+from http2tcp.protocol.transport import Transport
 from http2tcp.settings import ClientSettings, ServerSettings, TLSSettings, check_token
 
 SSHD = TCPAddress("localhost", 22)
@@ -112,6 +113,27 @@ def test_a_connection_with_tls_cannot_be_handed_over() -> None:
     with pytest.raises(SettingsError, match="http endpoint"):
         ClientSettings(endpoint=ENDPOINT, fdpass=True)
     ClientSettings(endpoint=parse_endpoint("http://example.com"), fdpass=True)
+
+
+def test_only_raw_bytes_over_plain_http_can_be_handed_over() -> None:
+    plain = parse_endpoint("http://example.com")
+    ClientSettings(endpoint=plain, fdpass=True, transport=Transport.TCP)
+    with pytest.raises(SettingsError, match="raw transport"):
+        ClientSettings(endpoint=plain, fdpass=True, transport=Transport.CONNECT_TCP)
+
+
+def test_a_template_that_names_the_destination_in_its_path_needs_one() -> None:
+    endpoint = parse_endpoint("https://h/{target_host}/{target_port}/")
+    with pytest.raises(SettingsError, match="-d"):
+        ClientSettings(endpoint=endpoint)
+    ClientSettings(endpoint=endpoint, destination=SSHD)
+
+
+@pytest.mark.parametrize("field", [("X", "a\r\nY: b"), ("X\r\nY", "b"), ("X Y", "b"), ("", "b"), ("Upgrade", "h2c")])
+def test_a_header_field_cannot_add_another_or_change_the_upgrade(field: tuple[str, str]) -> None:
+    with pytest.raises(SettingsError) as caught:
+        ClientSettings(endpoint=ENDPOINT, headers=[field])
+    assert str(caught.value).isprintable()
 
 
 def test_the_clients_phases_have_the_documented_deadlines() -> None:
