@@ -81,13 +81,13 @@ class Connect:
             unread, ended = self._connection.trailing_data
             if ended and not unread:
                 raise ProxyProtocolError(_CLOSED) from None
-            raise _no_http() from None
+            raise (_endless() if self._received > MAX_HEAD else _no_http()) from None
         if isinstance(event, h11.Response):
             if 200 <= event.status_code < 300:
                 return Connected(self._connection.trailing_data[0])
             return Refused(event.status_code, bytes(event.reason).decode("latin-1"), _schemes(event))
         if self._received > MAX_HEAD:
-            raise ProxyProtocolError("sends an answer whose head has no end")
+            raise _endless()
         return None
 
 
@@ -95,6 +95,10 @@ def _no_http() -> ProxyProtocolError:
     return ProxyProtocolError(
         "does not answer in HTTP/1.1: is it a SOCKS or an https proxy, or another service's port?"
     )
+
+
+def _endless() -> ProxyProtocolError:
+    return ProxyProtocolError("sends an answer whose head has no end")
 
 
 def _schemes(event: h11.Response) -> tuple[str, ...]:
