@@ -9,6 +9,7 @@ from collections.abc import Iterator
 import pytest
 import trio.testing
 
+from http2tcp.net import splice
 from http2tcp.protocol.transport import Transport
 from tests.support.descriptors import open_descriptors
 from tests.support.loopback import TOKEN
@@ -46,3 +47,10 @@ def transport(request: pytest.FixtureRequest) -> Transport:
     """Each of the transports: what a user gets does not depend on it over http."""
     chosen: Transport = request.param
     return chosen
+
+
+@pytest.fixture(params=["spliced", "copied"])
+def _moved(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
+    """By splice(2) where the kernel has it, and as on other systems."""
+    if request.param == "copied":
+        monkeypatch.setattr(splice, "_available", False)

@@ -45,6 +45,7 @@ async def exchange_all(tunnel: trio.abc.HalfCloseableStream, data: bytes) -> byt
         return await read_all(tunnel)
 
 
+@pytest.mark.usefixtures("_moved")
 @pytest.mark.parametrize("size", [0, 1, MIB, 16 * MIB + 1])
 async def test_a_client_that_half_closes_gets_the_whole_echo(size: int, transport: Transport) -> None:
     data = os.urandom(size)
@@ -68,6 +69,7 @@ async def test_the_echo_is_whole_where_the_client_reads_only_after_it_has_sent_a
             assert await read_all(tunnel) == data
 
 
+@pytest.mark.usefixtures("_moved")
 async def test_a_target_that_half_closes_first_still_receives_what_the_client_sends_later(transport: Transport) -> None:
     received = trio.Event()
     everything = b""
@@ -120,6 +122,7 @@ async def test_what_a_client_sends_behind_its_request_reaches_the_target() -> No
             assert early + await read_all(stream) == b"too early"
 
 
+@pytest.mark.usefixtures("_moved")
 @pytest.mark.parametrize("amount", [0, 1, 3 * MIB])
 async def test_a_targets_reset_is_an_error_after_what_it_had_sent(amount: int, transport: Transport) -> None:
     data = os.urandom(amount)
@@ -140,6 +143,7 @@ async def test_a_targets_reset_is_an_error_after_what_it_had_sent(amount: int, t
                 await tunnel.receive_some()
 
 
+@pytest.mark.usefixtures("_moved")
 async def test_a_targets_reset_behind_unread_data_does_not_swallow_the_data(transport: Transport) -> None:
     """The client is slow to read; the bytes wait in kernels while the target resets."""
     data = os.urandom(200_000)
@@ -166,6 +170,7 @@ async def flushed(stream: trio.SocketStream) -> None:
         await trio.sleep(0.001)
 
 
+@pytest.mark.usefixtures("_moved")
 async def test_a_clients_reset_reaches_the_target_as_a_reset(transport: Transport) -> None:
     seen: list[BaseException] = []
     ended = trio.Event()
@@ -234,6 +239,7 @@ async def test_a_tunnel_that_stalls_does_not_hold_the_others_up(transport: Trans
             stalled.abort()
 
 
+@pytest.mark.usefixtures("_moved")
 async def test_a_stalled_reader_stops_the_sender_within_the_kernels_buffers(transport: Transport) -> None:
     sent = 0
 
@@ -252,6 +258,7 @@ async def test_a_stalled_reader_stops_the_sender_within_the_kernels_buffers(tran
     assert MIB / 4 < sent < 64 * MIB
 
 
+@pytest.mark.usefixtures("_moved")
 async def test_both_directions_at_full_speed_at_once_lose_nothing(transport: Transport) -> None:
     up, down = os.urandom(8 * MIB), os.urandom(8 * MIB)
     got_up = b""

@@ -74,8 +74,8 @@ class Hosts:
     def fails(self, host: str, code: int, after: float = 0) -> None:
         self.behaviour[host] = after, code
 
-    async def connect(self, family: int, sockaddr: Any) -> FakeSocketStream:
-        host = sockaddr[0]
+    async def connect(self, candidate: Candidate) -> FakeSocketStream:
+        host = candidate.sockaddr[0]
         self.tried.append((trio.current_time(), host))
         after, code = self.behaviour.get(host, (float("inf"), 0))
         await (self.together.wait() if after == TOGETHER else trio.sleep(after))

@@ -11,6 +11,7 @@ import trio
 import trio.testing
 
 from http2tcp.net import dial as dial_module
+from http2tcp.net.dial import Candidate
 from http2tcp.policy import Policy
 from http2tcp.server import _Connection
 from http2tcp.settings import ServerSettings
@@ -111,7 +112,7 @@ async def test_a_refused_client_that_never_stops_sending_is_left(autojump_clock:
 async def test_a_target_that_does_not_answer_is_a_504_after_the_connect_timeout(
     autojump_clock: trio.testing.MockClock, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
-    async def drop(family: int, sockaddr: Any) -> Any:
+    async def drop(candidate: Candidate) -> Any:
         await trio.sleep_forever()
 
     monkeypatch.setattr(dial_module, "_connect", drop)
@@ -188,7 +189,7 @@ async def test_a_client_that_leaves_before_it_has_asked_leaves_no_record(
 async def test_a_bug_in_one_session_is_a_500_and_a_logged_traceback_without_the_token(
     autojump_clock: trio.testing.MockClock, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
-    async def buggy(family: int, sockaddr: Any) -> Any:
+    async def buggy(candidate: Candidate) -> Any:
         raise ZeroDivisionError("a bug")
 
     monkeypatch.setattr(dial_module, "_connect", buggy)
