@@ -18,6 +18,7 @@ from http2tcp.errors import AddressError, Http2tcpError, SettingsError, TunnelEr
 from http2tcp.protocol.transport import Transport
 
 if TYPE_CHECKING:
+    from http2tcp.net.head_start import HeadStart
     from http2tcp.proxy_choice import Proxy
     from http2tcp.settings import ClientSettings, ServerSettings
 
@@ -246,7 +247,7 @@ def command(ctx: click.Context, /, **options: Any) -> int:
 
     With -s it serves tunnels behind nginx; with -c it opens one, as ssh's ProxyCommand or from a local port.
     """
-    from http2tcp.process import run_client, run_server, start_logging
+    from http2tcp.log import start_logging
 
     if ctx.args:
         # No message shows them: where quotes are forgotten, they are a piece of a secret.
@@ -261,9 +262,24 @@ def command(ctx: click.Context, /, **options: Any) -> int:
 
             return run_demo()
         case "server":
+            from http2tcp.process import run_server
+
             return run_server(_server_settings(ctx, options))
         case _:
-            return run_client(_client_settings(ctx, options), options["listen"])
+            settings = _client_settings(ctx, options)
+            head_start = None if options["listen"] else _head_start(settings)
+            from http2tcp.process import run_client
+
+            return run_client(settings, options["listen"], head_start)
+
+
+def _head_start(settings: ClientSettings) -> HeadStart | None:
+    """The way to the endpoint is begun before trio is imported, which takes as long as a round trip."""
+    if settings.proxy is not None:
+        return None
+    from http2tcp.net.head_start import HeadStart
+
+    return HeadStart(settings.endpoint.host, settings.endpoint.port)
 
 
 def _mode(ctx: click.Context, options: dict[str, Any]) -> str:

@@ -38,6 +38,7 @@ from http2tcp.protocol.transport import Transport
 from http2tcp.settings import DEFAULT_USER_AGENT, ClientSettings, TLSSettings, environment_proxy
 
 if TYPE_CHECKING:
+    from http2tcp.net.head_start import HeadStart
     from http2tcp.net.stdio import StdioStream
     from http2tcp.net.tls import TLSStream
     from http2tcp.net.tls_over import TLSOverStream
@@ -109,14 +110,16 @@ AUTO = (Transport.CONNECT_TCP, Transport.TCP, Transport.HTTP2TCP)
 class Connector:
     """Opens tunnels as `settings` say, and remembers which transport gets through."""
 
-    def __init__(self, settings: ClientSettings) -> None:
+    def __init__(self, settings: ClientSettings, head_start: HeadStart | None = None) -> None:
         self.settings = settings
+        #: For the first connection only.
+        self._head_start = head_start
         self._transport = settings.transport
 
     async def connect(self) -> Tunnel:
         """Open a tunnel. Raises TunnelError."""
         if self._transport is not None:
-            return await _attempt(self.settings, self._transport)
+            return await self._attempt(self._transport)
         tunnel = await self._first_through()
         self._transport = tunnel.transport
         return tunnel
@@ -128,7 +131,7 @@ class Connector:
             if original and transport is not Transport.HTTP2TCP:
                 continue
             try:
-                tunnel = await _attempt(self.settings, transport, any_transport=True)
+                tunnel = await self._attempt(transport, any_transport=True)
             except (UpgradeNotPassed, OriginalServer) as error:
                 logger.debug("%s: %s: %s", transport.value, error.hop, error)
                 original = isinstance(error, OriginalServer)
@@ -141,15 +144,21 @@ class Connector:
         assert first_failure is not None
         raise first_failure
 
+    async def _attempt(self, transport: Transport, *, any_transport: bool = False) -> Tunnel:
+        head_start, self._head_start = self._head_start, None
+        return await _attempt(self.settings, transport, head_start, any_transport=any_transport)
 
-async def connect(settings: ClientSettings) -> Tunnel:
+
+async def connect(settings: ClientSettings, head_start: HeadStart | None = None) -> Tunnel:
     """Open one tunnel. Raises TunnelError."""
-    return await Connector(settings).connect()
+    return await Connector(settings, head_start).connect()
 
 
-async def _attempt(settings: ClientSettings, transport: Transport, *, any_transport: bool = False) -> Tunnel:
+async def _attempt(
+    settings: ClientSettings, transport: Transport, head_start: HeadStart | None, *, any_transport: bool
+) -> Tunnel:
     """A connection to the endpoint, TLS on https, the upgrade. Raises TunnelError."""
-    stream = await _dial(settings)
+    stream = await _dial(settings, head_start)
     try:
         if settings.endpoint.tls:
             stream = await _secure(settings, stream)
@@ -160,13 +169,15 @@ async def _attempt(settings: ClientSettings, transport: Transport, *, any_transp
 
             keepalive = settings.keepalive or math.inf
             stream = CapsuleStream(stream, keepalive=keepalive, peer_keepalive=answer.keepalive)
+        # The original's server answers before it dials. What it could not reach shows as an EOF at once.
+        stream.empty_is_broken = answer.transport is Transport.HTTP2TCP and not answer.from_http2tcp
         return Tunnel(stream, answer.transport, answer.from_http2tcp)
     except BaseException:
         stream.abort()
         raise
 
 
-async def _dial(settings: ClientSettings) -> Stream:
+async def _dial(settings: ClientSettings, head_start: HeadStart | None = None) -> Stream:
     if settings.proxy is not None:
         from http2tcp.proxied import dial_through
 
@@ -178,7 +189,7 @@ async def _dial(settings: ClientSettings) -> Stream:
     )
     with trio.move_on_after(seconds):
         try:
-            candidates = await resolve(TCPAddress(endpoint.host, endpoint.port))
+            candidates = await resolve(TCPAddress(endpoint.host, endpoint.port), head_start)
         except DialError as error:
             raise ResolveFailed(f"cannot find {endpoint.host}: {error}; check -e, and this machine's DNS") from error
         logger.debug("addresses of %s: %d", endpoint.host, len(candidates))
@@ -260,7 +271,7 @@ async def _upgrade(
     return answer
 
 
-async def run_stdio(settings: ClientSettings, stdio: StdioStream) -> None:
+async def run_stdio(settings: ClientSettings, stdio: StdioStream, head_start: HeadStart | None = None) -> None:
     """Pump `stdio` through a tunnel until both directions have ended, or nobody reads any more.
 
     Raises TunnelError.
@@ -276,7 +287,7 @@ async def run_stdio(settings: ClientSettings, stdio: StdioStream) -> None:
 
         nursery.start_soon(end_with_the_reader)
         try:
-            tunnel = await connect(settings)
+            tunnel = await connect(settings, head_start)
             outcome = await relay(stdio, tunnel.stream, traffic)
             failure = StdioFailed(stdio.fault) if stdio.fault else _failure(tunnel, outcome, traffic)
         except TunnelError as error:

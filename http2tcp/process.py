@@ -1,12 +1,10 @@
-"""The process around a server or a client: its signals, its log, its exit status."""
+"""The process around a server or a client: its signals and its exit status."""
 
 from __future__ import annotations
 
 import gc
 import logging
-import os
 import signal
-import time
 from collections.abc import Awaitable, Callable, Sequence
 from typing import TYPE_CHECKING
 
@@ -16,6 +14,7 @@ from http2tcp.address import Address, is_loopback
 from http2tcp.errors import Http2tcpError, SettingsError
 
 if TYPE_CHECKING:
+    from http2tcp.net.head_start import HeadStart
     from http2tcp.settings import ClientSettings, ServerSettings
 
 logger = logging.getLogger("http2tcp")
@@ -23,22 +22,6 @@ logger = logging.getLogger("http2tcp")
 _STDOUT = 1
 
 OnSignal = Callable[[signal.Signals, trio.CancelScope], None]
-
-
-def start_logging(level: int, *, service: bool) -> None:
-    """Log to stderr: a service with the time, unless the journal adds it; a command as `http2tcp: …`."""
-    # A log that cannot be written (a full disk, a closed pipe) is no reason to print tracebacks.
-    logging.raiseExceptions = False
-    formatter = logging.Formatter("http2tcp: %(message)s")
-    if service:
-        formatter = logging.Formatter("%(message)s")
-        if "JOURNAL_STREAM" not in os.environ:
-            formatter = logging.Formatter("%(asctime)s.%(msecs)03dZ %(message)s", "%Y-%m-%dT%H:%M:%S")
-            formatter.converter = time.gmtime
-    handler = logging.StreamHandler()
-    handler.setFormatter(formatter)
-    logger.handlers[:] = [handler]
-    logger.setLevel(level)
 
 
 def run_server(settings: ServerSettings) -> int:
@@ -66,7 +49,7 @@ def run_server(settings: ServerSettings) -> int:
     return 0
 
 
-def run_client(settings: ClientSettings, listen: Address | None) -> int:
+def run_client(settings: ClientSettings, listen: Address | None, head_start: HeadStart | None = None) -> int:
     """Tunnel stdin and stdout, or each connection to `listen`, until done or signalled; the exit status.
 
     Raises TunnelError, ListenError or SettingsError.
@@ -84,6 +67,8 @@ def run_client(settings: ClientSettings, listen: Address | None) -> int:
     # ssh ends its ProxyCommand by SIGHUP: a clean end. Under nohup it is ignored, and stays so.
     if hasattr(signal, "SIGHUP") and signal.getsignal(signal.SIGHUP) is not signal.SIG_IGN:
         signals.append(signal.SIGHUP)
+        # Outside of trio it is ignored: it comes while we leave, and the line that says why is still unwritten.
+        signal.signal(signal.SIGHUP, signal.SIG_IGN)
     status = 0
 
     def on_signal(number: signal.Signals, everything: trio.CancelScope) -> None:
@@ -102,7 +87,7 @@ def run_client(settings: ClientSettings, listen: Address | None) -> int:
         else:
             from http2tcp.net.stdio import StdioStream
 
-            await run_stdio(settings, StdioStream())
+            await run_stdio(settings, StdioStream(), head_start)
 
     def started(addresses: Sequence[Address]) -> None:
         logger.info("listening on %s", _and(addresses))

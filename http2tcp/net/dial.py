@@ -12,12 +12,15 @@ import socket
 from collections.abc import Callable, Sequence
 from enum import Enum
 from ipaddress import IPv4Address, IPv6Address, ip_address
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import trio
 
 from http2tcp.address import Address, TCPAddress, UnixAddress
 from http2tcp.net.streams import SocketStream
+
+if TYPE_CHECKING:
+    from http2tcp.net.head_start import HeadStart
 
 # RFC 8305, section 5: the recommended delay between two attempts.
 STAGGER = 0.25
@@ -75,12 +78,16 @@ class Candidate(NamedTuple):
     """One address of a name: what `socket.connect` takes."""
 
     family: socket.AddressFamily
-    sockaddr: tuple[Any, ...]
+    sockaddr: Any
+    #: Has begun to connect to it.
+    head_start: HeadStart | None = None
 
 
-async def resolve(destination: TCPAddress) -> list[Candidate]:
-    """The name's addresses in the resolver's order. Raises DialError."""
+async def resolve(destination: TCPAddress, head_start: HeadStart | None = None) -> list[Candidate]:
+    """The name's addresses in the resolver's order, which `head_start` may know already. Raises DialError."""
     try:
+        if head_start is not None:
+            return await _resolved_before(head_start)
         # Bytes, since a str is put through the idna codec, whose import costs time and which knows fewer names.
         host = destination.host.encode("ascii")
         found = await trio.socket.getaddrinfo(host, destination.port, type=socket.SOCK_STREAM)
@@ -91,6 +98,15 @@ async def resolve(destination: TCPAddress) -> list[Candidate]:
     except (OSError, UnicodeError) as error:
         raise DialError(DialFailure.NAME, "the name has no address") from error
     return [Candidate(family, sockaddr) for family, _, _, _, sockaddr in found]
+
+
+async def _resolved_before(head_start: HeadStart) -> list[Candidate]:
+    if head_start.done:
+        found = head_start.addresses()
+    else:
+        found = await trio.to_thread.run_sync(head_start.addresses, abandon_on_cancel=True)
+    candidates = [Candidate(family, sockaddr) for family, _, _, _, sockaddr in found]
+    return [candidates[0]._replace(head_start=head_start), *candidates[1:]]
 
 
 def interleave(candidates: Sequence[Candidate]) -> list[Candidate]:
@@ -112,7 +128,7 @@ async def dial_first(candidates: Sequence[Candidate]) -> Dialled:
     async def attempt(candidate: Candidate, failed: trio.Event) -> None:
         nonlocal winner
         try:
-            stream = await _connect(candidate.family, candidate.sockaddr)
+            stream = await _connect(candidate)
         except OSError as error:
             failures.append(error)
             failed.set()
@@ -147,26 +163,29 @@ _TELLING = [DialFailure.EXHAUSTED, DialFailure.REFUSED, DialFailure.TIMEOUT, Dia
 
 async def _dial_only(candidate: Candidate) -> Dialled:
     try:
-        return Dialled(await _connect(candidate.family, candidate.sockaddr), _address(candidate))
+        return Dialled(await _connect(candidate), _address(candidate))
     except OSError as error:
         raise _explain(error) from error
 
 
 async def _dial_unix(destination: UnixAddress) -> SocketStream:
     try:
-        return await _connect(socket.AF_UNIX, destination.path)
+        return await _connect(Candidate(socket.AF_UNIX, destination.path))
     except OSError as error:
         raise _explain(error) from error
 
 
-async def _connect(family: socket.AddressFamily, sockaddr: Any) -> SocketStream:
-    sock = socket.socket(family, socket.SOCK_STREAM)
+async def _connect(candidate: Candidate) -> SocketStream:
+    begun = candidate.head_start and candidate.head_start.take()
+    sock = begun or socket.socket(candidate.family, socket.SOCK_STREAM)
     try:
-        sock.setblocking(False)
-        status = sock.connect_ex(sockaddr)
-        while status == errno.EAGAIN and family == getattr(socket, "AF_UNIX", None):
+        status = errno.EINPROGRESS
+        if begun is None:
+            sock.setblocking(False)
+            status = sock.connect_ex(candidate.sockaddr)
+        while status == errno.EAGAIN and candidate.family == getattr(socket, "AF_UNIX", None):
             await trio.sleep(_BACKLOG_PAUSE)
-            status = sock.connect_ex(sockaddr)
+            status = sock.connect_ex(candidate.sockaddr)
         if status in (errno.EINPROGRESS, errno.EWOULDBLOCK):
             await trio.lowlevel.wait_writable(sock)
             status = sock.getsockopt(socket.SOL_SOCKET, socket.SO_ERROR)

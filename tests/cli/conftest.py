@@ -9,7 +9,7 @@ from dataclasses import dataclass
 
 import pytest
 
-from http2tcp import process
+from http2tcp import cli, process
 from http2tcp.address import Address
 from http2tcp.cli import run
 from http2tcp.settings import ClientSettings, ServerSettings
@@ -73,13 +73,15 @@ def http2tcp(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
             ran.server_settings = settings
             return 0
 
-        def run_client(settings: ClientSettings, listen: Address | None) -> int:
+        def run_client(settings: ClientSettings, listen: Address | None, head_start: object) -> int:
             ran.client_settings, ran.listen = settings, listen
             return 0
 
         with monkeypatch.context() as patch:
             patch.setattr(process, "run_server", run_server)
             patch.setattr(process, "run_client", run_client)
+            # No name is looked up here.
+            patch.setattr(cli, "_head_start", lambda settings: None)
             for name, value in variables.items():
                 patch.setenv(name, value)
             capsys.readouterr()

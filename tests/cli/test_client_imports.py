@@ -30,7 +30,7 @@ OURS = {
     *("http2tcp.address", "http2tcp.errors", "http2tcp.settings"),
     *("http2tcp.protocol", "http2tcp.protocol.client", "http2tcp.protocol.transport"),
     *("http2tcp.net", "http2tcp.net.dial", "http2tcp.net.pump", "http2tcp.net.relay", "http2tcp.net.splice"),
-    *("http2tcp.net.stdio", "http2tcp.net.streams"),
+    *("http2tcp.net.stdio", "http2tcp.net.streams", "http2tcp.net.head_start", "http2tcp.log"),
 }
 FOR_TLS = {"http2tcp.net.tls"}
 FOR_CAPSULES = {"http2tcp.net.capsules", "http2tcp.net.capsule_splice", "http2tcp.protocol.capsule"}
