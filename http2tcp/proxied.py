@@ -118,13 +118,13 @@ class _Way:
     def _refusal(self, refused: Refused) -> str:
         answered = f"answered {refused.status} {safe(refused.reason)}".rstrip()
         match refused.status:
-            case 407:
+            case 401 | 407:
                 return self._wanted_login(refused)
             case 403 | 405 if not self._settings.endpoint.tls:
                 return f"{answered}: it does not allow {self._target}; many allow https endpoints at port 443 only"
             case 403 | 405:
                 return f"{answered}: it does not allow {self._target}; ask who runs it, or try port 443"
-            case 502 | 503 | 504:
+            case 500 | 502 | 503 | 504:
                 return f"{answered}: it cannot reach {self._target}; check -e, and that the site is up"
             case _:
                 return f"{answered} to CONNECT {self._target}: is it a proxy at all?"
@@ -133,12 +133,13 @@ class _Way:
         offered = f"it offers {', '.join(refused.schemes)}" if refused.schemes else "it names no scheme"
         if refused.schemes and "basic" not in map(str.lower, refused.schemes):
             return (
-                f"wants a login (407) that http2tcp has not ({offered}; http2tcp has Basic): "
+                f"wants a login ({refused.status}) that http2tcp has not ({offered}; http2tcp has Basic): "
                 "a local proxy such as cntlm or px can log in for it"
             )
         if self._proxy.credentials is not None:
-            return f"does not take this user and password (407; {offered})"
-        return f"wants a login (407; {offered}): put USER:PASSWORD@ before its host, best in a file (--proxy @FILE)"
+            return f"does not take this user and password ({refused.status}; {offered})"
+        advice = "put USER:PASSWORD@ before its host, best in a file (--proxy @FILE)"
+        return f"wants a login ({refused.status}; {offered}): {advice}"
 
     def _failed(self, words: str) -> ProxyFailed:
         return ProxyFailed(f"{self._name} {words}")

@@ -104,7 +104,8 @@ def _endless() -> ProxyProtocolError:
 def _schemes(event: h11.Response) -> tuple[str, ...]:
     found: dict[str, None] = {}
     for name, value in event.headers:
-        if name == b"proxy-authenticate":
+        # tinyproxy answers a wrong password as an origin would, with 401 and its field.
+        if name in (b"proxy-authenticate", b"www-authenticate"):
             for part in _QUOTED.sub('""', bytes(value).decode("latin-1")).split(","):
                 match = _CHALLENGE.match(part.strip())
                 if match is not None:

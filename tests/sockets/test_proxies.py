@@ -356,6 +356,7 @@ async def answered(answer: bytes | object, scheme: str = "http", endpoint: str =
         (b"HTTP/1.1 404 Not Found\r\n\r\n", "is it a proxy at all?"),
         (b"HTTP/1.1 301 Moved\r\nLocation: http://x/\r\n\r\n", "is it a proxy at all?"),
         (b"HTTP/1.1 500 \xff\xfe\r\n\r\n", "answered 500"),
+        (b"HTTP/1.0 401 Unauthorized\r\nWWW-Authenticate: Basic\r\n\r\n", "user and password (401; it offers Basic)"),
         (b"SSH-2.0-OpenSSH_9.2\r\n", "does not answer in HTTP/1.1"),
         (b"\x00\xff" * 40_000, "does not answer in HTTP/1.1"),
         (b"HTTP/1.1 200 OK\r\nA: " + b"a" * 200_000, "head has no end"),

@@ -94,6 +94,12 @@ def test_a_407_tells_the_schemes_that_the_proxy_offers(fields: list[str], scheme
     assert refused == Refused(407, "Log in", schemes)
 
 
+def test_a_401_in_place_of_a_407_tells_them_too() -> None:
+    assert answer(b'HTTP/1.0 401 Unauthorized\r\nWWW-Authenticate: Basic realm="x"\r\n\r\n') == Refused(
+        401, "Unauthorized", ("Basic",)
+    )
+
+
 def test_a_refusal_is_known_before_its_body_is_there() -> None:
     assert answer(b"HTTP/1.1 503 Service Unavailable\r\nContent-Length: 5000\r\n\r\n") == Refused(
         503, "Service Unavailable"
