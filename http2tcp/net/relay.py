@@ -125,6 +125,8 @@ async def _carry(source: _Side, sink: _Side, flow: Flow, opposite: Flow, scope: 
         await pump(source.stream, sink.stream, flow)
         if source.fault:
             return  # what looks like its EOF is what is left of it
+        if source.stream.empty_is_broken and not flow.bytes:
+            raise SourceBroke("it ended before its first byte")
         if sink.stream.half_close:
             await sink.stream.send_eof()
         else:

@@ -77,13 +77,14 @@ class StdioStream(Stream):
             await trio.sleep_forever()
 
     def abort(self) -> None:
-        """Close both."""
-        self._input.close()
-        self._output.close()
+        """Let go of both, which end with the process: ssh leaves at their end, and our last words come first."""
+        self._input.let_go()
+        self._output.let_go()
 
     async def aclose(self) -> None:
         """Close both."""
-        self.abort()
+        self._input.close()
+        self._output.close()
         await trio.lowlevel.checkpoint()
 
 
@@ -92,6 +93,7 @@ class _Input(ABC):
 
     def __init__(self, fd: int) -> None:
         self.fd = fd
+        self.closed = False
 
     @abstractmethod
     async def read(self, max_bytes: int) -> bytes: ...
@@ -100,7 +102,13 @@ class _Input(ABC):
         return None
 
     def close(self) -> None:
-        _give_back(self.fd)
+        self.let_go()
+        if not self.closed:
+            self.closed = True
+            _give_back(self.fd)
+
+    def let_go(self) -> None:
+        return
 
 
 class _Output(ABC):
@@ -120,9 +128,13 @@ class _Output(ABC):
         await _hung_up(self.fd)
 
     def close(self) -> None:
+        """Tell the reader that nothing more comes."""
         if not self.closed:
             self.closed = True
             _give_back(self.fd)
+
+    def let_go(self) -> None:
+        return
 
 
 class _PolledInput(_Input):
@@ -148,10 +160,9 @@ class _PolledInput(_Input):
             except OSError as error:
                 raise broken(error) from error
 
-    def close(self) -> None:
+    def let_go(self) -> None:
         if _close_own(self._own):
             self._own = -1
-            super().close()
 
 
 class _PolledOutput(_Output):
@@ -185,9 +196,12 @@ class _PolledOutput(_Output):
                 self._own.shutdown(socket.SHUT_WR)
             except OSError:
                 pass
+        self.let_go()
+        super().close()
+
+    def let_go(self) -> None:
         if _close_own(self._own):
             self._own = -1
-        super().close()
 
 
 class _ThreadInput(_Input):

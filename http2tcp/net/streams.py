@@ -50,6 +50,9 @@ class Stream(trio.abc.HalfCloseableStream):
     #: How long, in seconds, a stream that was sent an EOF may stay silent before it counts as ended.
     eof_patience: ClassVar[float] = math.inf
 
+    #: An EOF before the first byte says that it never opened: it is a break.
+    empty_is_broken: bool = False
+
     _ahead: bytes = b""
 
     def unread(self, data: bytes) -> None:

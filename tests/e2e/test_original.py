@@ -97,3 +97,10 @@ def test_its_client_ends_with_an_error_where_our_server_cannot_reach_the_target(
     done = run([*original.COMMAND, "client", "-e", site.http, "-d", closed, "-t", site.server.token])
     assert done.returncode == 1
     assert b"502" in done.stderr
+
+
+def test_ssh_s_user_reads_that_its_server_could_not_reach_the_target(its_server: Original, login: LoginTo) -> None:
+    client = its_server.client("--transport", "http2tcp/1.0", destination=f"127.0.0.1:{free_port()}")
+    done = login(client).run("ssh", "target", "true")
+    assert done.returncode == 255
+    assert done.stderr.startswith(b"http2tcp: target: closed before its first byte")
