@@ -67,10 +67,7 @@ class Connect:
         if data[: len(begin)] != begin[: len(data)]:
             raise _no_http()
         self._received += len(data)
-        try:
-            self._connection.receive_data(data)
-        except h11.RemoteProtocolError:
-            raise _no_http() from None
+        self._connection.receive_data(data)
 
     def next_event(self) -> Connected | Refused | None:
         """The answer, or None where more bytes are needed. Raises ProxyProtocolError."""

@@ -25,7 +25,7 @@ from http2tcp.proxied import dial_through
 from http2tcp.proxy_choice import parse_proxy
 from http2tcp.settings import ClientSettings, TLSSettings
 from tests.support.fake_proxy import CONNECTED, Names, fake_proxy
-from tests.support.loopback import TOKEN, client_settings, closed_port, echo, reset, served, target
+from tests.support.loopback import TOKEN, Handler, client_settings, closed_port, echo, reset, served, target
 from tests.support.tls_front import tls_front
 
 SCHEMES = ["http", "https", "socks5", "socks5h"]
@@ -323,6 +323,43 @@ async def test_the_endpoint_s_certificate_and_key_are_verified_inside_the_proxy_
             assert "does not speak TLS" in await failure(settings, TLSFailed)
 
 
+async def test_a_session_inside_the_proxy_s_session_is_used_like_any_stream(
+    proxy_tls: ssl.SSLContext, ca_file: str, tmp_path: Path
+) -> None:
+    async with target(echo) as where, served() as server, fake_proxy("https", tls=proxy_tls) as proxy:
+        async with tls_front(server.address, tmp_path) as front:
+            with open(ca_file, "ab") as file:
+                file.write(front.ca_file.read_bytes())
+            settings = through(proxy.url("https"), front.url, where, tls=TLSSettings(ca_file=ca_file))
+            stream = (await connect(settings)).stream
+            assert isinstance(stream, TLSOverStream)
+            assert stream.version() == "TLSv1.3"
+            stream.unread(b"ahead")
+            assert await stream.receive_some(2) == b"ah"
+            assert await stream.receive_some() == b"ead"
+            await stream.wait_send_all_might_not_block()
+            # A send that was cut off leaves half a record behind.
+            with trio.move_on_after(0.2) as scope:
+                while True:
+                    await stream.send_all(bytes(1_000_000))
+            assert scope.cancelled_caught
+            with pytest.raises(trio.BrokenResourceError, match="cancelled half-way"):
+                await stream.send_all(b"more")
+            stream.abort()
+            with pytest.raises((trio.BrokenResourceError, trio.ClosedResourceError)):
+                await stream.receive_some()
+
+
+async def test_a_proxy_that_leaves_in_the_endpoint_s_handshake_breaks_the_endpoint_s_hop(
+    proxy_tls: ssl.SSLContext, ca_file: str
+) -> None:
+    async with target(resetting) as where, fake_proxy("https", tls=proxy_tls) as proxy:
+        settings = through(proxy.url("https"), f"https://{where}/", tls=TLSSettings(ca_file=ca_file))
+        sentence = await failure(settings, TLSFailed)
+    assert where in sentence
+    assert "handshake" in sentence
+
+
 # --- what fails ---------------------------------------------------------------------------------
 
 SILENCE = object()
@@ -410,6 +447,12 @@ async def resetting(stream: trio.SocketStream) -> None:
     reset(stream)
 
 
+async def alerting(stream: trio.SocketStream) -> None:
+    await stream.receive_some(1000)
+    # RFC 8446, section 6: fatal, handshake_failure.
+    await stream.send_all(b"\x15\x03\x03\x00\x02\x02\x28")
+
+
 @pytest.mark.parametrize("scheme", ["http", "socks5h"])
 async def test_a_proxy_that_closes_or_resets_instead_of_answering_is_told(scheme: str) -> None:
     async with target(closing) as where:
@@ -492,6 +535,26 @@ async def test_an_https_proxy_has_to_be_the_one_that_its_certificate_is_for(
         assert "certificate is not valid for 'proxy.example'" in sentence
     # Nothing was asked, so no password was sent.
     assert proxy.logins == []
+
+
+@pytest.mark.parametrize(
+    ("habit", "words"),
+    [
+        (closing, "ended the TLS handshake: is it an http:// proxy?"),
+        (resetting, "broke the TLS handshake off: connection reset by peer"),
+        (alerting, "has no TLS session for us: "),
+    ],
+)
+async def test_an_https_proxy_that_leaves_in_the_handshake_is_told(habit: Handler, words: str) -> None:
+    async with target(habit) as where:
+        assert words in await failure(through(f"https://{LOGIN}{where}", "https://site.invalid/"))
+
+
+async def test_authorities_that_cannot_be_read_are_no_fault_of_the_proxy(tmp_path: Path) -> None:
+    (tmp_path / "ca.pem").write_text("none")
+    async with target(closing) as where:
+        tls = TLSSettings(ca_file=str(tmp_path / "ca.pem"))
+        assert "--ca-file" in await failure(through(f"https://{where}", "https://site.invalid/", tls=tls), TLSFailed)
 
 
 async def test_insecure_trusts_any_proxy_s_certificate_too(proxy_tls: ssl.SSLContext) -> None:
