@@ -16,7 +16,6 @@ from urllib.parse import quote
 from http2tcp.address import Address
 from http2tcp.errors import Refusal
 from http2tcp.net.relay import Traffic
-from http2tcp.protocol.transport import Transport
 
 logger = logging.getLogger(__name__)
 
@@ -47,10 +46,10 @@ class Session:
         """The client asks for this target; later records name it."""
         self._where = f" target={_word(target)}"
 
-    def opened(self, dialled: Address, transport: Transport) -> None:
-        """The target has accepted."""
+    def opened(self, dialled: Address, carrier: str) -> None:
+        """The target has accepted; `carrier` is the transport, or `connect`."""
         self._opened_at = time.monotonic()
-        self._where += f" dialled={_word(dialled)} transport={transport.value}"
+        self._where += f" dialled={_word(dialled)} transport={carrier}"
         logger.info("opened session=%s client=%s%s", self.id, self._client, self._where)
 
     def refused(self, refusal: Refusal) -> None:

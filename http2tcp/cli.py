@@ -115,6 +115,13 @@ def _parse_file(text: str) -> str:
     return text
 
 
+def _parse_origin(text: str) -> str:
+    from http2tcp.settings import check_origin
+
+    check_origin(text)
+    return text
+
+
 def _parse_seconds(text: str) -> float:
     try:
         seconds = float(text)
@@ -187,6 +194,13 @@ def _both(*names: str, **attributes: Any) -> Callable[[Callable[..., Any]], Call
 )
 @_server("-s", "--server", is_flag=True, help="Serve tunnels, behind a front end such as nginx.")
 @_server("--path", metavar="/PATH", help="Answer at this path only.")
+@_server(
+    "--allow-origin",
+    type=_Parsed("ORIGIN", _parse_origin),
+    multiple=True,
+    help="Let this site's web pages open tunnels, as in https://example.com.  [repeatable]",
+)
+@_server("--connect", is_flag=True, help="Take CONNECT too, for nc -X connect, corkscrew or curl -p.")
 @_server("--connect-timeout", type=_SECONDS, default="10", help="To reach a target.  [default: 10]")
 @_server("--grace", type=_SECONDS, default="30", help="For open tunnels after SIGTERM.  [default: 30]")
 @_client("-c", "--client", is_flag=True, help="Open a tunnel, for stdin and stdout or from -l.")
@@ -195,7 +209,7 @@ def _both(*names: str, **attributes: Any) -> Callable[[Callable[..., Any]], Call
     "--transport",
     type=_Parsed("NAME", _parse_transport),
     default=_AUTO,
-    help="auto (the first that gets through), connect-tcp, tcp, or http2tcp/1.0 as the original.  [default: auto]",
+    help="auto (the first that gets through), connect-tcp, tcp, http2tcp/1.0, or websocket.  [default: auto]",
 )
 @_client(
     "-H",
@@ -235,7 +249,7 @@ def _both(*names: str, **attributes: Any) -> Callable[[Callable[..., Any]], Call
     type=_LISTEN,
     help="Where to listen. Server: 127.0.0.1:12345 by default. Client: in place of stdin and stdout.",
 )
-@_both("--keepalive", type=_SECONDS, default="25", help="Break silence so often, on connect-tcp.  [default: 25]")
+@_both("--keepalive", type=_SECONDS, default="25", help="Break silence so often, but on raw transports.  [default: 25]")
 @_both("-v", "--verbose", is_flag=True, help="Say more.")
 @_both("-q", "--quiet", is_flag=True, help="Say errors only.")
 @_both("--demo", is_flag=True, allow_from_autoenv=False, help="Serve, tunnel and check on loopback, and end.")
@@ -302,6 +316,8 @@ def _server_settings(ctx: click.Context, options: dict[str, Any]) -> ServerSetti
         tokens=() if token is None else (token,),
         destination=options["destination"],
         path=options["path"],
+        allow_origins=options["allow_origin"],
+        connect=options["connect"],
         connect_timeout=options["connect_timeout"],
         grace=options["grace"],
         keepalive=options["keepalive"],

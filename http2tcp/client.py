@@ -104,7 +104,7 @@ def _proxy(proxy: str | Literal[False] | None, endpoint: Endpoint) -> Proxy | No
 
 
 # What is tried where no transport was chosen, the one that keeps most promises first.
-AUTO = (Transport.CONNECT_TCP, Transport.TCP, Transport.HTTP2TCP)
+AUTO = (Transport.CONNECT_TCP, Transport.TCP, Transport.HTTP2TCP, Transport.WEBSOCKET)
 
 
 class Connector:
@@ -164,10 +164,15 @@ async def _attempt(
             stream = await _secure(settings, stream)
         answer = await _upgrade(settings, transport, stream, stream.receive_some, any_transport=any_transport)
         stream.unread(answer.trailing_data)
-        if answer.transport.framed:
+        keepalive = settings.keepalive or math.inf
+        if answer.transport is Transport.WEBSOCKET:
+            from http2tcp.net.websocket import WebSocketStream
+
+            # Capsules break the silence themselves.
+            stream = WebSocketStream(stream, client=True, keepalive=math.inf if answer.capsules else keepalive)
+        if answer.capsules:
             from http2tcp.net.capsules import CapsuleStream
 
-            keepalive = settings.keepalive or math.inf
             stream = CapsuleStream(stream, keepalive=keepalive, peer_keepalive=answer.keepalive)
         # The original's server answers before it dials. What it could not reach shows as an EOF at once.
         stream.empty_is_broken = answer.transport is Transport.HTTP2TCP and not answer.from_http2tcp
@@ -245,6 +250,11 @@ async def _upgrade(
     any_transport: bool = False,
 ) -> Switched:
     endpoint = settings.endpoint
+    websocket_key = ""
+    if transport is Transport.WEBSOCKET:
+        from http2tcp.protocol.websocket_handshake import new_key
+
+        websocket_key = new_key()
     head = request(
         endpoint,
         settings.destination,
@@ -253,8 +263,9 @@ async def _upgrade(
         user_agent=settings.user_agent,
         keepalive=settings.keepalive,
         headers=settings.headers,
+        websocket_key=websocket_key,
     )
-    reader = AnswerReader(transport, any_transport=any_transport)
+    reader = AnswerReader(transport, any_transport=any_transport, websocket_key=websocket_key)
     try:
         with trio.fail_after(settings.answer_timeout):
             await stream.send_all(head)

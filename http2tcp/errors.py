@@ -74,6 +74,17 @@ class Unauthorized(Refusal):
     headers = (("WWW-Authenticate", 'Bearer realm="http2tcp"'),)
 
 
+class ProxyAuthenticationRequired(Refusal):
+    """The 401 of CONNECT."""
+
+    status = 407
+    phrase = "Proxy Authentication Required"
+    text = Unauthorized.text
+    proxy_error = Unauthorized.proxy_error
+    # Basic, with the token as the password: what nc, corkscrew and proxytunnel know.
+    headers = (("Proxy-Authenticate", 'Basic realm="http2tcp"'),)
+
+
 class Forbidden(Refusal):
     status = 403
     phrase = "Forbidden"

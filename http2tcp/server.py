@@ -7,6 +7,7 @@ nurseries: the accepting one lies inside the sessions' one and is cancelled; the
 from __future__ import annotations
 
 import logging
+import math
 import socket
 from collections.abc import Sequence
 
@@ -23,9 +24,11 @@ from http2tcp.errors import (
     LimitReached,
     ListenError,
     NotFound,
+    ProxyAuthenticationRequired,
     Refusal,
     TargetTimeout,
     TargetUnreachable,
+    Unauthorized,
     UpgradeRequired,
 )
 from http2tcp.net.capsules import CapsuleStream
@@ -35,6 +38,7 @@ from http2tcp.net.relay import End, relay
 from http2tcp.net.streams import SocketStream, Stream
 from http2tcp.policy import Policy, forbidden
 from http2tcp.protocol.server import CONTINUE, MAX_HEAD, RequestReader, TunnelRequest, accept, refuse
+from http2tcp.protocol.transport import Transport
 from http2tcp.settings import ServerSettings
 
 logger = logging.getLogger(__name__)
@@ -121,7 +125,7 @@ class _Connection:
             self._session.ended(reason, words)
 
     async def _read_head(self, give_up: float) -> TunnelRequest:
-        reader = RequestReader()
+        reader = RequestReader(connect=self._settings.connect)
         with trio.move_on_at(give_up):
             while (request := reader.next_event()) is None:
                 try:
@@ -137,9 +141,12 @@ class _Connection:
 
     def _authorise(self, request: TunnelRequest) -> Address:
         """Where the request may go. The order of the checks is what an attacker may learn."""
-        if self._settings.path is not None and request.path != self._settings.path:
+        if self._settings.path not in (None, request.path) and not request.is_connect:
             raise NotFound
-        grant = self._policy.authenticate(request.token)
+        try:
+            grant = self._policy.authenticate(request.token)
+        except Unauthorized:
+            raise (ProxyAuthenticationRequired if request.is_connect else Unauthorized) from None
         if request.transport is None:
             raise UpgradeRequired
         try:
@@ -152,7 +159,7 @@ class _Connection:
         if destination is None:
             raise BadRequest("the request names no destination, and this server has no default one (-d)")
         self._session.asked(destination)
-        if request.from_browser:
+        if request.origin is not None and request.origin not in self._settings.allow_origins:
             raise Forbidden("a web page may not open tunnels")
         grant.permit(destination)
         return destination
@@ -172,8 +179,7 @@ class _Connection:
             raise _Departed from None
 
     async def _switch_and_relay(self, request: TunnelRequest, target: Dialled) -> tuple[Reason, str]:
-        assert request.transport is not None, "_authorise lets no other request pass"
-        self._session.opened(target.address, request.transport)
+        self._session.opened(target.address, request.carrier)
         try:
             await self._stream.send_all(accept(request, keepalive=self._settings.keepalive))
         except trio.BrokenResourceError as error:
@@ -186,16 +192,23 @@ class _Connection:
 
     def _framed(self, request: TunnelRequest) -> Stream:
         """The tunnel's bytes: what the transport adds to them stays below."""
-        assert request.transport is not None
-        if not request.transport.framed:
-            return self._stream
-        return CapsuleStream(self._stream, keepalive=self._settings.keepalive, peer_keepalive=request.keepalive)
+        stream: Stream = self._stream
+        keepalive = self._settings.keepalive
+        if request.transport is Transport.WEBSOCKET:
+            # Its frames are wsproto's, which a server that has no such client does not load.
+            from http2tcp.net.websocket import WebSocketStream
+
+            # Capsules break the silence themselves.
+            stream = WebSocketStream(stream, client=False, keepalive=math.inf if request.capsules else keepalive)
+        if request.capsules:
+            stream = CapsuleStream(stream, keepalive=keepalive, peer_keepalive=request.keepalive)
+        return stream
 
     async def _refuse(self, refusal: Refusal, give_up: float) -> None:
         """Send the refusal and see it delivered: closing with bytes unread would reset it away."""
         # Before the token is accepted nobody is waited for beyond the head's own deadline.
         with trio.move_on_after(_LINGER) as linger:
-            if refusal.status in (400, 401, 404, 408, 426, 431):
+            if refusal.status in (400, 401, 404, 407, 408, 426, 431):
                 linger.deadline = min(linger.deadline, max(give_up, trio.current_time() + 0.1))
             try:
                 await self._stream.send_all(refuse(refusal))

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import os
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
@@ -27,6 +28,9 @@ logger = logging.getLogger(__name__)
 
 # What the handshake itself says. To change one of these is to ask for something else than a tunnel.
 _OWN_FIELDS = {"connection", "upgrade", "content-length", "transfer-encoding", TOKEN_FIELD.lower()}
+_OWN_FIELDS |= {f"sec-websocket-{name}" for name in ("key", "version", "protocol", "extensions")}
+# A scheme, a host, a port where it is not the scheme's own; in lower case, and nothing after it.
+_ORIGIN = r"[a-z][a-z0-9+.-]*://[^/?#@\sA-Z]+"
 # RFC 9110, section 5.6.2.
 _TOKEN_CHARACTERS = frozenset("!#$%&'*+-.^_`|~0123456789abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ")
 
@@ -42,6 +46,10 @@ class ServerSettings:
     destination: Address | None = None
     #: Answer at this path only.
     path: str | None = None
+    #: The web pages that may open tunnels, as browsers name them: `https://example.com`.
+    allow_origins: Sequence[str] = ()
+    #: Take CONNECT too, which has no path.
+    connect: bool = False
     head_timeout: float = 10.0
     connect_timeout: float = 10.0
     #: Break our own silence so often, where the transport has a way to.
@@ -61,6 +69,10 @@ class ServerSettings:
             )
         if self.path is not None and not self.path.startswith("/"):
             raise SettingsError(f"--path begins with /, as in /~http2tcp/, not {self.path!a}")
+        if isinstance(self.allow_origins, str):
+            raise SettingsError("expected a sequence of origins; of a string, each character would be one")
+        for origin in self.allow_origins:
+            check_origin(origin)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -122,7 +134,7 @@ class ClientSettings:
             raise SettingsError(
                 f"--fdpass cannot go through {self.proxy}: with https, the TLS session lives in this process"
             )
-        if self.fdpass and self.transport is not None and self.transport.framed:
+        if self.fdpass and self.transport is not None and not self.transport.raw:
             raise SettingsError(
                 f"--fdpass needs a raw transport, such as tcp: ssh does not speak {self.transport.value}"
             )
@@ -148,6 +160,13 @@ def check_token(token: str) -> None:
         raise SettingsError("the token is empty: a secret was probably not set")
     if token != token.strip() or not token.isprintable():
         raise SettingsError("the token holds a control character, or a blank at an end")
+
+
+def check_origin(text: str) -> None:
+    """Raises SettingsError for what no browser sends as an Origin (RFC 6454, section 6.2), or every page can."""
+    if not re.fullmatch(_ORIGIN, text):
+        # "null" is what a page sends that hides its own: that is every page that wants to.
+        raise SettingsError(f"{text!a}: expected an origin as browsers send it, such as https://example.com")
 
 
 def check_field(name: str, value: str) -> None:

@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import math
-from typing import ClassVar
 
 import trio
 
 from http2tcp.net.streams import CHUNK, Bytes, Stream
+from http2tcp.net.turn import Turn
 from http2tcp.protocol.capsule import FINAL, KEEPALIVE, CapsuleError, CapsuleReader, data_header
 
 # How many of its own intervals a peer may miss before it is given up.
@@ -23,7 +23,8 @@ class CapsuleStream(Stream):
     the interval that the peer has announced, or None: then it may be silent for ever.
     """
 
-    framed: ClassVar[bool] = True
+    framed = True
+    needs_attention = True
 
     def __init__(self, inner: Stream, *, keepalive: float, peer_keepalive: float | None) -> None:
         self.inner = inner
@@ -31,7 +32,7 @@ class CapsuleStream(Stream):
         self._keepalive = keepalive
         self._peer_patience = math.inf if peer_keepalive is None else _MISSED * peer_keepalive
         #: Whoever sends, by us or by our descriptor, does it in a turn of its own.
-        self.turn = _Turn()
+        self.turn = Turn()
         self._final_sent = False
 
     def source_fd(self) -> int | None:
@@ -88,7 +89,15 @@ class CapsuleStream(Stream):
             await self.inner.send_all(capsules)
 
     async def attend(self) -> None:
-        """Send a keepalive whenever nothing else was sent for the interval."""
+        """Send a keepalive whenever nothing else was sent for the interval, and do what `inner` needs."""
+        if not self.inner.needs_attention:
+            await self._keep_alive()
+            return
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(self.inner.attend)
+            await self._keep_alive()
+
+    async def _keep_alive(self) -> None:
         while True:
             await trio.sleep_until(self.turn.ended_at + self._keepalive)
             if self.turn.taken:
@@ -102,6 +111,10 @@ class CapsuleStream(Stream):
     async def wait_send_all_might_not_block(self) -> None:
         """As the stream below."""
         await self.inner.wait_send_all_might_not_block()
+
+    async def explain(self, why: str) -> None:
+        """As the stream below."""
+        await self.inner.explain(why)
 
     async def flush(self) -> None:
         """As the stream below."""
@@ -120,33 +133,3 @@ class CapsuleStream(Stream):
                 except (trio.BrokenResourceError, trio.ClosedResourceError):
                     pass
         await self.inner.aclose()
-
-
-class _Turn:
-    """One sender at a time: a keepalive that waits for room must not end up inside a capsule."""
-
-    __slots__ = ("_ended", "_torn", "ended_at", "taken")
-
-    def __init__(self) -> None:
-        self.taken = False
-        #: When the last one ended, on trio's clock.
-        self.ended_at = trio.current_time()
-        self._ended: trio.Event | None = None
-        self._torn = False
-
-    async def __aenter__(self) -> None:
-        while self.taken:
-            if self._ended is None:
-                self._ended = trio.Event()
-            await self._ended.wait()
-        if self._torn:
-            raise trio.BrokenResourceError("an earlier capsule was not sent to its end")
-        self.taken = True
-
-    async def __aexit__(self, kind: type[BaseException] | None, *_: object) -> None:
-        self.taken = False
-        self._torn = kind is not None
-        self.ended_at = trio.current_time()
-        if self._ended is not None:
-            self._ended.set()
-            self._ended = None

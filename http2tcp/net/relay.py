@@ -7,6 +7,7 @@ bounded by one chunk a direction, whatever the speeds of the two sides.
 
 from __future__ import annotations
 
+import math
 from enum import Enum
 from typing import NamedTuple
 
@@ -71,7 +72,7 @@ async def relay(left: Stream, right: Stream, traffic: Traffic) -> Outcome:
                 await left.aclose()
                 await right.aclose()
         else:
-            await _deliver([side.stream for side in sides if not side.fault])
+            await _deliver([side.stream for side in sides if not side.fault], outcome.words)
     finally:
         left.abort()
         right.abort()
@@ -91,11 +92,11 @@ class _Side:
 
 
 async def _converse(left: _Side, right: _Side, traffic: Traffic) -> Outcome:
-    if not (left.stream.framed or right.stream.framed):
+    if not (left.stream.needs_attention or right.stream.needs_attention):
         return await _pump_both(left, right, traffic)
     async with trio.open_nursery() as attendants:
         for side in (left, right):
-            if side.stream.framed:
+            if side.stream.needs_attention:
                 attendants.start_soon(side.stream.attend)
         outcome = await _pump_both(left, right, traffic)
         attendants.cancel_scope.cancel()
@@ -131,7 +132,7 @@ async def _carry(source: _Side, sink: _Side, flow: Flow, opposite: Flow, scope: 
             await sink.stream.send_eof()
         else:
             sink.untold = True
-        opposite.hurry(sink.stream.eof_patience)
+        opposite.hurry(min(sink.stream.eof_patience, _BROKEN_LINGER if source.stream.eof_is_last else math.inf))
     except SourceBroke as error:
         source.fault = str(error)
         scope.cancel()
@@ -141,7 +142,8 @@ async def _carry(source: _Side, sink: _Side, flow: Flow, opposite: Flow, scope: 
         opposite.hurry(_BROKEN_LINGER)
 
 
-async def _deliver(streams: list[Stream]) -> None:
+async def _deliver(streams: list[Stream], why: str) -> None:
     with trio.move_on_after(_FLUSH):
         for stream in streams:
+            await stream.explain(why)
             await stream.flush()

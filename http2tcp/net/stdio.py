@@ -15,7 +15,6 @@ import socket
 import stat
 import sys
 from abc import ABC, abstractmethod
-from typing import ClassVar
 
 import trio
 
@@ -34,7 +33,7 @@ class StdioStream(Stream):
     `send_eof` closes the output.
     """
 
-    eof_patience: ClassVar[float] = SILENCE
+    eof_patience = SILENCE
 
     def __init__(self, input_fd: int = 0, output_fd: int = 1, *, portable: bool = PORTABLE) -> None:
         self._input = _open_input(input_fd, portable)

@@ -1,9 +1,9 @@
 """The streams that the relay takes.
 
-`Stream` is trio's HalfCloseableStream and four things more: `abort`, which tells the peer that what it
-got is not all; `flush`, which waits until the peer's kernel has what was sent; `half_close`, which says
-whether `send_eof` can be told from the end of both directions; and `unread`, for whoever reads a head
-and gets some of what follows it.
+`Stream` is trio's HalfCloseableStream and five things more: `abort`, which tells the peer that what it
+got is not all; `explain`, which says why; `flush`, which waits until the peer's kernel has what was sent;
+`half_close`, which says whether `send_eof` can be told from the end of both directions; and `unread`, for
+whoever reads a head and gets some of what follows it.
 """
 
 from __future__ import annotations
@@ -15,7 +15,6 @@ import socket
 import struct
 import sys
 from abc import abstractmethod
-from typing import ClassVar
 
 import trio
 
@@ -26,6 +25,9 @@ CHUNK = 256 * 1024
 KEEPALIVE_IDLE = 30
 KEEPALIVE_INTERVAL = 10
 KEEPALIVE_COUNT = 3
+
+# A peer that cannot be told of our EOF, and that has nothing to say for so long, waits for it in vain.
+EOF_PATIENCE = 30.0
 
 #: Set this variable to move bytes, stdin and stdout as on systems that are not Linux.
 PORTABLE = "HTTP2TCP_PORTABLE" in os.environ
@@ -43,12 +45,16 @@ class Stream(trio.abc.HalfCloseableStream):
     """What one side of a relay is."""
 
     #: False where `send_eof` would end both directions.
-    half_close: ClassVar[bool] = True
+    half_close: bool = True
 
     #: True where `source_fd` and `sink_fd` carry capsules and not the payload alone.
-    framed: ClassVar[bool] = False
+    framed: bool = False
+    #: Whether `attend` has something to do.
+    needs_attention: bool = False
     #: How long, in seconds, a stream that was sent an EOF may stay silent before it counts as ended.
-    eof_patience: ClassVar[float] = math.inf
+    eof_patience: float = math.inf
+    #: True where its own EOF ends both directions: it takes nothing after that.
+    eof_is_last: bool = False
 
     #: An EOF before the first byte says that it never opened: it is a break.
     empty_is_broken: bool = False
@@ -73,7 +79,7 @@ class Stream(trio.abc.HalfCloseableStream):
         return None
 
     async def attend(self) -> None:
-        """What has to be done while the tunnel is open, such as keepalives, until cancelled; only if `framed`."""
+        """What has to be done while the tunnel is open, such as keepalives, until cancelled."""
 
     @abstractmethod
     async def receive_some(self, max_bytes: int | None = None) -> bytes: ...
@@ -81,6 +87,9 @@ class Stream(trio.abc.HalfCloseableStream):
     @abstractmethod
     def abort(self) -> None:
         """Close at once, as a reset where the transport has one, so that the peer takes nothing for whole."""
+
+    async def explain(self, why: str) -> None:
+        """Before `abort`: tell the peer why, where the transport has words for it. The caller bounds it."""
 
     async def flush(self) -> None:
         """Wait until the peer's kernel has everything that was sent. The caller bounds it."""

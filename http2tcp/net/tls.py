@@ -15,11 +15,12 @@ import re
 import ssl
 from base64 import b64encode
 from collections.abc import Callable, Collection
-from typing import ClassVar, TypeVar
+from typing import TypeVar
 
 import trio
 
 from http2tcp.net.streams import (
+    EOF_PATIENCE,
     Bytes,
     HalfCloseUnsupported,
     SocketStream,
@@ -31,8 +32,6 @@ from http2tcp.net.streams import (
 
 # Where systems keep their authorities, for a Python that was built for another system.
 _BUNDLES = ("/etc/ssl/certs/ca-certificates.crt", "/etc/pki/tls/certs/ca-bundle.crt", "/etc/ssl/cert.pem")
-# A peer that cannot be told of our EOF, and that has nothing to say for so long, waits for it in vain.
-EOF_PATIENCE = 30.0
 
 _HASHED = re.compile(r"[0-9a-f]{8}\.[0-9]+")
 
@@ -86,8 +85,8 @@ def _load_system_authorities(context: ssl.SSLContext) -> None:
 class TLSStream(Stream):
     """A TLS session on a socket that it owns. Make one with `open_tls`."""
 
-    half_close: ClassVar[bool] = False
-    eof_patience: ClassVar[float] = EOF_PATIENCE
+    half_close = False
+    eof_patience = EOF_PATIENCE
 
     def __init__(self, tls: ssl.SSLSocket) -> None:
         self.socket = tls

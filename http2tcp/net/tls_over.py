@@ -7,19 +7,18 @@ from __future__ import annotations
 
 import ssl
 from collections.abc import Collection
-from typing import ClassVar
 
 import trio
 
-from http2tcp.net.streams import CHUNK, Bytes, HalfCloseUnsupported, Stream
-from http2tcp.net.tls import EOF_PATIENCE, check_pin, what_broke
+from http2tcp.net.streams import CHUNK, EOF_PATIENCE, Bytes, HalfCloseUnsupported, Stream
+from http2tcp.net.tls import check_pin, what_broke
 
 
 class TLSOverStream(Stream):
     """A TLS session on a stream that it owns. Make one with `open_tls_over`."""
 
-    half_close: ClassVar[bool] = False
-    eof_patience: ClassVar[float] = EOF_PATIENCE
+    half_close = False
+    eof_patience = EOF_PATIENCE
 
     def __init__(self, carrier: Stream, tls: trio.SSLStream[Stream]) -> None:
         self._carrier = carrier

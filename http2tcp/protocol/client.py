@@ -31,6 +31,8 @@ class Switched(NamedTuple):
     transport: Transport
     #: The answer carries our Proxy-Status: the target has accepted, since our server dials first.
     from_http2tcp: bool
+    #: The tunnel's bytes travel in capsules.
+    capsules: bool = False
     #: The server's interval in seconds, where it announces one.
     keepalive: float | None = None
     #: What came with the 101. It belongs to the tunnel.
@@ -64,11 +66,12 @@ def request(
     user_agent: str,
     keepalive: float | None = None,
     headers: Sequence[tuple[str, str]] = (),
+    websocket_key: str = "",
 ) -> bytes:
     """The request head.
 
-    `keepalive` is our interval on a framed transport, in seconds. `headers` come last and replace ours of
-    the same name, `Host` included.
+    `keepalive` is our interval where capsules are spoken, in seconds. `headers` come last and replace ours of
+    the same name, `Host` included. `websocket_key` is fresh for each request on that transport.
     """
     fields = [
         ("Host", endpoint.authority),
@@ -77,10 +80,17 @@ def request(
         ("Upgrade", transport.value),
         *_credentials(endpoint, transport, token, headers),
     ]
-    if transport.framed:
+    if transport is Transport.CONNECT_TCP:
         fields.append(("Capsule-Protocol", "?1"))
-        if keepalive is not None:
-            fields.append((KEEPALIVE_FIELD, f"{keepalive:g}"))
+    elif transport is Transport.WEBSOCKET:
+        # Imported where it is needed, here and below: a login by another transport does without it.
+        from http2tcp.protocol import websocket_handshake as websocket
+
+        fields.append((websocket.KEY_FIELD, websocket_key))
+        fields.append((websocket.VERSION_FIELD, websocket.VERSION))
+        fields.append((websocket.PROTOCOL_FIELD, websocket.CAPSULES))
+    if not transport.raw and keepalive is not None:
+        fields.append((KEEPALIVE_FIELD, f"{keepalive:g}"))
     own = {name.lower() for name, _ in headers}
     fields = [(name, value) for name, value in fields if name.lower() not in own] + list(headers)
     lines = [f"GET {_target(endpoint, destination, transport)} HTTP/1.1", *(f"{n}: {v}" for n, v in fields), "", ""]
@@ -121,10 +131,11 @@ def _credentials(
 class AnswerReader:
     """Reads the answer to `request`. Feed it with `receive` (b"" is the end), ask it with `next_event`."""
 
-    def __init__(self, transport: Transport, *, any_transport: bool = False) -> None:
+    def __init__(self, transport: Transport, *, any_transport: bool = False, websocket_key: str = "") -> None:
         """`any_transport`: a front end may have put another Upgrade into the request, and the answer names that."""
         self._transport = transport
         self._any_transport = any_transport
+        self._websocket_key = websocket_key
         self._connection = h11.Connection(h11.CLIENT, max_incomplete_event_size=MAX_HEAD)
         # h11 reads an answer only to a request that it has seen; what we sent is `request`'s.
         self._connection.send(
@@ -187,7 +198,32 @@ class AnswerReader:
             raise FrontEndFailed("the answer switches protocols without saying Connection: upgrade")
         data, _ = self._connection.trailing_data
         keepalive = parse_keepalive(_field(event, KEEPALIVE_FIELD.lower().encode()))
-        return Switched(transport, trailing_data=data, from_http2tcp=self._ours(event), keepalive=keepalive)
+        capsules = transport is Transport.CONNECT_TCP
+        if transport is Transport.WEBSOCKET:
+            capsules = self._check_websocket(event)
+            if keepalive is not None and not capsules:
+                # Who announces one speaks capsules.
+                raise FrontEndFailed("something on the way has dropped Sec-WebSocket-Protocol from the answer")
+        return Switched(
+            transport, from_http2tcp=self._ours(event), capsules=capsules, keepalive=keepalive, trailing_data=data
+        )
+
+    def _check_websocket(self, event: h11.InformationalResponse) -> bool:
+        """Whether the messages carry capsules. RFC 6455, section 4.1: what was not asked for is an error."""
+        from http2tcp.protocol import websocket_handshake as websocket
+
+        def value(name: str) -> str:
+            return _field(event, name.lower().encode())
+
+        if not self._websocket_key or value(websocket.ACCEPT_FIELD) != websocket.accept_value(self._websocket_key):
+            raise FrontEndFailed(
+                "the answer's Sec-WebSocket-Accept is not for this request: what answers does not speak WebSocket"
+            )
+        if value(websocket.EXTENSIONS_FIELD):
+            raise FrontEndFailed("the answer uses a WebSocket extension that was not asked for")
+        if value(websocket.PROTOCOL_FIELD) not in ("", websocket.CAPSULES):
+            raise FrontEndFailed("the answer uses a WebSocket subprotocol that was not asked for")
+        return bool(value(websocket.PROTOCOL_FIELD))
 
     def _refused(self) -> Refused:
         response = self._response

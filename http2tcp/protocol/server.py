@@ -3,7 +3,7 @@
 `RequestReader` takes bytes as they come and gives one `TunnelRequest`, or raises a `Refusal`. The head
 is held to stricter rules than h11's own, which are those of a parser and not of a border guard: what a
 front end and we could read in two ways is refused. Nothing that a client sent ever enters an error's
-text, for a head holds a token.
+text, for a head holds a token. CONNECT, for clients that know only proxies, is a 400 unless it was turned on.
 
 The order of the checks after this module's (syntax): path, token, upgrade, address, policy, dial.
 """
@@ -18,6 +18,7 @@ from urllib.parse import parse_qsl, unquote
 import h11
 
 from http2tcp.errors import BadRequest, HeadTooLarge, Refusal, UpgradeRequired
+from http2tcp.protocol import websocket_handshake as websocket
 from http2tcp.protocol.transport import KEEPALIVE_FIELD, PROXY_NAME, TOKEN_FIELD, Transport, parse_keepalive
 
 # Apache stops at 8 KiB a line; one token and one address fit easily.
@@ -32,6 +33,10 @@ _HOST = re.compile(rb"[!$%&'()*+,;=:.\[\]_~0-9A-Za-z-]+")
 # The default template of connect-tcp.
 _WELL_KNOWN = re.compile(r"/\.well-known/masque/tcp/([^/]+)/([^/]+)/?")
 _TARGET_PARAMETERS = ("addr", "target_host", "target_port")
+# RFC 9112, section 3.2.3: what CONNECT asks for has a port, and an IPv6 address has its brackets.
+_AUTHORITY = re.compile(r"(?:\[([0-9A-Fa-f.]*:[0-9A-Fa-f:.]*)\]|([^][/?#@:]+)):([0-9]+)")
+
+_Fields = dict[bytes, list[bytes]]
 
 _REQUEST_LINE = re.compile(rb"[!#$%&'*+.^_`|~0-9A-Za-z-]+ [\x21-\x7e]+ HTTP/[0-9]\.[0-9]")
 
@@ -40,10 +45,11 @@ _REQUEST_LINE = re.compile(rb"[!#$%&'*+.^_`|~0-9A-Za-z-]+ [\x21-\x7e]+ HTTP/[0-9
 class TunnelRequest:
     """A well-formed request to open a tunnel. Nothing in it has been authorised yet."""
 
-    path: str
+    #: None: CONNECT has none.
+    path: str | None
     #: `addr` as it was sent; None: the server's own default. It is parsed after the token is accepted.
     addr: str | None = None
-    #: `target_host` and `target_port` as connect-tcp's templates send them, in the place of `addr`.
+    #: `target_host` and `target_port` as connect-tcp's templates send them, or CONNECT's, in the place of `addr`.
     target: tuple[str, str] | None = None
     token: str | None = field(default=None, repr=False)
     #: None where the request asks for no upgrade, or for one that is not known.
@@ -52,16 +58,33 @@ class TunnelRequest:
     upgrade: str = ""
     #: The client's interval in seconds, where it announces one.
     keepalive: float | None = None
+    #: The tunnel's bytes travel in capsules.
+    capsules: bool = False
     #: The client waits for a 100 (RFC 9110, section 10.1.1).
     expects_continue: bool = False
-    #: The request carries `Origin`: a web page made it.
-    from_browser: bool = False
+    #: A web page made the request, and the browser says whose; None: no browser says so.
+    origin: str | None = None
+    #: What the answer has to be made from, on websocket.
+    websocket_key: str = ""
+
+    @property
+    def is_connect(self) -> bool:
+        """Whether it was made for a proxy, which answers in other words; the tunnel's bytes are raw."""
+        return self.path is None
+
+    @property
+    def carrier(self) -> str:
+        """What carries the tunnel, as the log names it."""
+        assert self.transport is not None, "such a request opens no tunnel"
+        return "connect" if self.is_connect else self.transport.value
 
 
 class RequestReader:
     """Reads one request head. Feed it with `receive`, ask it with `next_event`."""
 
-    def __init__(self) -> None:
+    def __init__(self, *, connect: bool = False) -> None:
+        """`connect`: take CONNECT too."""
+        self._connect = connect
         self._buffer = bytearray()
         self._scanned = 0
 
@@ -84,7 +107,7 @@ class RequestReader:
             return None
         head = bytes(self._buffer[:head_size])
         del self._buffer[:head_size]
-        return _parse_head(head)
+        return _parse_head(head, connect=self._connect)
 
     @property
     def trailing_data(self) -> bytes:
@@ -92,7 +115,7 @@ class RequestReader:
         return bytes(self._buffer)
 
 
-def _parse_head(head: bytes) -> TunnelRequest:
+def _parse_head(head: bytes, *, connect: bool) -> TunnelRequest:
     lines = head[:-4].split(b"\r\n")
     if not _REQUEST_LINE.fullmatch(lines[0]):
         raise BadRequest
@@ -100,6 +123,10 @@ def _parse_head(head: bytes) -> TunnelRequest:
         raise HeadTooLarge
     if any(line[:1] in (b" ", b"\t") for line in lines):
         raise BadRequest  # obs-fold: RFC 9112, section 5.2 lets a server refuse it
+    connect = connect and lines[0].startswith(b"CONNECT ")
+    if connect:
+        # Some clients of proxies leave Host out, which h11 forbids them in 1.1.
+        head = head.replace(b" HTTP/1.1\r\n", b" HTTP/1.0\r\n", 1)
     connection = h11.Connection(h11.SERVER, max_incomplete_event_size=MAX_HEAD)
     try:
         connection.receive_data(head)
@@ -109,35 +136,71 @@ def _parse_head(head: bytes) -> TunnelRequest:
         request = None
     if not isinstance(request, h11.Request):
         raise BadRequest
-    return _parse_request(request)
-
-
-def _parse_request(request: h11.Request) -> TunnelRequest:
     fields: dict[bytes, list[bytes]] = {}
     for name, value in request.headers:
         fields.setdefault(bytes(name), []).append(bytes(value))
-    if request.method != b"GET" or request.http_version != b"1.1":
+    host = _only(fields, b"host")
+    if (host is not None and not _HOST.fullmatch(host)) or b"transfer-encoding" in fields:
         raise BadRequest
-    if not _HOST.fullmatch(_only(fields, b"host") or b"") or b"transfer-encoding" in fields:
+    if _only(fields, b"content-length") not in (None, b"0") or len(fields.get(b"authorization", [])) > 1:
         raise BadRequest
-    if _only(fields, b"content-length") not in (None, b"0"):
+    if connect:
+        return _parse_connect(request, fields)
+    if request.method != b"GET" or request.http_version != b"1.1" or host is None:
         raise BadRequest
+    return _parse_upgrade_request(request, fields)
+
+
+def _parse_connect(request: h11.Request, fields: _Fields) -> TunnelRequest:
+    authority = _AUTHORITY.fullmatch(request.target.decode("ascii"))
+    # Two ways to switch in one request are one too many.
+    if authority is None or request.http_version != b"1.0" or b"upgrade" in fields:
+        raise BadRequest
+    ipv6, name, port = authority.groups()
+    origin = _only(fields, b"origin")
+    return TunnelRequest(
+        path=None,
+        target=(ipv6 or name, port),
+        token=_parse_token(fields, b"proxy-authorization"),
+        transport=Transport.TCP,
+        origin=None if origin is None else _text(origin),
+    )
+
+
+def _parse_upgrade_request(request: h11.Request, fields: _Fields) -> TunnelRequest:
     path, addr, target = _parse_target(bytes(request.target))
+    origin = _only(fields, b"origin")
     upgrade = _parse_upgrade(fields)
+    transport = Transport.named(upgrade)
+    key = b""
+    if transport is Transport.WEBSOCKET:
+        key = _only(fields, websocket.KEY_FIELD.lower().encode()) or b""
+        if not websocket.is_key(key):
+            raise BadRequest
+        # RFC 6455, section 4.4: another version is answered as an upgrade that is not known.
+        if _only(fields, websocket.VERSION_FIELD.lower().encode()) != websocket.VERSION.encode():
+            transport = None
     return TunnelRequest(
         path=path,
         addr=addr,
         target=target,
-        token=_parse_token(fields),
-        transport=Transport.named(upgrade),
+        token=_parse_token(fields, b"authorization"),
+        transport=transport,
         upgrade=upgrade,
+        capsules=transport is Transport.CONNECT_TCP or (bool(key) and _offers_capsules(fields)),
         keepalive=parse_keepalive(_text(_only(fields, KEEPALIVE_FIELD.lower().encode()) or b"")),
         expects_continue=fields.get(b"expect", [b""])[0].lower() == b"100-continue",
-        from_browser=b"origin" in fields,
+        origin=None if origin is None else _text(origin),
+        websocket_key=key.decode("ascii"),
     )
 
 
-def _only(fields: dict[bytes, list[bytes]], name: bytes) -> bytes | None:
+def _offers_capsules(fields: _Fields) -> bool:
+    offered = b",".join(fields.get(websocket.PROTOCOL_FIELD.lower().encode(), [])).split(b",")
+    return websocket.CAPSULES.encode() in (protocol.strip() for protocol in offered)
+
+
+def _only(fields: _Fields, name: bytes) -> bytes | None:
     """The value of a field that may come once."""
     values = fields.get(name, [])
     if len(values) > 1:
@@ -170,7 +233,7 @@ def _parse_target(request_target: bytes) -> tuple[str, str | None, tuple[str, st
     return path, addr, target if any(target) else None
 
 
-def _parse_upgrade(fields: dict[bytes, list[bytes]]) -> str:
+def _parse_upgrade(fields: _Fields) -> str:
     token = _only(fields, b"upgrade")
     if token is not None and b"," in token:
         raise BadRequest
@@ -181,8 +244,8 @@ def _parse_upgrade(fields: dict[bytes, list[bytes]]) -> str:
     return token.decode("latin-1").lower()
 
 
-def _parse_token(fields: dict[bytes, list[bytes]]) -> str | None:
-    authorization = _only(fields, b"authorization")
+def _parse_token(fields: _Fields, field: bytes) -> str | None:
+    authorization = _only(fields, field)
     own = _only(fields, TOKEN_FIELD.lower().encode())
     if own is not None:
         return _text(own)
@@ -214,10 +277,19 @@ CONTINUE = b"HTTP/1.1 100 Continue\r\n\r\n"
 
 
 def accept(request: TunnelRequest, *, keepalive: float) -> bytes:
-    """The 101 that opens the tunnel; every byte after it is the tunnel's."""
+    """The 101, or CONNECT's 200, that opens the tunnel; every byte after it is the tunnel's."""
+    if request.is_connect:
+        # In these words, and as HTTP/1.1 to clients of 1.0 too: it is what they compare it with.
+        return _head("200 Connection established", [("Proxy-Status", PROXY_NAME)])
     fields = [("Connection", "Upgrade"), ("Upgrade", request.upgrade), ("Proxy-Status", PROXY_NAME)]
-    if request.transport is not None and request.transport.framed:
-        fields += [("Capsule-Protocol", "?1"), (KEEPALIVE_FIELD, f"{keepalive:g}")]
+    if request.transport is Transport.WEBSOCKET:
+        fields.append((websocket.ACCEPT_FIELD, websocket.accept_value(request.websocket_key)))
+        if request.capsules:
+            fields.append((websocket.PROTOCOL_FIELD, websocket.CAPSULES))
+    elif request.capsules:
+        fields.append(("Capsule-Protocol", "?1"))
+    if request.capsules:
+        fields.append((KEEPALIVE_FIELD, f"{keepalive:g}"))
     return _head("101 Switching Protocols", fields)
 
 
@@ -235,7 +307,8 @@ def refuse(refusal: Refusal) -> bytes:
     if isinstance(refusal, UpgradeRequired):
         # RFC 9110, section 15.5.22: the answer names what would do, and Connection names the field.
         fields[0] = ("Connection", "Upgrade, close")
-        fields += [("Upgrade", ", ".join(transport.value for transport in Transport))]
+        fields.append(("Upgrade", ", ".join(transport.value for transport in Transport)))
+        fields.append((websocket.VERSION_FIELD, websocket.VERSION))
     return _head(f"{refusal.status} {refusal.phrase}", fields) + body
 
 

@@ -25,6 +25,8 @@ class Transport(Enum):
     HTTP2TCP = "http2tcp/1.0"
     #: Capsules: draft-ietf-httpbis-connect-tcp.
     CONNECT_TCP = "connect-tcp"
+    #: Binary messages, RFC 6455. What they carry is agreed in the handshake: capsules, or raw bytes.
+    WEBSOCKET = "websocket"
 
     @classmethod
     def named(cls, token: str) -> Transport | None:
@@ -32,9 +34,9 @@ class Transport(Enum):
         return _BY_TOKEN.get(token.lower())
 
     @property
-    def framed(self) -> bool:
-        """Whether the tunnel's bytes travel in capsules."""
-        return self is Transport.CONNECT_TCP
+    def raw(self) -> bool:
+        """Whether the tunnel's bytes are the connection's."""
+        return self in (Transport.TCP, Transport.HTTP2TCP)
 
 
 _BY_TOKEN = {transport.value: transport for transport in Transport}

@@ -22,6 +22,7 @@ from http2tcp.errors import AddressError
 from http2tcp.policy import forbidden
 from http2tcp.protocol.client import request
 from http2tcp.protocol.transport import Transport
+from http2tcp.protocol.websocket_handshake import new_key
 from tests.support.embeddings import EMBEDDINGS
 from tests.support.heads import read
 
@@ -126,7 +127,7 @@ queries = st.lists(
 
 
 def sent(endpoint: Endpoint, destination: Address | None, transport: Transport, token: str | None) -> bytes:
-    return request(endpoint, destination, transport, token=token, user_agent="test")
+    return request(endpoint, destination, transport, token=token, user_agent="test", websocket_key=new_key())
 
 
 @given(path=paths, query=queries, destination=destinations, transport=st.sampled_from(Transport))

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 from http2tcp.errors import BadRequest, HeadTooLarge
 from http2tcp.protocol.server import MAX_HEAD, RequestReader, TunnelRequest
 
@@ -30,9 +32,15 @@ def target(text: str) -> bytes:
     return good(line=f"GET {text} HTTP/1.1")
 
 
-def read(data: bytes, *, cut: int | None = None) -> TunnelRequest | None:
+def connect(*fields: str, authority: str = "db:5432", version: str = "HTTP/1.1", **parts: Any) -> bytes:
+    """A head of CONNECT with the token, with further fields."""
+    login = f"Proxy-Authorization: Bearer {SECRET}"
+    return head(login, *fields, line=f"CONNECT {authority} {version}", **parts)
+
+
+def read(data: bytes, *, cut: int | None = None, connect: bool = False) -> TunnelRequest | None:
     """What the server makes of these bytes, in one piece or in pieces of `cut` bytes."""
-    reader = RequestReader()
+    reader = RequestReader(connect=connect)
     for start in range(0, len(data), cut or len(data) or 1):
         reader.receive(data[start : start + (cut or len(data))])
         request = reader.next_event()
@@ -143,6 +151,55 @@ HOSTILE: dict[str, tuple[bytes, int]] = {
     "an HTTP/2 preface": (b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n", 400),
     "a PROXY header": (b"PROXY TCP4 127.0.0.1 127.0.0.1 1 2\r\n" + good(), 400),
     "a PROXY header of version 2": (b"\r\n\r\n\0\r\nQUIT\n" + good(), 400),
+}
+
+#: The same of CONNECT, at a server that takes it.
+HOSTILE_CONNECT: dict[str, tuple[bytes, int]] = {
+    "no port": (connect(authority="db"), 400),
+    "no port after the colon": (connect(authority="db:"), 400),
+    "no host": (connect(authority=":5432"), 400),
+    "a port that is a name": (connect(authority="db:ssh"), 400),
+    "a port with a sign": (connect(authority="db:+22"), 400),
+    "two ports": (connect(authority="db:22:5432"), 400),
+    "IPv6 without brackets": (connect(authority="2001:db8::1:22"), 400),
+    "a bracket that stays open": (connect(authority="[::1:22"), 400),
+    "a name in brackets": (connect(authority="[db]:22"), 400),
+    "something before the bracket": (connect(authority="x[::1]:22"), 400),
+    "a link in brackets": (connect(authority="[fe80::1%25eth0]:22"), 400),
+    "a login": (connect(authority="user:password@db:22"), 400),
+    "a login without a password": (connect(authority="user@db:22"), 400),
+    "a path": (connect(authority="db:22/"), 400),
+    "a query": (connect(authority="db:22?addr=other:22"), 400),
+    "a fragment": (connect(authority="db:22#x"), 400),
+    "origin form": (connect(authority="/db:22"), 400),
+    "absolute form": (connect(authority="http://db:22"), 400),
+    "asterisk form": (connect(authority="*"), 400),
+    "a Unix socket": (connect(authority="unix:/run/sshd.sock"), 400),
+    "bytes beyond ASCII": (connect(authority="d\xf6b:22"), 400),
+    "lower case": (head(f"Proxy-Authorization: Bearer {SECRET}", line="connect db:22 HTTP/1.1"), 400),
+    "HTTP/1.2": (connect(version="HTTP/1.2"), 400),
+    "HTTP/2.0": (connect(version="HTTP/2.0"), 400),
+    "HTTP/0.9": (connect(version="HTTP/0.9"), 400),
+    "no version": (b"CONNECT db:22\r\n\r\n", 400),
+    "two Host": (connect(HOST), 400),
+    "two Host in HTTP/1.0": (connect(HOST, version="HTTP/1.0"), 400),
+    "empty Host": (connect(host="Host:"), 400),
+    "Host with a login": (connect(host="Host: user@db"), 400),
+    "two Proxy-Authorization": (connect("Proxy-Authorization: Bearer other"), 400),
+    "two Authorization": (connect(BEARER, BEARER), 400),
+    "two Http2tcp-Token": (connect("Http2tcp-Token: a", "Http2tcp-Token: b"), 400),
+    "an upgrade too": (connect(*UPGRADE), 400),
+    "a body": (connect("Content-Length: 5") + b"hello", 400),
+    "a chunked body": (connect("Transfer-Encoding: chunked"), 400),
+    "a chunked body in HTTP/1.0": (connect("Transfer-Encoding: chunked", version="HTTP/1.0"), 400),
+    "two Content-Length": (connect("Content-Length: 0", "Content-Length: 5"), 400),
+    "bare LF": (connect(end="\n"), 400),
+    "a folded field": (connect("X: a\r\n b"), 400),
+    "a blank before the colon": (connect("Transfer-Encoding : chunked"), 400),
+    "NUL in a value": (connect("X: a\0b"), 400),
+    "a bare CR": (connect("X: a\rb"), 400),
+    "a head without an end": (b"CONNECT db:22 HTTP/1.1\r\nX: " + b"y" * MAX_HEAD, 431),
+    "65 fields": (connect(*["X: y"] * 63), 431),
 }
 
 #: The status of each refusal that reading a head may end in.

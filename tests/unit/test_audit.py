@@ -10,7 +10,6 @@ import pytest
 from http2tcp.address import TCPAddress, UnixAddress
 from http2tcp.audit import Reason, Session
 from http2tcp.errors import Forbidden, TargetUnreachable, Unauthorized
-from http2tcp.protocol.transport import Transport
 
 CLIENT = "192.0.2.1:40000"
 DB = TCPAddress("db", 5432)
@@ -26,7 +25,7 @@ def records(caplog: pytest.LogCaptureFixture):
 def opened() -> Session:
     session = Session(CLIENT)
     session.asked(DB)
-    session.opened(TCPAddress("10.0.0.7", 5432), Transport.TCP)
+    session.opened(TCPAddress("10.0.0.7", 5432), "tcp")
     return session
 
 
@@ -91,7 +90,7 @@ def test_sessions_can_be_told_apart(records) -> None:
 def test_a_target_is_one_word_so_that_no_client_can_add_fields_to_a_record(records, path: str) -> None:
     session = Session(CLIENT)
     session.asked(UnixAddress(path))
-    session.opened(UnixAddress(path), Transport.TCP)
+    session.opened(UnixAddress(path), "tcp")
     (record,) = records()
     assert record.isascii()
     words = record.split(" ")
@@ -108,7 +107,7 @@ def test_a_target_is_one_word_so_that_no_client_can_add_fields_to_a_record(recor
 def test_an_addresss_own_characters_stay_readable(records) -> None:
     session = Session(CLIENT)
     session.asked(TCPAddress("fe80::1%eth0", 22))
-    session.opened(UnixAddress("/run/sshd.sock"), Transport.TCP)
+    session.opened(UnixAddress("/run/sshd.sock"), "tcp")
     assert "target=[fe80::1%eth0]:22 dialled=unix:/run/sshd.sock " in records()[0]
 
 

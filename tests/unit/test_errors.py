@@ -51,6 +51,7 @@ TUNNEL_ERRORS = list(below(TunnelError))
     [
         ("BadRequest", 400, "http_request_error"),
         ("Unauthorized", 401, "http_request_denied"),
+        ("ProxyAuthenticationRequired", 407, "http_request_denied"),
         ("Forbidden", 403, "http_request_denied"),
         ("NotFound", 404, "http_request_error"),
         ("HeadTimeout", 408, "http_request_error"),

@@ -11,6 +11,7 @@ from http2tcp.errors import FrontEndFailed
 from http2tcp.protocol.client import MAX_BODY, MAX_HEAD, Answer, AnswerReader, Refused, Switched, request
 from http2tcp.protocol.server import TunnelRequest
 from http2tcp.protocol.transport import Transport
+from http2tcp.protocol.websocket_handshake import new_key
 from tests.support.heads import read
 
 DB = TCPAddress("db", 5432)
@@ -26,7 +27,10 @@ def asked(
     headers: tuple[tuple[str, str], ...] = (),
 ) -> bytes:
     to = None if destination is None else parse_destination(destination)
-    return request(parse_endpoint(url), to, transport, token=token, user_agent=AGENT, headers=headers)
+    key = new_key() if transport is Transport.WEBSOCKET else ""
+    return request(
+        parse_endpoint(url), to, transport, token=token, user_agent=AGENT, headers=headers, websocket_key=key
+    )
 
 
 def lines(head: bytes) -> list[str]:

@@ -38,7 +38,7 @@ def test_a_request_is_read() -> None:
     request = understood(good())
     assert (request.path, request.addr, request.token) == ("/p", "db:5432", SECRET)
     assert request.transport is Transport.TCP
-    assert not request.from_browser
+    assert request.origin is None
 
 
 def test_a_request_of_the_original_is_read() -> None:
@@ -235,7 +235,7 @@ def test_a_token_is_never_taken_from_the_query(name: str) -> None:
 
 @pytest.mark.parametrize("value", ["https://evil.example", "null", ""])
 def test_a_web_page_is_known_by_its_origin(value: str) -> None:
-    assert understood(good(f"Origin: {value}")).from_browser
+    assert understood(good(f"Origin: {value}")).origin == value
 
 
 @pytest.mark.parametrize(

@@ -1,0 +1,35 @@
+"""One sender at a time on a stream where several tasks send."""
+
+from __future__ import annotations
+
+import trio
+
+
+class Turn:
+    """Whose turn it is to send. A keepalive that waits for room must not end up inside somebody's bytes."""
+
+    __slots__ = ("_ended", "_torn", "ended_at", "taken")
+
+    def __init__(self) -> None:
+        self.taken = False
+        #: When the last one ended, on trio's clock.
+        self.ended_at = trio.current_time()
+        self._ended: trio.Event | None = None
+        self._torn = False
+
+    async def __aenter__(self) -> None:
+        while self.taken:
+            if self._ended is None:
+                self._ended = trio.Event()
+            await self._ended.wait()
+        if self._torn:
+            raise trio.BrokenResourceError("an earlier send was not done to its end")
+        self.taken = True
+
+    async def __aexit__(self, kind: type[BaseException] | None, *_: object) -> None:
+        self.taken = False
+        self._torn = kind is not None
+        self.ended_at = trio.current_time()
+        if self._ended is not None:
+            self._ended.set()
+            self._ended = None

@@ -1,0 +1,181 @@
+"""A WebSocket after its opening handshake, as a stream over any other.
+
+Binary messages carry the bytes; where they are cut means nothing. A Close ends both directions, and a stream
+that ends without one was cut. Half-close is for capsules in the messages (`http2tcp.net.capsules`).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import trio
+
+from http2tcp.net.streams import CHUNK, EOF_PATIENCE, Bytes, HalfCloseUnsupported, Stream
+from http2tcp.net.turn import Turn
+from http2tcp.protocol.websocket import Code, WebSocket, WebSocketError
+
+# How long closing may take to say so and to hear the peer's own Close, and how much may come before that.
+_CLOSING = 1.0
+_CLOSING_BYTES = CHUNK
+# How long a client that was told Close may be silent before it counts as gone.
+_CLOSE_PATIENCE = 5.0
+
+
+class WebSocketStream(Stream):
+    """The bytes in binary messages, over `inner`, which it owns.
+
+    `keepalive` is the interval, in seconds, at which `attend` breaks our own silence with a ping.
+    """
+
+    needs_attention = True
+    eof_is_last = True
+
+    def __init__(self, inner: Stream, *, client: bool, keepalive: float) -> None:
+        self.inner = inner
+        # A server whose target has ended says Close, and takes what the client sends until its own Close. A
+        # client that did so would lose the reply.
+        self.half_close = not client
+        self.eof_patience = EOF_PATIENCE if client else _CLOSE_PATIENCE
+        self._machine = WebSocket(client=client)
+        self._failure = Code.LEAVING if client else Code.FAILED
+        self._keepalive = keepalive
+        self._turn = Turn()
+        self._receiving = False
+        self._attended = False
+        self._owing = trio.Event()
+
+    async def receive_some(self, max_bytes: int | None = None) -> bytes:
+        """Payload; b"" after a Close that says no more than that. Raises BrokenResourceError for any other end."""
+        while not self._ahead and not self._machine.ended:
+            payload = await self._payload()
+            if payload is None:
+                await self._feed()
+                continue
+            self._ahead = payload
+            # Many frames may have come at once; the other tunnels have their turn between.
+            await trio.lowlevel.checkpoint()
+        if not self._ahead:
+            await trio.lowlevel.checkpoint()
+        return self.take_ahead(max_bytes)
+
+    async def _payload(self) -> bytes | None:
+        try:
+            payload = self._machine.payload()
+        except WebSocketError as error:
+            await self._close_at_once(error.code, str(error))
+            raise trio.BrokenResourceError(str(error)) from error
+        if self._machine.owes:
+            # The peer may read nothing before it has sent all: who receives does not wait to send.
+            if self._attended:
+                self._owing.set()
+            else:
+                await self._pay_at_once()
+        return payload
+
+    async def _feed(self) -> None:
+        self._receiving = True
+        try:
+            data = await self.inner.receive_some(CHUNK)
+        finally:
+            self._receiving = False
+        if not data:
+            raise trio.BrokenResourceError("it ended without a Close frame")
+        self._machine.receive(data)
+
+    async def send_all(self, data: Bytes) -> None:
+        """Send it as binary messages. Raises BrokenResourceError once the peer has said Close."""
+        await self._say(lambda: self._message(data))
+        if self._machine.ended:
+            raise trio.BrokenResourceError("the peer had closed it already")
+        if self._machine.closed:
+            raise trio.ClosedResourceError("this stream was already closed")
+
+    def _message(self, data: Bytes) -> bytes:
+        return b"" if self._machine.ended or self._machine.closed else self._machine.message(data)
+
+    async def _say(self, make: Callable[[], bytes]) -> None:
+        """Send what `make` gives once it is our turn: what it says depends on what was said before."""
+        async with self._turn:
+            await self.inner.send_all(make())
+
+    async def send_eof(self) -> None:
+        """Say Close, on a server; what the client still sends is received. A client raises HalfCloseUnsupported."""
+        if not self.half_close:
+            raise HalfCloseUnsupported("a client's Close would end both directions")
+        await self._say(lambda: self._machine.close(Code.DONE))
+
+    async def attend(self) -> None:
+        """Answer pings and the peer's Close; send a ping whenever nothing else was sent for the interval."""
+        self._attended = True
+        looked = self._turn.ended_at
+        try:
+            while True:
+                with trio.move_on_at(max(looked, self._turn.ended_at) + self._keepalive):
+                    await self._owing.wait()
+                looked = trio.current_time()
+                if self._owing.is_set():
+                    self._owing = trio.Event()
+                    await self._say(self._machine.answer)
+                elif not self._turn.taken and looked >= self._turn.ended_at + self._keepalive:
+                    await self._say(self._ping)
+        except trio.BrokenResourceError:
+            return  # whoever receives finds out why
+
+    def _ping(self) -> bytes:
+        return b"" if self._machine.ended or self._machine.closed else self._machine.ping()
+
+    async def _pay_at_once(self) -> None:
+        # Shielded, since a program that gives up receiving has not given up the stream, and a torn one is no use.
+        with trio.move_on_after(_CLOSING, shield=True):
+            if not self._turn.taken:
+                try:
+                    await self._say(self._machine.answer)
+                except trio.BrokenResourceError:
+                    pass  # there may still be something to receive
+
+    async def _close_at_once(self, code: int, why: str) -> None:
+        with trio.move_on_after(_CLOSING):
+            if not self._turn.taken:
+                await self._explain(code, why)
+                await self.inner.flush()
+
+    async def _explain(self, code: int, why: str) -> None:
+        try:
+            await self._say(lambda: self._machine.close(code, why))
+        except (trio.BrokenResourceError, trio.ClosedResourceError):
+            pass  # it cannot be told
+
+    async def explain(self, why: str) -> None:
+        """Say Close with a code that tells that this is no good end, and why."""
+        await self._explain(self._failure, why)
+
+    async def wait_send_all_might_not_block(self) -> None:
+        """As the stream below."""
+        await self.inner.wait_send_all_might_not_block()
+
+    async def flush(self) -> None:
+        """As the stream below."""
+        await self.inner.flush()
+
+    def abort(self) -> None:
+        """End it without a Close, which says that it was cut."""
+        self.inner.abort()
+
+    async def aclose(self) -> None:
+        """Say Close, wait a moment for the peer's, and close."""
+        try:
+            with trio.move_on_after(_CLOSING):
+                if not self._turn.taken:
+                    await self._explain(Code.DONE, "")
+                # Closing with bytes unread would reset what was sent.
+                unread = _CLOSING_BYTES
+                while unread > 0 and not (self._machine.ended or self._receiving):
+                    payload = await self._payload()
+                    if payload is None:
+                        await self._feed()
+                    else:
+                        unread -= len(payload)
+        except (trio.BrokenResourceError, trio.ClosedResourceError):
+            pass
+        finally:
+            await self.inner.aclose()
