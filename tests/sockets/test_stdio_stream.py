@@ -518,6 +518,30 @@ async def test_a_refused_target_is_a_failure_with_its_reason(
     ends.close()
 
 
+@pytest.mark.parametrize("said", [b"", b"x"])
+async def test_the_originals_server_answers_before_it_dials_so_an_end_without_a_byte_is_a_failure(
+    said: bytes,
+) -> None:
+    async def original(stream: trio.SocketStream) -> None:
+        while b"\r\n\r\n" not in await stream.receive_some():
+            pass
+        head = b"HTTP/1.1 101 Switching Protocols\r\nConnection: upgrade\r\nUpgrade: http2tcp/1.0\r\n\r\n"
+        await stream.send_all(head + said)
+        await stream.aclose()
+
+    ends = pipes()
+    async with target(original) as server, trio.open_nursery() as nursery:
+        session = Session(ends, f"http://{server}/", "localhost:1", False, Transport.HTTP2TCP)
+        nursery.start_soon(session.run)
+        await session.ended.wait()
+    if said:
+        assert session.failure is None
+    else:
+        assert isinstance(session.failure, TargetFailed)
+        assert "probably refused" in str(session.failure)
+    ends.close()
+
+
 @every_way(pipes, socket_pairs, terminal)
 async def test_the_client_ends_when_nobody_reads_its_output_any_more(
     make: MakeEnds, portable: bool, transport: Transport
