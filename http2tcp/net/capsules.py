@@ -125,11 +125,14 @@ class CapsuleStream(Stream):
         self.inner.abort()
 
     async def aclose(self) -> None:
-        """Say that nothing more comes, and close."""
-        if not self._final_sent and not self.turn.taken:
+        """Say that nothing more comes, and close once the peer has, or in a moment."""
+        try:
             with trio.move_on_after(_CLOSING):
-                try:
+                if not self._final_sent and not self.turn.taken:
                     await self.send_eof()
-                except (trio.BrokenResourceError, trio.ClosedResourceError):
-                    pass
-        await self.inner.aclose()
+                # After its FINAL_DATA a peer still sends keepalives, which nobody has read.
+                await self.inner.linger()
+        except (trio.BrokenResourceError, trio.ClosedResourceError):
+            pass
+        finally:
+            await self.inner.aclose()

@@ -53,7 +53,7 @@ class Stream(trio.abc.HalfCloseableStream):
     needs_attention: bool = False
     #: How long, in seconds, a stream that was sent an EOF may stay silent before it counts as ended.
     eof_patience: float = math.inf
-    #: True where its own EOF ends both directions: it takes nothing after that.
+    #: True where its own EOF ends both directions soon, whatever the other side does.
     eof_is_last: bool = False
 
     #: An EOF before the first byte says that it never opened: it is a break.
@@ -93,6 +93,14 @@ class Stream(trio.abc.HalfCloseableStream):
 
     async def flush(self) -> None:
         """Wait until the peer's kernel has everything that was sent. The caller bounds it."""
+
+    async def linger(self) -> None:
+        """Drop what the peer still sends until it ends: closing with bytes unread resets what was sent.
+
+        The caller bounds it, and closes after it.
+        """
+        while await self.receive_some():
+            pass
 
 
 class HalfCloseUnsupported(Exception):
@@ -157,6 +165,11 @@ class SocketStream(Stream):
         except OSError as error:
             if error.errno not in (errno.ENOTCONN, errno.EPIPE, errno.ECONNRESET):
                 raise broken(error) from error
+
+    async def linger(self) -> None:
+        """See `Stream.linger`. It says FIN first, which the peer may be waiting for."""
+        await self.send_eof()
+        await super().linger()
 
     async def flush(self) -> None:
         """See `Stream.flush`. Returns at once where the kernel does not tell."""

@@ -83,15 +83,14 @@ class WebSocketStream(Stream):
         self._machine.receive(data)
 
     async def send_all(self, data: Bytes) -> None:
-        """Send it as binary messages. Raises BrokenResourceError once the peer has said Close."""
-        await self._say(lambda: self._message(data))
+        """Send it as binary messages. Raises BrokenResourceError where the peer takes no more."""
+        async with self._turn:
+            if self._machine.can_send:
+                await self.inner.send_all(self._machine.message(data))
+                return
         if self._machine.ended:
             raise trio.BrokenResourceError("the peer had closed it already")
-        if self._machine.closed:
-            raise trio.ClosedResourceError("this stream was already closed")
-
-    def _message(self, data: Bytes) -> bytes:
-        return b"" if self._machine.ended or self._machine.closed else self._machine.message(data)
+        raise trio.ClosedResourceError("this stream was already closed")
 
     async def _say(self, make: Callable[[], bytes]) -> None:
         """Send what `make` gives once it is our turn: what it says depends on what was said before."""
@@ -117,12 +116,9 @@ class WebSocketStream(Stream):
                     self._owing = trio.Event()
                     await self._say(self._machine.answer)
                 elif not self._turn.taken and looked >= self._turn.ended_at + self._keepalive:
-                    await self._say(self._ping)
+                    await self._say(self._machine.ping)
         except trio.BrokenResourceError:
             return  # whoever receives finds out why
-
-    def _ping(self) -> bytes:
-        return b"" if self._machine.ended or self._machine.closed else self._machine.ping()
 
     async def _pay_at_once(self) -> None:
         # Shielded, since a program that gives up receiving has not given up the stream, and a torn one is no use.
@@ -156,6 +152,9 @@ class WebSocketStream(Stream):
     async def flush(self) -> None:
         """As the stream below."""
         await self.inner.flush()
+
+    async def linger(self) -> None:
+        """Return at once: `aclose` waits for the peer's Close."""
 
     def abort(self) -> None:
         """End it without a Close, which says that it was cut."""

@@ -20,6 +20,7 @@ from http2tcp.net.pump import Flow, SinkBroke, SourceBroke, copy
 from http2tcp.net.relay import End, Traffic, relay
 from http2tcp.net.stdio import StdioStream
 from http2tcp.net.streams import SocketStream
+from http2tcp.protocol.capsule import FINAL, KEEPALIVE
 from tests.support.descriptors import open_descriptors
 from tests.support.loopback import read_all, read_until_broken, reset
 
@@ -335,3 +336,29 @@ async def test_a_sink_that_is_gone_is_a_broken_sink(pump_kind: str) -> None:
         source.abort()
     carrier.abort()
     await sender.aclose()
+
+
+async def test_the_last_bytes_survive_keepalives_that_nobody_has_read() -> None:
+    """A client that has ended its direction still breaks its silence; closing must not reset what it is yet to get."""
+    ours, peer = tcp_pair()
+    framed = CapsuleStream(ours, keepalive=25, peer_keepalive=25)
+    await peer.send_all(FINAL)
+    assert await framed.receive_some() == b""
+    data = bytes(3_000_000)
+    received = b""
+
+    async def slow_peer() -> None:
+        nonlocal received
+        await peer.send_all(KEEPALIVE)
+        while part := await peer.receive_some(10_000):
+            received += part
+            await trio.lowlevel.checkpoint()
+        await peer.aclose()
+
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(slow_peer)
+        await framed.send_all(data)
+        await framed.send_eof()
+        await framed.aclose()
+    assert received.endswith(FINAL)
+    assert len(received) > len(data)

@@ -74,10 +74,18 @@ async def test_nonsense_breaks_the_stream() -> None:
         await read_all(stream)
 
 
-async def test_closing_says_that_nothing_more_comes() -> None:
+async def test_closing_says_that_nothing_more_comes(autojump_clock: trio.testing.MockClock) -> None:
     stream, peer = framed()
     await stream.aclose()
     assert await peer.read_all() == FINAL
+
+
+async def test_closing_does_not_wait_for_ever_for_a_peer_that_goes_on(autojump_clock: trio.testing.MockClock) -> None:
+    stream, peer = framed()
+    await peer.send_all(KEEPALIVE)
+    started = trio.current_time()
+    await stream.aclose()
+    assert trio.current_time() - started == pytest.approx(1)
 
 
 async def test_closing_a_stream_whose_peer_is_gone_is_no_error() -> None:
