@@ -42,6 +42,7 @@ if TYPE_CHECKING:
     from http2tcp.net.stdio import StdioStream
     from http2tcp.net.tls import TLSStream
     from http2tcp.net.tls_over import TLSOverStream
+    from http2tcp.progress import Progress
     from http2tcp.proxy_choice import Proxy
 
 # How long what stdin still holds may take when nobody listens any more: ssh says goodbye and leaves.
@@ -110,8 +111,11 @@ AUTO = (Transport.CONNECT_TCP, Transport.TCP, Transport.HTTP2TCP, Transport.WEBS
 class Connector:
     """Opens tunnels as `settings` say, and remembers which transport gets through."""
 
-    def __init__(self, settings: ClientSettings, head_start: HeadStart | None = None) -> None:
+    def __init__(
+        self, settings: ClientSettings, head_start: HeadStart | None = None, progress: Progress | None = None
+    ) -> None:
         self.settings = settings
+        self._progress = progress
         #: For the first connection only.
         self._head_start = head_start
         self._transport = settings.transport
@@ -137,7 +141,7 @@ class Connector:
                 original = isinstance(error, OriginalServer)
                 first_failure = first_failure or error
                 continue
-            if first_failure is not None:
+            if first_failure is not None and self._progress is None:
                 name = tunnel.transport.value
                 logger.warning("only %s gets through; --transport %s saves the detour", name, name)
             return tunnel
@@ -146,7 +150,14 @@ class Connector:
 
     async def _attempt(self, transport: Transport, *, any_transport: bool = False) -> Tunnel:
         head_start, self._head_start = self._head_start, None
-        return await _attempt(self.settings, transport, head_start, any_transport=any_transport)
+        if self._progress is None:
+            return await _attempt(self.settings, transport, head_start, any_transport=any_transport)
+        self._progress.attempting(transport)
+        try:
+            return await _attempt(self.settings, transport, head_start, self._progress, any_transport=any_transport)
+        except TunnelError as error:
+            self._progress.failed(error)
+            raise
 
 
 async def connect(settings: ClientSettings, head_start: HeadStart | None = None) -> Tunnel:
@@ -155,14 +166,19 @@ async def connect(settings: ClientSettings, head_start: HeadStart | None = None)
 
 
 async def _attempt(
-    settings: ClientSettings, transport: Transport, head_start: HeadStart | None, *, any_transport: bool
+    settings: ClientSettings,
+    transport: Transport,
+    head_start: HeadStart | None,
+    progress: Progress | None = None,
+    *,
+    any_transport: bool,
 ) -> Tunnel:
     """A connection to the endpoint, TLS on https, the upgrade. Raises TunnelError."""
-    stream = await _dial(settings, head_start)
+    stream = await dial_endpoint(settings, head_start, progress)
     try:
         if settings.endpoint.tls:
-            stream = await _secure(settings, stream)
-        answer = await _upgrade(settings, transport, stream, stream.receive_some, any_transport=any_transport)
+            stream = await _secure(settings, stream, progress)
+        answer = await _upgrade(settings, transport, stream, stream.receive_some, progress, any_transport=any_transport)
         stream.unread(answer.trailing_data)
         keepalive = settings.keepalive or math.inf
         if answer.transport is Transport.WEBSOCKET:
@@ -182,11 +198,14 @@ async def _attempt(
         raise
 
 
-async def _dial(settings: ClientSettings, head_start: HeadStart | None = None) -> Stream:
+async def dial_endpoint(
+    settings: ClientSettings, head_start: HeadStart | None = None, progress: Progress | None = None
+) -> Stream:
+    """A connection to the endpoint, by the proxy if there is one. Raises TunnelError."""
     if settings.proxy is not None:
         from http2tcp.proxied import dial_through
 
-        return await dial_through(settings.proxy, settings)
+        return await dial_through(settings.proxy, settings, progress)
     endpoint, seconds = settings.endpoint, settings.connect_timeout
     where = f"{endpoint.host}:{endpoint.port}"
     late: TunnelError = ResolveFailed(
@@ -198,17 +217,21 @@ async def _dial(settings: ClientSettings, head_start: HeadStart | None = None) -
         except DialError as error:
             raise ResolveFailed(f"cannot find {endpoint.host}: {error}; check -e, and this machine's DNS") from error
         logger.debug("addresses of %s: %d", endpoint.host, len(candidates))
+        if progress is not None:
+            progress.resolved(endpoint.host, [candidate.sockaddr[0] for candidate in candidates])
         late = ConnectFailed(f"no answer from {where} within {seconds:g} s: a firewall may drop the connection")
         try:
             dialled = await dial_first(candidates)
         except DialError as error:
             raise ConnectFailed(f"cannot connect to {where}: {error}; check -e, and that the site is up") from error
         logger.debug("connected to %s", dialled.address)
+        if progress is not None:
+            progress.connected(dialled.address)
         return dialled.stream
     raise late
 
 
-async def _secure(settings: ClientSettings, stream: Stream) -> Stream:
+async def _secure(settings: ClientSettings, stream: Stream, progress: Progress | None) -> Stream:
     # ssl is loaded with trio; what is here is ours, and plain http does without it.
     from http2tcp.net.tls import PinMismatch, client_context, open_tls
 
@@ -238,6 +261,8 @@ async def _secure(settings: ClientSettings, stream: Stream) -> Stream:
     except OSError as error:
         raise explain_tls(error, endpoint, server_name) from error
     logger.debug("%s with %s", secured.version(), server_name)
+    if progress is not None:
+        progress.secured(secured.version(), secured.certificate())
     return secured
 
 
@@ -246,6 +271,7 @@ async def _upgrade(
     transport: Transport,
     stream: Stream,
     receive: Callable[[], Awaitable[bytes]],
+    progress: Progress | None = None,
     *,
     any_transport: bool = False,
 ) -> Switched:
@@ -276,6 +302,8 @@ async def _upgrade(
         raise FrontEndFailed(f"{endpoint} gave no answer within {seconds:g} s: is http2tcp behind it?") from None
     except trio.BrokenResourceError as error:
         raise UpgradeNotPassed(f"{endpoint} broke the connection off without an answer: {error}") from error
+    if progress is not None:
+        progress.answered(answer, reader.fields)
     if isinstance(answer, Refused):
         raise explain_refusal(answer, endpoint, settings.destination, transport, with_token=settings.token is not None)
     logger.debug("tunnel open, transport %s", answer.transport.value)
@@ -315,7 +343,7 @@ async def hand_over(settings: ClientSettings, output_fd: int) -> None:
     """
     from http2tcp.net.fdpass import HeadReceiver, pass_socket
 
-    stream = await _dial(settings)
+    stream = await dial_endpoint(settings)
     assert isinstance(stream, SocketStream)
     try:
         # Only raw bytes can be handed over.

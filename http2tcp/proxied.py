@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import logging
 import ssl
+from typing import TYPE_CHECKING
 
 import trio
 
@@ -22,19 +23,23 @@ from http2tcp.protocol.proxy import ProxyProtocolError, Refused, SocksRefusal
 from http2tcp.proxy_choice import Proxy
 from http2tcp.settings import ClientSettings, TLSSettings
 
+if TYPE_CHECKING:
+    from http2tcp.progress import Progress
+
 logger = logging.getLogger(__name__)
 
 
-async def dial_through(proxy: Proxy, settings: ClientSettings) -> Stream:
+async def dial_through(proxy: Proxy, settings: ClientSettings, progress: Progress | None = None) -> Stream:
     """A connection to the endpoint, a bare socket's unless the proxy is an https one. Raises TunnelError."""
-    return await _Way(proxy, settings).dial()
+    return await _Way(proxy, settings, progress).dial()
 
 
 class _Way:
     """One way to the endpoint. `_late` is what to say when the time is up."""
 
-    def __init__(self, proxy: Proxy, settings: ClientSettings) -> None:
+    def __init__(self, proxy: Proxy, settings: ClientSettings, progress: Progress | None) -> None:
         self._proxy = proxy
+        self._progress = progress
         self._settings = settings
         self._target = TCPAddress(settings.endpoint.host, settings.endpoint.port)
         self._name = f"{proxy} (from {proxy.source})"
@@ -62,7 +67,10 @@ class _Way:
             found = await resolve(self._target)
         except DialError as error:
             raise ResolveFailed(f"cannot find {host}: {error}; {advice}") from error
-        return [TCPAddress(candidate.sockaddr[0], candidate.sockaddr[1]) for candidate in interleave(found)]
+        addresses = [TCPAddress(candidate.sockaddr[0], candidate.sockaddr[1]) for candidate in interleave(found)]
+        if self._progress is not None:
+            self._progress.resolved(host, [address.host for address in addresses])
+        return addresses
 
     async def _dial(self, target: TCPAddress) -> Stream:
         seconds = f"within {self._settings.proxy_timeout:g} s"
@@ -83,6 +91,8 @@ class _Way:
             stream.abort()
             raise
         logger.debug("connected to %s through the proxy", target)
+        if self._progress is not None:
+            self._progress.proxied(self._proxy, dialled.address)
         return stream
 
     async def _secure(self, stream: SocketStream) -> TLSStream:

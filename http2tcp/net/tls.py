@@ -99,6 +99,10 @@ class TLSStream(Stream):
         """The protocol's version, as OpenSSL names it."""
         return self.socket.version()
 
+    def certificate(self) -> bytes | None:
+        """The peer's, in DER."""
+        return self.socket.getpeercert(binary_form=True)
+
     async def receive_some(self, max_bytes: int | None = None) -> bytes:
         """Up to `max_bytes`, and to 64 KiB; b"" is close_notify. Raises BrokenResourceError."""
         await trio.lowlevel.checkpoint()
@@ -259,27 +263,13 @@ async def open_tls(
 def check_pin(certificate: bytes | None, pins: Collection[bytes]) -> None:
     """Hold a DER certificate's public key to `pins`, if there are any. Raises PinMismatch."""
     if pins:
+        from http2tcp.protocol.certificate import public_key
+
         digest = hashlib.sha256(public_key(certificate or b"")).digest()
         if digest not in pins:
-            raise PinMismatch("sha256//" + b64encode(digest).decode("ascii"))
+            raise PinMismatch(pin(digest))
 
 
-def public_key(certificate: bytes) -> bytes:
-    """The SubjectPublicKeyInfo of a DER certificate (RFC 5280, section 4.1): what RFC 7469 pins."""
-    start, _ = _element(certificate, 0)
-    position, _ = _element(certificate, start)
-    if certificate[position] == 0xA0:  # the version, which version 1 leaves out
-        _, position = _element(certificate, position)
-    for _ in ("serialNumber", "signature", "issuer", "validity", "subject"):
-        _, position = _element(certificate, position)
-    _, end = _element(certificate, position)
-    return certificate[position:end]
-
-
-def _element(der: bytes, position: int) -> tuple[int, int]:
-    """Where the contents of the element at `position` start and end (X.690, section 8.1.3)."""
-    length, start = der[position + 1], position + 2
-    if length & 0x80:
-        octets = length & 0x7F
-        length, start = int.from_bytes(der[start : start + octets], "big"), start + octets
-    return start, start + length
+def pin(digest: bytes) -> str:
+    """A public key's SHA-256 as --pin-sha256 and curl take it."""
+    return "sha256//" + b64encode(digest).decode("ascii")

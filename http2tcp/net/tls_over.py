@@ -29,6 +29,11 @@ class TLSOverStream(Stream):
         version: str | None = self._tls.version()
         return version
 
+    def certificate(self) -> bytes | None:
+        """The peer's, in DER."""
+        certificate: bytes | None = self._tls.getpeercert(binary_form=True)
+        return certificate
+
     async def receive_some(self, max_bytes: int | None = None) -> bytes:
         """Up to `max_bytes` (256 KiB by default); b"" is close_notify. Raises BrokenResourceError."""
         if self._ahead:

@@ -145,6 +145,13 @@ class AnswerReader:
         self._received = 0
         self._response: h11.Response | None = None
         self._body = bytearray()
+        self._head: h11.InformationalResponse | h11.Response | None = None
+
+    @property
+    def fields(self) -> list[tuple[str, str]]:
+        """The fields of the answer, names in lower case. Not yet safe to print."""
+        fields = () if self._head is None else self._head.headers
+        return [(bytes(name).decode("latin-1"), bytes(value).decode("latin-1")) for name, value in fields]
 
     def receive(self, data: bytes) -> None:
         """Take bytes from the wire."""
@@ -179,7 +186,7 @@ class AnswerReader:
                 case h11.InformationalResponse():
                     continue
                 case h11.Response():
-                    self._response = event
+                    self._response = self._head = event
                     if not self._ours(event):
                         return self._refused()
                 case h11.Data():
@@ -190,6 +197,7 @@ class AnswerReader:
                     return self._refused()
 
     def _switched(self, event: h11.InformationalResponse) -> Switched:
+        self._head = event
         transport = Transport.named(_field(event, b"upgrade"))
         if transport is None or (transport is not self._transport and not self._any_transport):
             raise FrontEndFailed(f"the answer switches to another protocol than {self._transport.value}")
