@@ -255,7 +255,7 @@ async def test_a_stalled_reader_stops_the_sender_within_the_kernels_buffers(tran
             while sent != before:
                 before = sent
                 await trio.testing.wait_all_tasks_blocked(0.1)
-    assert MIB / 4 < sent < 64 * MIB
+            assert MIB / 4 < sent < 64 * MIB
 
 
 @pytest.mark.usefixtures("_moved")
