@@ -30,6 +30,7 @@ def test_a_server_with_a_token_alone_listens_where_the_original_does(http2tcp: R
     assert list(server.tokens) == ["secret"]
     assert server.destination is None
     assert server.path is None
+    assert not server.connect
     assert server.connect_timeout == 10
     assert server.grace == 30
 
@@ -150,6 +151,7 @@ def _ca_file(tmp_path: Path) -> str:
 VARIABLES: dict[str, tuple[str, tuple[str, ...], Any, Any]] = {
     "server": ("1", ("-t", "x"), lambda ran: ran.server_settings is not None, True),
     "path": ("/p", SERVER, lambda ran: ran.server.path, "/p"),
+    "connect": ("1", SERVER, lambda ran: ran.server.connect, True),
     "connect_timeout": ("3", SERVER, lambda ran: ran.server.connect_timeout, 3),
     "grace": ("4.5", SERVER, lambda ran: ran.server.grace, 4.5),
     "client": ("1", ("-e", ENDPOINT), lambda ran: ran.client_settings is not None, True),

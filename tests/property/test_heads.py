@@ -12,7 +12,7 @@ from http2tcp.protocol.client import MAX_BODY, AnswerReader, Refused, Switched
 from http2tcp.protocol.client import MAX_HEAD as MAX_ANSWER_HEAD
 from http2tcp.protocol.server import MAX_HEAD, RequestReader, refuse
 from http2tcp.protocol.transport import Transport
-from tests.support.heads import BEARER, HOSTILE, SECRET, UPGRADE, good, head
+from tests.support.heads import BEARER, HOSTILE, HOSTILE_CONNECT, SECRET, UPGRADE, connect, good, head
 
 REQUESTS = [
     good(),
@@ -21,6 +21,12 @@ REQUESTS = [
     head("Connection: upgrade", "Upgrade: http2tcp/1.0", f"Authorization: HTTP2TCP {SECRET}"),
     head(*UPGRADE, BEARER, line="GET /.well-known/masque/tcp/db/5432/ HTTP/1.1"),
     *(data for data, _ in HOSTILE.values() if len(data) < 1000),
+]
+CONNECTS = [
+    connect(),
+    connect(host=None, version="HTTP/1.0"),
+    connect(authority="[2001:db8::1]:22"),
+    *(data for data, _ in HOSTILE_CONNECT.values() if len(data) < 1000),
 ]
 ANSWERS = [
     b"HTTP/1.1 101 Switching Protocols\r\nConnection: Upgrade\r\nUpgrade: tcp\r\nProxy-Status: http2tcp\r\n\r\n",
@@ -66,9 +72,9 @@ def pieces(data: bytes, cuts: list[int]) -> list[bytes]:
 cuts = st.lists(st.integers(0, 1 << 16), max_size=8)
 
 
-def read_request(parts: list[bytes]) -> object:
+def read_request(parts: list[bytes], *, connect: bool = False) -> object:
     """The request and what it leaves, None where more is needed, or the refusal's class."""
-    reader = RequestReader()
+    reader = RequestReader(connect=connect)
     try:
         for index, part in enumerate(parts):
             reader.receive(part)
@@ -98,6 +104,37 @@ def tells_nothing(error: Http2tcpError) -> None:
 @given(data=mutations(REQUESTS), cuts=cuts)
 def test_a_request_cut_anywhere_means_what_it_means_whole(data: bytes, cuts: list[int]) -> None:
     assert read_request(pieces(data, cuts)) == read_request([data])
+
+
+@given(data=mutations(REQUESTS + CONNECTS), cuts=cuts)
+def test_it_does_so_where_connect_is_taken_too(data: bytes, cuts: list[int]) -> None:
+    whole = read_request([data], connect=True)
+    assert read_request(pieces(data, cuts), connect=True) == whole
+    # Nothing but CONNECT is read in another way.
+    if not data.startswith(b"CONNECT "):
+        assert read_request([data]) == whole
+
+
+@given(data=mutations([connect(), connect(host=None, version="HTTP/1.0")]))
+def test_whatever_is_accepted_as_connect_is_one_sound_request(data: bytes) -> None:
+    """An independent and much cruder reader has to agree on the fields that decide."""
+    result = read_request([data], connect=True)
+    if not isinstance(result, tuple) or not result[0].is_connect:
+        return
+    request, rest = result
+    line, *fields = data.removesuffix(rest).removesuffix(b"\r\n\r\n").split(b"\r\n")
+    method, authority, version = line.split(b" ")
+    assert method == b"CONNECT"
+    assert version in (b"HTTP/1.0", b"HTTP/1.1")
+    host, _, port = authority.decode().rpartition(":")
+    assert request.target == (host.strip("[]"), port)
+    assert port.isdigit()
+    assert not set(host) & set("/?#@")
+    names = [field.partition(b":")[0].lower() for field in fields]
+    for name in (b"host", b"proxy-authorization", b"authorization", b"http2tcp-token"):
+        assert names.count(name) <= 1
+    assert b"transfer-encoding" not in names
+    assert b"upgrade" not in names
 
 
 @given(data=mutations(REQUESTS))
