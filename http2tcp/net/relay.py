@@ -15,7 +15,7 @@ import trio
 
 from http2tcp.net import splice
 from http2tcp.net.pump import Flow, SinkBroke, SourceBroke, copy
-from http2tcp.net.streams import Stream
+from http2tcp.net.streams import EOF_PATIENCE, Stream
 
 # How long a side that no longer takes bytes may take to hand over those it had sent.
 _BROKEN_LINGER = 5.0
@@ -132,7 +132,7 @@ async def _carry(source: _Side, sink: _Side, flow: Flow, opposite: Flow, scope: 
             await sink.stream.send_eof()
         else:
             sink.untold = True
-        opposite.hurry(min(sink.stream.eof_patience, _BROKEN_LINGER if source.stream.eof_is_last else math.inf))
+        opposite.hurry(min(sink.stream.eof_patience, EOF_PATIENCE if source.stream.eof_is_last else math.inf))
     except SourceBroke as error:
         source.fault = str(error)
         scope.cancel()

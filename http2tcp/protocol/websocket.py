@@ -63,7 +63,7 @@ class WebSocket:
         self._ping: Ping | None = None
         self._close: CloseConnection | None = None
         self._error: WebSocketError | None = None
-        #: The peer has said that it is done: nothing comes any more, and nothing can be sent.
+        #: The peer has said Close, and nothing to complain of: nothing comes any more.
         self.ended = False
         #: We have said Close. The peer may still send.
         self.closed = False
@@ -75,7 +75,7 @@ class WebSocket:
         self._connection.receive_data(data)
 
     def payload(self) -> bytes | None:
-        """What came in messages since; None where more bytes are needed. b"" where nothing came yet: ask again.
+        """What came in messages since; None where more bytes are needed; b"": look at `ended`, or ask again.
 
         Raises WebSocketError, now and from then on: this end can only `close`.
         """
@@ -89,7 +89,7 @@ class WebSocket:
             if not parts:
                 raise
             done = False
-        return None if done and not parts else b"".join(parts)
+        return None if done and not (parts or self.ended) else b"".join(parts)
 
     def _take(self, parts: list[bytes | bytearray]) -> bool:
         """Put the payload of some frames into `parts`; whether there were no more of them."""
@@ -121,6 +121,7 @@ class WebSocket:
             # wsproto reports what it cannot parse as a Close that never came.
             raise WebSocketError(event.code, f"the peer broke the rules of WebSocket ({int(event.code)})")
         self._close = event
+        self._ping = None
         if event.code in (Code.DONE, _NO_CODE):
             self.ended = True
             return
@@ -133,12 +134,23 @@ class WebSocket:
     @property
     def owes(self) -> bool:
         """Whether `answer` has something."""
-        return not self.closed and (self._ping is not None or self._close is not None)
+        return not self.closed and (self._ping is not None or self._answers_close)
+
+    @property
+    def _answers_close(self) -> bool:
+        # A server does it with its own `close`. Clients such as websocat say Close at their input's end, as if it
+        # were a half-close, and take what comes until the answer.
+        return self._client and self._close is not None
+
+    @property
+    def can_send(self) -> bool:
+        """Whether there may be messages yet."""
+        return not (self.closed or self._answers_close)
 
     # --- sending: all of it is for the wire, whole and in this order ---
 
     def message(self, data: bytes | bytearray | memoryview) -> bytes:
-        """Binary messages that carry `data`. Only while neither side has said Close."""
+        """Binary messages that carry `data`. Only while it `can_send`."""
         # Not by wsproto, which copies thrice on the way: 450 against 800 MB/s.
         parts: list[bytes | bytearray | memoryview] = []
         with memoryview(data) as view:
@@ -162,23 +174,21 @@ class WebSocket:
         return bytes((_BINARY_FINAL, mask | 127)) + length.to_bytes(8, "big")
 
     def ping(self) -> bytes:
-        """A ping. Only while neither side has said Close."""
-        return self._connection.send(Ping())
+        """A ping; b"" once either side has said Close."""
+        return b"" if self.closed or self._close is not None else self._connection.send(Ping())
 
     def answer(self) -> bytes:
         """What the peer is owed: a pong, or a Close for its own. b"" where it is owed nothing."""
         if not self.owes:
             return b""
-        if self._close is not None:
-            self.closed = True
-            return self._connection.send(self._close.response())
+        if self._ping is None:
+            return self.close(Code.DONE)
         ping, self._ping = self._ping, None
-        assert ping is not None
         return self._connection.send(ping.response())
 
     def close(self, code: int, reason: str = "") -> bytes:
         """A Close, or the answer to the peer's own; b"" where we have closed. The reason is cut to fit (123 bytes)."""
-        if self.closed or self._close is not None:
-            return self.answer()
+        if self.closed:
+            return b""
         self.closed = True
-        return self._connection.send(CloseConnection(code, reason or None))
+        return self._connection.send(self._close.response() if self._close else CloseConnection(code, reason or None))
