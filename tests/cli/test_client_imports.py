@@ -33,13 +33,19 @@ OURS = {
     *("http2tcp.net.stdio", "http2tcp.net.streams", "http2tcp.net.head_start", "http2tcp.log"),
 }
 FOR_TLS = {"http2tcp.net.tls"}
-FOR_CAPSULES = {"http2tcp.net.capsules", "http2tcp.net.capsule_splice", "http2tcp.protocol.capsule"}
+FOR_CAPSULES = {
+    "http2tcp.net.capsules",
+    "http2tcp.net.capsule_splice",
+    "http2tcp.protocol.capsule",
+    "http2tcp.net.turn",
+}
+FOR_WEBSOCKET = {"http2tcp.net.websocket", "http2tcp.protocol.websocket", "http2tcp.protocol.websocket_handshake"}
 # click's own: it looks for similar names whenever it meets a short option, before it finds the option itself.
 BROUGHT_LATE = {"difflib"}
 # Each costs a login milliseconds, and each is only one import away.
 NEVER = {
     *("http2tcp.server", "http2tcp.policy", "http2tcp.audit", "http2tcp.demo", "http2tcp.protocol.server"),
-    *("http2tcp.net.listen", "http2tcp.net.fdpass", "wsproto", "asyncio", "json", "tomllib", "encodings.idna"),
+    *("http2tcp.net.listen", "http2tcp.net.fdpass", "asyncio", "json", "tomllib", "encodings.idna"),
 }
 
 
@@ -72,7 +78,7 @@ async def loaded(directory: Path, arguments: Sequence[str]) -> set[str]:
     return set(file.read_text().split())
 
 
-@pytest.mark.parametrize("transport", ["tcp", "http2tcp/1.0", "connect-tcp", "auto"])
+@pytest.mark.parametrize("transport", ["tcp", "http2tcp/1.0", "connect-tcp", "websocket", "auto"])
 @pytest.mark.parametrize("scheme", ["http", "https"])
 async def test_a_login_loads_nothing_that_it_does_not_need(scheme: str, transport: str, tmp_path: Path) -> None:
     async with target(echo) as where, served() as server, tls_front(server.address, tmp_path) as front:
@@ -80,8 +86,13 @@ async def test_a_login_loads_nothing_that_it_does_not_need(scheme: str, transpor
         modules = await loaded(tmp_path, [*endpoint, "-d", where, "--transport", transport])
     extra = modules - await brought()
     needed = OURS | (FOR_TLS if scheme == "https" else set())
-    if transport in ("connect-tcp", "auto"):
+    if transport in ("connect-tcp", "websocket", "auto"):
         needed |= FOR_CAPSULES
+    if transport == "websocket":
+        needed |= FOR_WEBSOCKET
+        extra = {name for name in extra if name.partition(".")[0] != "wsproto"}
+    else:
+        assert "wsproto" not in modules
     assert "http2tcp.client" in extra
     assert extra - BROUGHT_LATE <= needed
     assert not modules & NEVER

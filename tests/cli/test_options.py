@@ -152,6 +152,12 @@ VARIABLES: dict[str, tuple[str, tuple[str, ...], Any, Any]] = {
     "server": ("1", ("-t", "x"), lambda ran: ran.server_settings is not None, True),
     "path": ("/p", SERVER, lambda ran: ran.server.path, "/p"),
     "connect": ("1", SERVER, lambda ran: ran.server.connect, True),
+    "allow_origin": (
+        "https://a.example\nhttp://b:8080",
+        SERVER,
+        lambda ran: list(ran.server.allow_origins),
+        ["https://a.example", "http://b:8080"],
+    ),
     "connect_timeout": ("3", SERVER, lambda ran: ran.server.connect_timeout, 3),
     "grace": ("4.5", SERVER, lambda ran: ran.server.grace, 4.5),
     "client": ("1", ("-e", ENDPOINT), lambda ran: ran.client_settings is not None, True),
