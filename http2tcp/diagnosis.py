@@ -46,7 +46,7 @@ def explain_refusal(
     match refused.status:
         case 400 if refused.text == BadRequest.text:
             return FrontEndFailed(
-                f"{endpoint} reached the http2tcp server with a changed request (400); {_nginx_lines(transport)}"
+                f"{endpoint} reached the http2tcp server with a changed request (400)", _hint(refused, transport)
             )
         case 401 if not with_token:
             return CredentialsRefused("the server wants a token: give it one with --token-file or -t")
@@ -58,7 +58,7 @@ def explain_refusal(
             return ServerRefused(f"the server does not answer at {endpoint.path}: compare -e with the server's --path")
         case 426:
             return UpgradeNotPassed(
-                f"{endpoint} did not pass the upgrade to {transport.value} on (426); {_nginx_lines(transport)}"
+                f"{endpoint} did not pass the upgrade to {transport.value} on (426)", _hint(refused, transport)
             )
         case 502 | 504:
             return TargetFailed(text)
@@ -74,11 +74,11 @@ def _explain_front_end(refused: Refused, endpoint: Endpoint, transport: Transpor
         case 400 if not endpoint.tls:
             # What nginx and Apache say to plain HTTP on a port of theirs that wants TLS.
             return UpgradeNotPassed(
-                f"{made_by}: does that port want https://? If not, it did not pass the upgrade on; "
-                f"{_nginx_lines(transport)}"
+                f"{made_by}: does that port want https://? If not, it did not pass the upgrade on",
+                _hint(refused, transport),
             )
         case 200 | 400 | 404 | 405 | 426 | 501:
-            return UpgradeNotPassed(f"{made_by} and did not pass the upgrade on; {_nginx_lines(transport)}")
+            return UpgradeNotPassed(f"{made_by} and did not pass the upgrade on", _hint(refused, transport))
         case 401 if transport is Transport.HTTP2TCP:
             return CredentialsRefused(f"{made_by}: the token is wrong, or the front end wants a login of its own")
         case 401 if not refused.challenged and endpoint.username is None:
@@ -110,7 +110,13 @@ def _redirect(refused: Refused, endpoint: Endpoint) -> str:
     return f"use that URL: -e {safe(url)}" if refused.location else "it names no other URL"
 
 
-def _nginx_lines(transport: Transport) -> str:
+def _hint(refused: Refused, transport: Transport) -> str:
+    # Nobody waits for this any more: it is loaded where something has failed.
+    from http2tcp.advice import NGINX, recognise
+
+    found = recognise([("server", refused.server)])
+    if found is not None and found.front_end is not NGINX:
+        return f"--check shows what {found.front_end.name} needs"
     return (
         "in nginx the location needs: proxy_http_version 1.1; "
         f"proxy_set_header Connection upgrade; proxy_set_header Upgrade {transport.value};"

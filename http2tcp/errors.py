@@ -176,10 +176,18 @@ class TLSFailed(TunnelError):
 
 
 class FrontEndFailed(TunnelError):
-    """What answered is not http2tcp, or did not pass the upgrade on."""
+    """What answered is not http2tcp, or did not pass the upgrade on.
+
+    `words` is the sentence without its `hint` of how to set up the front end.
+    """
 
     hop = "front end"
     exit_code = 67
+
+    def __init__(self, words: str, hint: str = "") -> None:
+        super().__init__(f"{words}; {hint}" if hint else words)
+        self.words = words
+        self.hint = hint
 
 
 class UpgradeNotPassed(FrontEndFailed):

@@ -100,6 +100,7 @@ class _Connection:
         self._policy = policy
         self._stream = stream
         self._session = Session(peer)
+        self._dial_time = 0.0
 
     async def run(self) -> None:
         """A tunnel's whole life."""
@@ -168,8 +169,11 @@ class _Connection:
         try:
             if request.expects_continue:
                 await self._stream.send_all(CONTINUE)
+            started = trio.current_time()
             with trio.fail_after(self._settings.connect_timeout):
-                return await dial(destination, lambda address: not forbidden(address))
+                dialled = await dial(destination, lambda address: not forbidden(address))
+            self._dial_time = trio.current_time() - started
+            return dialled
         except trio.TooSlowError:
             seconds = self._settings.connect_timeout
             raise TargetTimeout(f"cannot reach {destination} from the server: no answer in {seconds:g} s") from None
@@ -181,7 +185,8 @@ class _Connection:
     async def _switch_and_relay(self, request: TunnelRequest, target: Dialled) -> tuple[Reason, str]:
         self._session.opened(target.address, request.carrier)
         try:
-            await self._stream.send_all(accept(request, keepalive=self._settings.keepalive))
+            keepalive = self._settings.keepalive
+            await self._stream.send_all(accept(request, keepalive=keepalive, dial_time=self._dial_time))
         except trio.BrokenResourceError as error:
             return Reason.CLIENT_BROKE, str(error)
         else:

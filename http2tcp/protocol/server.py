@@ -19,7 +19,15 @@ import h11
 
 from http2tcp.errors import BadRequest, HeadTooLarge, Refusal, UpgradeRequired
 from http2tcp.protocol import websocket_handshake as websocket
-from http2tcp.protocol.transport import KEEPALIVE_FIELD, PROXY_NAME, TOKEN_FIELD, Transport, parse_keepalive
+from http2tcp.protocol.transport import (
+    DIAL_METRIC,
+    KEEPALIVE_FIELD,
+    PROXY_NAME,
+    TIMING_FIELD,
+    TOKEN_FIELD,
+    Transport,
+    parse_keepalive,
+)
 
 # Apache stops at 8 KiB a line; one token and one address fit easily.
 MAX_HEAD = 16 * 1024
@@ -276,8 +284,8 @@ def _text(value: bytes) -> str:
 CONTINUE = b"HTTP/1.1 100 Continue\r\n\r\n"
 
 
-def accept(request: TunnelRequest, *, keepalive: float) -> bytes:
-    """The 101, or CONNECT's 200, that opens the tunnel; every byte after it is the tunnel's."""
+def accept(request: TunnelRequest, *, keepalive: float, dial_time: float | None = None) -> bytes:
+    """The 101, or CONNECT's 200, that opens the tunnel; every byte after it is the tunnel's. Times in seconds."""
     if request.is_connect:
         # In these words, and as HTTP/1.1 to clients of 1.0 too: it is what they compare it with.
         return _head("200 Connection established", [("Proxy-Status", PROXY_NAME)])
@@ -290,6 +298,8 @@ def accept(request: TunnelRequest, *, keepalive: float) -> bytes:
         fields.append(("Capsule-Protocol", "?1"))
     if request.capsules:
         fields.append((KEEPALIVE_FIELD, f"{keepalive:g}"))
+    if dial_time is not None:
+        fields.append((TIMING_FIELD, f"{DIAL_METRIC};dur={dial_time * 1000:.3f}"))
     return _head("101 Switching Protocols", fields)
 
 

@@ -15,6 +15,10 @@ KEEPALIVE_FIELD = "Http2tcp-Keepalive"
 # A day. More is as good as none.
 MAX_KEEPALIVE = 86400.0
 
+#: How long the server's dial took, in milliseconds: https://www.w3.org/TR/server-timing/.
+TIMING_FIELD = "Server-Timing"
+DIAL_METRIC = "dial"
+
 
 class Transport(Enum):
     """A transport; its value is its token on the wire."""
@@ -42,6 +46,9 @@ class Transport(Enum):
 _BY_TOKEN = {transport.value: transport for transport in Transport}
 # The token of the draft's revision 12 and later, until it is an RFC.
 _BY_TOKEN["connect-tcp-12"] = Transport.CONNECT_TCP
+
+#: Every token that a front end has to pass.
+TOKENS = tuple(_BY_TOKEN)
 
 
 def parse_keepalive(value: str) -> float | None:

@@ -1,0 +1,207 @@
+"""Front ends: how each is recognised by its answers, and the lines with which it passes a tunnel. Pure data.
+
+Loaded only where something has failed, or is checked. The lines are complete where it matters: every
+Upgrade token that the server knows gets through, and, where the front end would pass any, no other.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Sequence
+from typing import NamedTuple
+
+from http2tcp.protocol.transport import TOKENS
+
+#: Where the examples have the http2tcp server.
+SERVER = "127.0.0.1:12345"
+_DEFAULT_PATH = "/~http2tcp/"
+
+
+class FrontEnd(NamedTuple):
+    """A kind of front end."""
+
+    name: str
+    #: What its `Server` or `Via` says.
+    marks: re.Pattern[str]
+    #: Where the lines go, or what to do where there are none.
+    note: str
+    #: Lines of its configuration, with @PATH@ and @SERVER@, and @TOKEN@ in a line that is repeated for each.
+    template: str = ""
+
+
+class Recognised(NamedTuple):
+    """The front end that an answer probably came by."""
+
+    front_end: FrontEnd
+    #: It says so itself. Otherwise its manner does.
+    certain: bool
+
+    def __str__(self) -> str:
+        return self.front_end.name if self.certain else f"probably {self.front_end.name}"
+
+
+def _named(pattern: str) -> re.Pattern[str]:
+    return re.compile(pattern, re.IGNORECASE)
+
+
+NGINX = FrontEnd(
+    "nginx",
+    _named(r"\b(nginx|openresty|tengine|angie)\b"),
+    "In nginx.conf:",
+    """
+http {
+    map $http_upgrade $http2tcp_upgrade {
+        default "";
+        @TOKEN@ @TOKEN@;
+    }
+    server {
+        location @PATH@ {
+            proxy_pass http://@SERVER@;
+            proxy_http_version 1.1;
+            proxy_set_header Connection upgrade;
+            proxy_set_header Upgrade $http2tcp_upgrade;
+            proxy_read_timeout 1d;
+            proxy_send_timeout 1d;
+        }
+    }
+}
+""",
+)
+
+APACHE = FrontEnd(
+    "Apache",
+    _named(r"\bApache(/|$)"),
+    "In the virtual host, with httpd 2.4.47 or newer and mod_proxy, mod_proxy_http and mod_headers:",
+    """
+<Location "@PATH@">
+    ProxyPass "http://@SERVER@@PATH@" upgrade=ANY timeout=86400
+    RequestHeader unset Upgrade "expr=%{HTTP:Upgrade} !~ m#^(@ALTERNATIVES@)$#i"
+</Location>
+""",
+)
+
+HAPROXY = FrontEnd(
+    "HAProxy",
+    _named(r"\bhaproxy\b"),
+    "It passes every upgrade unless told otherwise. In haproxy.cfg:",
+    """
+frontend THE-ONE-THAT-BINDS-THE-PORT
+    mode http
+    use_backend http2tcp if { path_beg @PATH@ }
+
+backend http2tcp
+    mode http
+    timeout tunnel 1d
+    acl known req.hdr(Upgrade) -i @LIST@
+    http-request del-header Upgrade if !known
+    server http2tcp @SERVER@
+""",
+)
+
+CADDY = FrontEnd(
+    "Caddy",
+    _named(r"\bCaddy\b"),
+    "It passes every upgrade unless told otherwise. In the site's block of the Caddyfile:",
+    """
+@http2tcp {
+    path @PATH@*
+    header_regexp Upgrade (?i)^(@ALTERNATIVES@)$
+}
+reverse_proxy @http2tcp @SERVER@
+""",
+)
+
+ENVOY = FrontEnd(
+    "Envoy",
+    _named(r"\b(istio-)?envoy\b"),
+    "It refuses every upgrade that is not listed. In the HttpConnectionManager (Istio: by an EnvoyFilter):",
+    """
+stream_idle_timeout: 86400s
+upgrade_configs:
+- upgrade_type: @TOKEN@
+route_config:
+  virtual_hosts:
+  - name: YOURS
+    domains: ["*"]
+    routes:
+    - match: { prefix: "@PATH@" }
+      route: { cluster: http2tcp, timeout: 0s }
+# and a cluster http2tcp, without HTTP/2, whose endpoint is @SERVER@
+""",
+)
+
+TRAEFIK = FrontEnd(
+    "Traefik",
+    _named(r"\btraefik\b"),
+    "It passes every upgrade. In its dynamic configuration:",
+    """
+http:
+  routers:
+    http2tcp:
+      rule: PathPrefix(`@PATH@`)
+      service: http2tcp
+  services:
+    http2tcp:
+      loadBalancer:
+        servers:
+        - url: http://@SERVER@
+""",
+)
+
+CLOUDFLARE = FrontEnd(
+    "Cloudflare",
+    _named(r"\bcloudflare\b"),
+    "It passes no upgrade but websocket. Switch WebSockets on in the zone's network settings, and see that what "
+    "stands behind it passes websocket too.",
+)
+
+GOOGLE = FrontEnd(
+    "Google Cloud's load balancer",
+    _named(r"^(.* )?1\.1 google\b"),
+    "It passes no upgrade but websocket. See that what stands behind it passes websocket, and that the backend "
+    "service's timeout is longer than a tunnel lasts.",
+)
+
+FRONT_ENDS = (NGINX, HAPROXY, CADDY, APACHE, ENVOY, TRAEFIK, CLOUDFLARE, GOOGLE)
+
+#: For what is not recognised.
+UNKNOWN_NOTE = (
+    "Whatever stands in front has to pass the request on in HTTP/1.1, to http2tcp, with its Connection and Upgrade "
+    f"fields. The tokens: {', '.join(TOKENS)}. In nginx, for instance:"
+)
+
+
+def recognise(fields: Sequence[tuple[str, str]]) -> Recognised | None:
+    """The front end that an answer's fields tell of; their names are in lower case."""
+    values = dict(reversed(fields))
+    for name in ("server", "via"):
+        for front_end in FRONT_ENDS:
+            if front_end.marks.search(values.get(name, "")):
+                return Recognised(front_end, certain=True)
+    if "server" in values:
+        return None
+    kind = (values.get("content-type"), values.get("cache-control"), values.get("x-content-type-options"))
+    # HAProxy's own pages: the only ones that have these two and neither Server nor Date.
+    if kind == ("text/html", "no-cache", None) and "date" not in values:
+        return Recognised(HAPROXY, certain=False)
+    # Go's "404 page not found", with which Traefik says that it has no such route.
+    if kind == ("text/plain; charset=utf-8", None, "nosniff") and values.get("content-length") == "19":
+        return Recognised(TRAEFIK, certain=False)
+    return None
+
+
+def lines(front_end: FrontEnd, path: str = _DEFAULT_PATH) -> list[str]:
+    """The lines of its configuration that lead `path` to the server; none where there is nothing to write."""
+    values = {
+        "@PATH@": path,
+        "@SERVER@": SERVER,
+        "@LIST@": " ".join(TOKENS),
+        "@ALTERNATIVES@": "|".join(token.replace(".", r"\.") for token in TOKENS),
+    }
+    text = front_end.template.strip("\n")
+    for name, value in values.items():
+        text = text.replace(name, value)
+    found = []
+    for line in text.splitlines():
+        found += [line.replace("@TOKEN@", token) for token in TOKENS] if "@TOKEN@" in line else [line]
+    return found
