@@ -130,8 +130,9 @@ class CapsuleStream(Stream):
             with trio.move_on_after(_CLOSING):
                 if not self._final_sent and not self.turn.taken:
                     await self.send_eof()
-                # After its FINAL_DATA a peer still sends keepalives, which nobody has read.
-                await self.inner.linger()
+                if self.reader.ended:
+                    # After its FINAL_DATA a peer still sends keepalives, which nobody has read.
+                    await self.inner.linger()
         except (trio.BrokenResourceError, trio.ClosedResourceError):
             pass
         finally:

@@ -82,7 +82,8 @@ async def test_closing_says_that_nothing_more_comes(autojump_clock: trio.testing
 
 async def test_closing_does_not_wait_for_ever_for_a_peer_that_goes_on(autojump_clock: trio.testing.MockClock) -> None:
     stream, peer = framed()
-    await peer.send_all(KEEPALIVE)
+    await peer.send_all(FINAL + KEEPALIVE)
+    assert await stream.receive_some() == b""
     started = trio.current_time()
     await stream.aclose()
     assert trio.current_time() - started == pytest.approx(1)
