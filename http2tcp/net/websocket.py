@@ -106,16 +106,15 @@ class WebSocketStream(Stream):
     async def attend(self) -> None:
         """Answer pings and the peer's Close; send a ping whenever nothing else was sent for the interval."""
         self._attended = True
-        looked = self._turn.ended_at
         try:
             while True:
-                with trio.move_on_at(max(looked, self._turn.ended_at) + self._keepalive):
+                silent_since = trio.current_time() if self._turn.taken else self._turn.ended_at
+                with trio.move_on_at(silent_since + self._keepalive):
                     await self._owing.wait()
-                looked = trio.current_time()
                 if self._owing.is_set():
                     self._owing = trio.Event()
                     await self._say(self._machine.answer)
-                elif not self._turn.taken and looked >= self._turn.ended_at + self._keepalive:
+                elif not self._turn.taken and trio.current_time() >= self._turn.ended_at + self._keepalive:
                     await self._say(self._machine.ping)
         except trio.BrokenResourceError:
             return  # whoever receives finds out why

@@ -13,7 +13,8 @@ from enum import IntEnum
 
 from wsproto.connection import Connection, ConnectionState, ConnectionType
 from wsproto.events import BytesMessage, CloseConnection, Ping, TextMessage
-from wsproto.frame_protocol import XorMaskerSimple
+from wsproto.extensions import Extension
+from wsproto.frame_protocol import CloseReason, RsvBits, XorMaskerSimple
 
 from http2tcp.errors import Http2tcpError
 
@@ -21,6 +22,7 @@ from http2tcp.errors import Http2tcpError
 MAX_SENT = 64 * 1024
 # Nothing here holds a message, but one without an end is no message. Browsers and tools send a file as one.
 MAX_MESSAGE = 16 * 1024 * 1024
+_TOO_BIG = f"a message of more than {MAX_MESSAGE // 1024**2} MiB came"
 # Frames looked at in one go: 256 take 3 ms, and a peer that sends single bytes keeps nobody else from their turn.
 _AT_ONCE = 256
 
@@ -53,12 +55,29 @@ class WebSocketError(Http2tcpError):
         self.code = code
 
 
+class _FrameLimit(Extension):
+    """No extension to anybody else: wsproto shows the head of a frame to these alone."""
+
+    name = "http2tcp-limit"
+
+    def enabled(self) -> bool:
+        return True
+
+    def offer(self) -> bool:
+        return False
+
+    def frame_inbound_header(
+        self, proto: object, opcode: object, rsv: object, payload_length: int
+    ) -> CloseReason | RsvBits:
+        return CloseReason.MESSAGE_TOO_BIG if payload_length > MAX_MESSAGE else RsvBits(False, False, False)
+
+
 class WebSocket:
     """One end of a connection after its opening handshake."""
 
     def __init__(self, *, client: bool) -> None:
         self._client = client
-        self._connection = Connection(ConnectionType.CLIENT if client else ConnectionType.SERVER)
+        self._connection = Connection(ConnectionType.CLIENT if client else ConnectionType.SERVER, [_FrameLimit()])
         self._message_size = 0
         self._ping: Ping | None = None
         self._close: CloseConnection | None = None
@@ -99,7 +118,7 @@ class WebSocket:
                     self._count(event)
                     parts.append(event.data)
                 case TextMessage():
-                    raise WebSocketError(Code.NOT_BINARY, "the peer sent a text message, and tunnels are binary")
+                    raise WebSocketError(Code.NOT_BINARY, "a text message came, and tunnels are binary")
                 case Ping():
                     # RFC 6455, section 5.5.3: the latest is enough. So a flood of them costs no memory.
                     self._ping = event
@@ -112,14 +131,15 @@ class WebSocket:
     def _count(self, event: BytesMessage) -> None:
         self._message_size += len(event.data)
         if self._message_size > MAX_MESSAGE:
-            raise WebSocketError(Code.TOO_BIG, f"the peer sent a message of more than {MAX_MESSAGE // 1024**2} MiB")
+            raise WebSocketError(Code.TOO_BIG, _TOO_BIG)
         if event.message_finished:
             self._message_size = 0
 
     def _ends(self, event: CloseConnection) -> None:
         if self._connection.state in (ConnectionState.OPEN, ConnectionState.LOCAL_CLOSING):
             # wsproto reports what it cannot parse as a Close that never came.
-            raise WebSocketError(event.code, f"the peer broke the rules of WebSocket ({int(event.code)})")
+            too_big = event.code == Code.TOO_BIG
+            raise WebSocketError(event.code, _TOO_BIG if too_big else "a frame came that breaks the rules of WebSocket")
         self._close = event
         self._ping = None
         if event.code in (Code.DONE, _NO_CODE):

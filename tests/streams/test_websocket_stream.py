@@ -1,0 +1,378 @@
+"""A tunnel in WebSocket messages: pings, Close and what it says, cuts, capsules inside."""
+
+from __future__ import annotations
+
+import math
+
+import pytest
+import trio
+import trio.testing
+
+from http2tcp.net.capsules import CapsuleStream
+from http2tcp.net.relay import End, Traffic, relay
+from http2tcp.net.streams import CHUNK, HalfCloseUnsupported
+from http2tcp.net.websocket import WebSocketStream
+from http2tcp.protocol.websocket import MAX_MESSAGE
+from tests.support.loopback import read_until_broken
+from tests.support.memory_stream import MemoryStream, memory_pair
+from tests.support.websocket_frames import BINARY, CLOSE, PING, PONG, TEXT, close, close_of, frame, frames
+
+
+def server(keepalive: float = math.inf) -> tuple[WebSocketStream, MemoryStream]:
+    """A server's stream, and the raw end of its client."""
+    ours, theirs = memory_pair()
+    return WebSocketStream(ours, client=False, keepalive=keepalive), theirs
+
+
+def client(keepalive: float = math.inf) -> tuple[WebSocketStream, MemoryStream]:
+    """A client's stream, and the raw end of its server."""
+    ours, theirs = memory_pair()
+    return WebSocketStream(ours, client=True, keepalive=keepalive), theirs
+
+
+def both() -> tuple[WebSocketStream, WebSocketStream]:
+    """A server's stream and a client's, which talk with each other."""
+    ours, theirs = memory_pair()
+    return (
+        WebSocketStream(ours, client=False, keepalive=math.inf),
+        WebSocketStream(theirs, client=True, keepalive=math.inf),
+    )
+
+
+async def read_all(stream: WebSocketStream | CapsuleStream) -> bytes:
+    parts = []
+    while data := await stream.receive_some():
+        parts.append(data)
+    return b"".join(parts)
+
+
+async def test_more_than_a_chunk_arrives_whole_in_both_directions() -> None:
+    data = bytes(range(256)) * (3 * CHUNK // 256 + 1)
+    for sender, receiver in (both(), reversed(both())):
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(sender.send_all, data)
+            received = b""
+            while len(received) < len(data):
+                received += await receiver.receive_some(100_000)
+        assert received == data
+
+
+async def test_an_empty_message_is_no_end() -> None:
+    stream, peer = server()
+    await peer.send_all(frame(BINARY, b"") + frame(PING) + frame(BINARY, b"after it"))
+    assert await stream.receive_some() == b"after it"
+
+
+# --- the end ----------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("sent", [b"", frame(BINARY, b"part"), frame(BINARY, b"part")[:-1], close(1000)[:-1]])
+async def test_a_stream_that_ends_without_a_close_was_cut(sent: bytes) -> None:
+    stream, peer = server()
+    await peer.send_all(sent)
+    await peer.send_eof()
+    with pytest.raises(trio.BrokenResourceError, match="without a Close"):
+        await read_all(stream)
+
+
+async def test_closing_says_so_and_hears_the_peers_own() -> None:
+    left, right = both()
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(left.aclose)
+        assert await right.receive_some() == b""
+        await right.aclose()
+
+
+async def test_closing_does_not_wait_for_ever_for_a_peer_that_says_nothing(
+    autojump_clock: trio.testing.MockClock,
+) -> None:
+    stream, peer = client()
+    started = trio.current_time()
+    await stream.aclose()
+    assert trio.current_time() - started == pytest.approx(1)
+    assert close_of(await peer.read_all()) == (1000, "")
+
+
+async def test_closing_does_not_take_for_ever_what_a_peer_still_sends() -> None:
+    stream, peer = client()
+    await peer.send_all(frame(BINARY, bytes(4 * CHUNK), key=None))
+    started = trio.current_time()
+    await stream.aclose()
+    assert trio.current_time() - started < 0.5
+
+
+async def test_closing_a_stream_whose_peer_is_gone_is_no_error() -> None:
+    stream, peer = client()
+    peer.abort()
+    await stream.aclose()
+
+
+async def test_aborting_never_says_that_it_was_all() -> None:
+    stream, peer = server()
+    await stream.send_all(b"part")
+    stream.abort()
+    assert [each.opcode for each in frames(await read_until_broken(peer))] == [BINARY]
+
+
+async def test_a_client_that_would_lose_the_reply_cannot_half_close() -> None:
+    stream, _ = client()
+    assert not stream.half_close
+    with pytest.raises(HalfCloseUnsupported):
+        await stream.send_eof()
+
+
+async def test_a_client_answers_a_close_at_once_and_sends_nothing_more() -> None:
+    stream, peer = client()
+    await peer.send_all(frame(BINARY, b"last words", key=None) + close(1000, key=None))
+    assert await read_all(stream) == b"last words"
+    assert close_of(await peer.receive_some()) == (1000, "")
+    with pytest.raises(trio.BrokenResourceError, match="closed"):
+        await stream.send_all(b"too late")
+
+
+async def test_sending_after_our_own_close_is_a_mistake() -> None:
+    stream, _ = server()
+    await stream.send_eof()
+    with pytest.raises(trio.ClosedResourceError):
+        await stream.send_all(b"more")
+
+
+@pytest.mark.parametrize(
+    ("sent", "code", "reason"),
+    [
+        (frame(TEXT, b"hello"), 1003, "a text message came, and tunnels are binary"),
+        (frame(0x3), 1002, "a frame came that breaks the rules of WebSocket"),
+        (b"\x82\xff" + (MAX_MESSAGE + 1).to_bytes(8, "big") + bytes(4), 1009, "a message of more than 16 MiB came"),
+    ],
+)
+async def test_nonsense_breaks_the_stream_and_its_sender_is_told_why(sent: bytes, code: int, reason: str) -> None:
+    stream, peer = server()
+    await peer.send_all(frame(BINARY, b"good") + sent)
+    assert await stream.receive_some() == b"good"
+    with pytest.raises(trio.BrokenResourceError, match=reason):
+        await stream.receive_some()
+    stream.abort()
+    assert close_of(await read_until_broken(peer)) == (code, reason)
+
+
+async def test_nonsense_from_a_peer_that_reads_nothing_breaks_the_stream_all_the_same(
+    autojump_clock: trio.testing.MockClock,
+) -> None:
+    stream, peer = server()
+    peer.stall()
+    await peer.send_all(frame(TEXT, b"hello"))
+    with trio.fail_after(5), pytest.raises(trio.BrokenResourceError, match="text"):
+        await stream.receive_some()
+
+
+async def test_a_user_reads_why_a_server_gave_up() -> None:
+    stream, peer = client()
+    await peer.send_all(close(1011, "database is on fire", key=None))
+    with pytest.raises(trio.BrokenResourceError, match="1011: database is on fire"):
+        await stream.receive_some()
+
+
+# --- pings ------------------------------------------------------------------------------------
+
+
+async def test_a_ping_is_answered_also_where_nobody_attends() -> None:
+    stream, peer = client()
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(stream.receive_some)
+        await peer.send_all(frame(PING, b"one", key=None))
+        (pong,) = frames(await peer.receive_some())
+        assert pong[:2] == (PONG, b"one")
+        assert pong.key is not None
+        nursery.cancel_scope.cancel()
+
+
+async def test_a_ping_is_answered_while_nothing_is_sent(autojump_clock: trio.testing.MockClock) -> None:
+    stream, peer = server(keepalive=25)
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(stream.attend)
+        nursery.start_soon(stream.receive_some)
+        await trio.sleep(1)
+        started = trio.current_time()
+        await peer.send_all(frame(PING, b"one"))
+        assert frames(await peer.receive_some())[0][:2] == (PONG, b"one")
+        assert trio.current_time() == started
+        nursery.cancel_scope.cancel()
+
+
+async def test_a_peer_that_reads_nothing_yet_and_pings_is_still_received(
+    autojump_clock: trio.testing.MockClock,
+) -> None:
+    stream, peer = server()
+    peer.stall()
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(stream.attend)
+        nursery.start_soon(stream.send_all, b"waits for room")
+        await trio.testing.wait_all_tasks_blocked()
+        await peer.send_all(frame(PING, b"?") + frame(BINARY, b"up ") + frame(PING, b"!") + frame(BINARY, b"load"))
+        with trio.fail_after(1):
+            assert await stream.receive_some() == b"up load"
+        peer.resume()
+        sent = b""
+        while len(sent) < 16 + 3:
+            sent += await peer.receive_some()
+        assert [each[:2] for each in frames(sent)] == [(BINARY, b"waits for room"), (PONG, b"!")]
+        nursery.cancel_scope.cancel()
+
+
+async def test_a_silent_tunnel_pings_before_a_front_end_gets_tired(autojump_clock: trio.testing.MockClock) -> None:
+    stream, peer = client(keepalive=25)
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(stream.attend)
+        started = trio.current_time()
+        for beat in (1, 2, 3):
+            assert [each.opcode for each in frames(await peer.receive_some())] == [PING]
+            assert trio.current_time() - started == pytest.approx(25 * beat)
+        await trio.sleep(10)
+        await stream.send_all(b"x")
+        await peer.receive_some()
+        # What is sent counts: the next one comes 25 s after it.
+        assert [each.opcode for each in frames(await peer.receive_some())] == [PING]
+        assert trio.current_time() - started == pytest.approx(75 + 10 + 25)
+        nursery.cancel_scope.cancel()
+
+
+async def test_no_ping_gets_between_the_bytes_of_a_message(autojump_clock: trio.testing.MockClock) -> None:
+    stream, peer = server(keepalive=1)
+    peer.stall()
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(stream.attend)
+        nursery.start_soon(stream.send_all, b"stalled")
+        await trio.sleep(10)
+        peer.resume()
+        assert [each[:2] for each in frames(await peer.receive_some())] == [(BINARY, b"stalled")]
+        nursery.cancel_scope.cancel()
+
+
+async def test_pings_to_a_peer_that_is_gone_are_no_error(autojump_clock: trio.testing.MockClock) -> None:
+    stream, peer = server(keepalive=1)
+    peer.abort()
+    with trio.fail_after(5):
+        await stream.attend()
+
+
+# --- in a relay -------------------------------------------------------------------------------
+
+
+async def test_a_client_whose_input_ends_still_gets_the_reply(autojump_clock: trio.testing.MockClock) -> None:
+    stream, peer = server()
+    right, target = memory_pair()
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(relay, stream, right, Traffic())
+        await peer.send_all(frame(BINARY, b"question") + close(1000))
+        assert await target.read_all() == b"question"
+        await trio.sleep(20)
+        await target.send_all(b"answer")
+        await target.send_eof()
+        sent = frames(await peer.read_all())
+    assert [each.opcode for each in sent] == [BINARY, CLOSE]
+    assert sent[0].payload == b"answer"
+
+
+async def test_a_target_that_ignores_its_clients_end_is_left_after_a_while(
+    autojump_clock: trio.testing.MockClock,
+) -> None:
+    stream, peer = server()
+    right, target = memory_pair()
+    await peer.send_all(close(1000))
+    started = trio.current_time()
+    outcome = await relay(stream, right, Traffic())
+    assert outcome.end is End.CLOSED
+    assert trio.current_time() - started == pytest.approx(30)
+    assert close_of(await peer.read_all()) == (1000, "")
+    assert target.closed is False
+
+
+async def test_a_target_that_ends_first_closes_and_what_comes_meanwhile_is_delivered(
+    autojump_clock: trio.testing.MockClock,
+) -> None:
+    stream, peer = server()
+    right, target = memory_pair()
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(relay, stream, right, Traffic())
+        await target.send_all(b"bye")
+        await target.send_eof()
+        sent = b""
+        while b"\x88" not in sent:
+            sent += await peer.receive_some()
+        assert close_of(sent) == (1000, "")
+        await peer.send_all(frame(BINARY, b"one more") + close(1000))
+        assert await target.read_all() == b"one more"
+        assert await peer.read_all() == b""
+
+
+async def test_a_client_that_never_answers_a_close_is_left(autojump_clock: trio.testing.MockClock) -> None:
+    stream, _peer = server()
+    right, target = memory_pair()
+    await target.send_eof()
+    started = trio.current_time()
+    outcome = await relay(stream, right, Traffic())
+    assert outcome.end is End.CLOSED
+    assert 5 <= trio.current_time() - started <= 7
+
+
+async def test_a_client_is_told_that_the_target_broke(autojump_clock: trio.testing.MockClock) -> None:
+    stream, peer = server()
+    right, target = memory_pair()
+    await target.send_all(b"part")
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(relay, stream, right, Traffic())
+        sent = await peer.receive_some()
+        target.abort()
+        sent += await read_until_broken(peer)
+    assert frames(sent)[0].payload == b"part"
+    assert close_of(sent) == (1011, "the connection broke: reset in memory")
+
+
+async def test_a_cut_websocket_resets_the_target(autojump_clock: trio.testing.MockClock) -> None:
+    stream, peer = server()
+    right, target = memory_pair()
+    await peer.send_all(frame(BINARY, b"part"))
+    await peer.send_eof()
+    outcome = await relay(stream, right, Traffic())
+    assert outcome.end is End.LEFT_BROKE
+    assert await read_until_broken(target) == b"part"
+
+
+async def test_capsules_in_messages_half_close_and_answer_pings(autojump_clock: trio.testing.MockClock) -> None:
+    ours, theirs = memory_pair()
+    left = CapsuleStream(WebSocketStream(ours, client=False, keepalive=math.inf), keepalive=5, peer_keepalive=5)
+    right = CapsuleStream(WebSocketStream(theirs, client=True, keepalive=math.inf), keepalive=5, peer_keepalive=5)
+    near, application = memory_pair()
+    far, target = memory_pair()
+    outcomes = []
+
+    async def run(one: object, other: object) -> None:
+        outcomes.append(await relay(one, other, Traffic()))  # type: ignore[arg-type]
+
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(run, near, right)
+        nursery.start_soon(run, left, far)
+        # Both are kept alive through an hour of silence, by capsules.
+        await trio.sleep(3600)
+        assert outcomes == []
+        await application.send_all(b"question")
+        await application.send_eof()
+        assert await target.read_all() == b"question"
+        await trio.sleep(3600)
+        await target.send_all(b"answer")
+        await target.send_eof()
+        assert await application.read_all() == b"answer"
+    assert [outcome.end for outcome in outcomes] == [End.CLOSED, End.CLOSED]
+
+
+async def test_pings_from_somebody_on_the_way_are_answered_under_capsules(
+    autojump_clock: trio.testing.MockClock,
+) -> None:
+    ours, peer = memory_pair()
+    left = CapsuleStream(WebSocketStream(ours, client=False, keepalive=math.inf), keepalive=25, peer_keepalive=None)
+    right, _target = memory_pair()
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(relay, left, right, Traffic())
+        await peer.send_all(frame(PING, b"from the proxy"))
+        assert frames(await peer.receive_some())[0][:2] == (PONG, b"from the proxy")
+        nursery.cancel_scope.cancel()
