@@ -130,6 +130,7 @@ class _Output(ABC):
         """Tell the reader that nothing more comes."""
         if not self.closed:
             self.closed = True
+            _shut_down(self.fd)
             _give_back(self.fd)
 
     def let_go(self) -> None:
@@ -189,12 +190,6 @@ class _PolledOutput(_Output):
         await trio.lowlevel.checkpoint()
 
     def close(self) -> None:
-        if isinstance(self._own, socket.socket) and not self.closed:
-            # The descriptor may be stdin too, so that closing it would tell nobody.
-            try:
-                self._own.shutdown(socket.SHUT_WR)
-            except OSError:
-                pass
         self.let_go()
         super().close()
 
@@ -268,6 +263,16 @@ def _close_own(own: int | socket.socket) -> bool:
         trio.lowlevel.notify_closing(own)
         own.close()
     return True
+
+
+def _shut_down(fd: int) -> None:
+    """Say EOF on a socket: it may be stdin too, so that closing it would tell nobody."""
+    if os.name == "posix" and stat.S_ISSOCK(os.fstat(fd).st_mode):
+        with socket.socket(fileno=os.dup(fd)) as sock:
+            try:
+                sock.shutdown(socket.SHUT_WR)
+            except OSError:
+                pass  # nobody is there to be told
 
 
 def _give_back(fd: int) -> None:

@@ -182,9 +182,9 @@ async def test_our_eof_is_seen_by_the_reader_and_the_input_goes_on(one_way_ends:
     await stream.aclose()
 
 
-async def test_our_eof_is_seen_on_a_socket_that_is_stdin_too() -> None:
+async def test_our_eof_is_seen_on_a_socket_that_is_stdin_too(portable: bool) -> None:
     ends = one_socket()
-    stream = ends.stream(False)
+    stream = ends.stream(portable)
     await stream.send_eof()
     assert await trio.to_thread.run_sync(os.read, ends.reader, 1) == b""
     os.write(ends.writer, b"still talking")
