@@ -18,6 +18,8 @@ from http2tcp.address import Address, Endpoint, TCPAddress
 from http2tcp.errors import FrontEndFailed, UpgradeNotPassed
 from http2tcp.protocol.transport import KEEPALIVE_FIELD, PROXY_NAME, TOKEN_FIELD, Transport, parse_keepalive
 
+#: How every answer begins that we can read.
+HTTP = b"HTTP/1."
 # nginx and Apache add a few hundred bytes; identity-aware proxies send cookies of several KiB.
 MAX_HEAD = 64 * 1024
 # Enough for the one line that our server sends. The rest of a front end's error page is not read.
@@ -154,7 +156,11 @@ class AnswerReader:
         return [(bytes(name).decode("latin-1"), bytes(value).decode("latin-1")) for name, value in fields]
 
     def receive(self, data: bytes) -> None:
-        """Take bytes from the wire."""
+        """Take bytes from the wire; b"" is their end. Raises FrontEndFailed."""
+        # h11 waits for a whole head; who greets in another protocol, as an sshd does, waits for us.
+        begin = HTTP[self._received :]
+        if data[: len(begin)] != begin[: len(data)]:
+            raise _no_http()
         self._received += len(data)
         self._connection.receive_data(data)
 

@@ -14,6 +14,8 @@ from typing import NamedTuple
 
 import h11
 
+from http2tcp.protocol.client import HTTP
+
 # As for any answer of a front end: proxies add cookies and pages of policy to their fields.
 MAX_HEAD = 64 * 1024
 
@@ -22,7 +24,6 @@ _QUOTED = re.compile(r'"(?:[^"\\]|\\.)*"')
 _CHALLENGE = re.compile(r"([a-zA-Z0-9._-]{1,32})(?:\s+(?![\s=])|$)")
 _MAX_SCHEMES = 8
 
-_HTTP = b"HTTP/1."
 _CLOSED = "closed the connection without an answer"
 
 
@@ -63,7 +64,7 @@ class Connect:
     def receive(self, data: bytes) -> None:
         """Take bytes from the wire; b"" is their end. Raises ProxyProtocolError."""
         # h11 waits for a whole head; who greets in another protocol waits for us.
-        begin = _HTTP[self._received :]
+        begin = HTTP[self._received :]
         if data[: len(begin)] != begin[: len(data)]:
             raise _no_http()
         self._received += len(data)

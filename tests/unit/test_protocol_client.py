@@ -373,3 +373,11 @@ def test_an_answer_without_an_end_is_given_up(endless: bytes) -> None:
     pieces = (endless for _ in range(0, 2 * MAX_HEAD, len(endless)))
     with pytest.raises(FrontEndFailed):
         answered(*pieces)
+
+
+@pytest.mark.parametrize("greeting", [b"SSH-2.0-OpenSSH_9.2\r\n", b"\x15\x03\x01", b"2", b"HTTP/2.0 200 OK\r\n\r\n"])
+def test_a_greeting_in_another_protocol_is_told_at_once(greeting: bytes) -> None:
+    reader = AnswerReader(Transport.TCP)
+    with pytest.raises(FrontEndFailed, match="does not speak HTTP"):
+        for byte in greeting:
+            reader.receive(bytes([byte]))
