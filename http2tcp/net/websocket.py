@@ -6,7 +6,7 @@ that ends without one was cut. Half-close is for capsules in the messages (`http
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable
 
 import trio
 
@@ -62,7 +62,7 @@ class WebSocketStream(Stream):
         try:
             payload = self._machine.payload()
         except WebSocketError as error:
-            await self._close_at_once(error.code, str(error))
+            await self._part(error.code, str(error), self.inner.linger)
             raise trio.BrokenResourceError(str(error)) from error
         if self._machine.owes:
             # The peer may read nothing before it has sent all: who receives does not wait to send.
@@ -128,21 +128,28 @@ class WebSocketStream(Stream):
                 except trio.BrokenResourceError:
                     pass  # there may still be something to receive
 
-    async def _close_at_once(self, code: int, why: str) -> None:
-        with trio.move_on_after(_CLOSING):
-            if not self._turn.taken:
-                await self._explain(code, why)
-                await self.inner.flush()
-
-    async def _explain(self, code: int, why: str) -> None:
-        try:
-            await self._say(lambda: self._machine.close(code, why))
-        except (trio.BrokenResourceError, trio.ClosedResourceError):
-            pass  # it cannot be told
-
     async def explain(self, why: str) -> None:
         """Say Close with a code that tells that this is no good end, and why."""
-        await self._explain(self._failure, why)
+        await self._part(self._failure, why, self._hear_close)
+
+    async def _part(self, code: int, why: str, hear: Callable[[], Awaitable[None]]) -> None:
+        """Say Close and hear the peer out, for a moment: to close with bytes unread would reset what was said."""
+        with trio.move_on_after(_CLOSING):
+            try:
+                if not self._turn.taken:
+                    await self._say(lambda: self._machine.close(code, why))
+                await hear()
+            except (trio.BrokenResourceError, trio.ClosedResourceError):
+                pass  # it is gone
+
+    async def _hear_close(self) -> None:
+        unread = _CLOSING_BYTES
+        while unread > 0 and not (self._machine.ended or self._receiving):
+            payload = await self._payload()
+            if payload is None:
+                await self._feed()
+            else:
+                unread -= len(payload)
 
     async def wait_send_all_might_not_block(self) -> None:
         """As the stream below."""
@@ -162,18 +169,6 @@ class WebSocketStream(Stream):
     async def aclose(self) -> None:
         """Say Close, wait a moment for the peer's, and close."""
         try:
-            with trio.move_on_after(_CLOSING):
-                if not self._turn.taken:
-                    await self._explain(Code.DONE, "")
-                # Closing with bytes unread would reset what was sent.
-                unread = _CLOSING_BYTES
-                while unread > 0 and not (self._machine.ended or self._receiving):
-                    payload = await self._payload()
-                    if payload is None:
-                        await self._feed()
-                    else:
-                        unread -= len(payload)
-        except (trio.BrokenResourceError, trio.ClosedResourceError):
-            pass
+            await self._part(Code.DONE, "", self._hear_close)
         finally:
             await self.inner.aclose()

@@ -145,7 +145,9 @@ async def test_sending_after_our_own_close_is_a_mistake() -> None:
         (b"\x82\xff" + (MAX_MESSAGE + 1).to_bytes(8, "big") + bytes(4), 1009, "a message of more than 16 MiB came"),
     ],
 )
-async def test_nonsense_breaks_the_stream_and_its_sender_is_told_why(sent: bytes, code: int, reason: str) -> None:
+async def test_nonsense_breaks_the_stream_and_its_sender_is_told_why(
+    sent: bytes, code: int, reason: str, autojump_clock: trio.testing.MockClock
+) -> None:
     stream, peer = server()
     await peer.send_all(frame(BINARY, b"good") + sent)
     assert await stream.receive_some() == b"good"
@@ -165,7 +167,7 @@ async def test_nonsense_from_a_peer_that_reads_nothing_breaks_the_stream_all_the
         await stream.receive_some()
 
 
-async def test_a_user_reads_why_a_server_gave_up() -> None:
+async def test_a_user_reads_why_a_server_gave_up(autojump_clock: trio.testing.MockClock) -> None:
     stream, peer = client()
     await peer.send_all(close(1011, "database is on fire", key=None))
     with pytest.raises(trio.BrokenResourceError, match="1011: database is on fire"):
