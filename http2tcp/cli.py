@@ -18,6 +18,7 @@ from http2tcp.errors import AddressError, Http2tcpError, SettingsError, TunnelEr
 from http2tcp.protocol.transport import Transport
 
 if TYPE_CHECKING:
+    from http2tcp.forwards import Forward
     from http2tcp.net.head_start import HeadStart
     from http2tcp.proxy_choice import Proxy
     from http2tcp.settings import ClientSettings, ServerSettings
@@ -40,7 +41,8 @@ Examples:
 In ~/.ssh/config:
   ProxyCommand http2tcp -c -e https://example.com/~http2tcp/ -d %h:%p
 
-Every option but the last three can come from the environment: HTTP2TCP_TOKEN for --token, and so on.
+Every option but --check, --json and the last three can come from the environment: HTTP2TCP_TOKEN for
+--token, and so on.
 
 Exit status: 0 done, 2 usage, 64 to 75 the hop that failed, 1 a bug.
 """
@@ -142,6 +144,18 @@ def _parse_transport(text: str) -> Transport | None:
     return transport
 
 
+def _parse_local_forward(text: str) -> Forward:
+    from http2tcp.forwards import parse_local_forward
+
+    return parse_local_forward(text)
+
+
+def _parse_dynamic_forward(text: str) -> Forward:
+    from http2tcp.forwards import parse_dynamic_forward
+
+    return parse_dynamic_forward(text)
+
+
 _DESTINATION = _Parsed("HOST:PORT", parse_destination)
 _LISTEN = _Parsed("[HOST:]PORT", parse_listen)
 _ENDPOINT = _Parsed("URL", parse_endpoint)
@@ -203,7 +217,7 @@ def _both(*names: str, **attributes: Any) -> Callable[[Callable[..., Any]], Call
 @_server("--connect", is_flag=True, help="Take CONNECT too, for nc -X connect, corkscrew or curl -p.")
 @_server("--connect-timeout", type=_SECONDS, default="10", help="To reach a target.  [default: 10]")
 @_server("--grace", type=_SECONDS, default="30", help="For open tunnels after SIGTERM.  [default: 30]")
-@_client("-c", "--client", is_flag=True, help="Open a tunnel, for stdin and stdout or from -l.")
+@_client("-c", "--client", is_flag=True, help="Open a tunnel, for stdin and stdout or from -l, -L or -D.")
 @_client("-e", "--endpoint", type=_ENDPOINT, help="The server's location, as in https://example.com/~http2tcp/.")
 @_client(
     "--transport",
@@ -231,10 +245,26 @@ def _both(*names: str, **attributes: Any) -> Callable[[Callable[..., Any]], Call
     multiple=True,
     help="The site's public key has to be this one too.  [repeatable]",
 )
+@_client(
+    "-L",
+    "--local-forward",
+    type=_Parsed("[BIND:]PORT:HOST:HOSTPORT", _parse_local_forward),
+    multiple=True,
+    help="Listen, and tunnel each connection there, as ssh -L does.  [repeatable]",
+)
+@_client(
+    "-D",
+    "--dynamic-forward",
+    type=_Parsed("[BIND:]PORT", _parse_dynamic_forward),
+    multiple=True,
+    help="Listen as a SOCKS5 proxy; the server looks names up.  [repeatable]",
+)
 @_client("--proxy", metavar="URL", help="Go through this http, https, socks5 or socks5h proxy; @FILE reads it.")
 @_client("--no-proxy", is_flag=True, help="Go through no proxy, whatever HTTPS_PROXY and its like say.")
 @_client("--fdpass", is_flag=True, help="For ssh's ProxyUseFdpass: hand it the connection and leave. http only.")
 @_client("--insecure", is_flag=True, help="Trust any certificate.")
+@_client("--check", is_flag=True, allow_from_autoenv=False, help="Say how far each hop of the way works, and end.")
+@_client("--json", is_flag=True, allow_from_autoenv=False, help="With --check: one JSON document.")
 @_both("-t", "--token", metavar="TOKEN", help="The shared secret. It shows in ps; a file does not.")
 @_both("--token-file", metavar="FILE", help="Read the token from a file's first line.")
 @_both(
@@ -267,6 +297,10 @@ def command(ctx: click.Context, /, **options: Any) -> int:
         # No message shows them: where quotes are forgotten, they are a piece of a secret.
         raise SettingsError("expected options alone, but one word belongs to none: are quotes missing around a value?")
     mode = _mode(ctx, options)
+    if options["json"] and not options["check"]:
+        raise SettingsError("--json is the form of --check's report, and needs --check")
+    if options["check"] and mode != "client":
+        raise SettingsError("--check is for a client: expected it with -c, and with the options of that client")
     normal = logging.WARNING if mode == "demo" else logging.INFO
     level = logging.ERROR if options["quiet"] else logging.DEBUG if options["verbose"] else normal
     start_logging(level, service=mode == "server")
@@ -281,10 +315,14 @@ def command(ctx: click.Context, /, **options: Any) -> int:
             return run_server(_server_settings(ctx, options))
         case _:
             settings = _client_settings(ctx, options)
-            head_start = None if options["listen"] else _head_start(settings)
+            if options["check"]:
+                from http2tcp.process import run_check
+
+                return run_check(settings, as_json=options["json"], quiet=options["quiet"])
+            head_start = None if settings.forwards else _head_start(settings)
             from http2tcp.process import run_client
 
-            return run_client(settings, options["listen"], head_start)
+            return run_client(settings, head_start)
 
 
 def _head_start(settings: ClientSettings) -> HeadStart | None:
@@ -332,6 +370,7 @@ def _client_settings(ctx: click.Context, options: dict[str, Any]) -> ClientSetti
     return ClientSettings(
         endpoint=options["endpoint"],
         destination=options["destination"],
+        forwards=_forwards(options),
         token=_token(ctx, options),
         transport=options["transport"],
         user_agent=options["user_agent"] or DEFAULT_USER_AGENT,
@@ -348,6 +387,16 @@ def _client_settings(ctx: click.Context, options: dict[str, Any]) -> ClientSetti
             verify=not options["insecure"],
         ),
     )
+
+
+def _forwards(options: dict[str, Any]) -> tuple[Forward, ...]:
+    """What -l, -L and -D ask for, in this order."""
+    forwards: tuple[Forward, ...] = options["local_forward"] + options["dynamic_forward"]
+    if options["listen"] is None:
+        return forwards
+    from http2tcp.forwards import Forward
+
+    return (Forward(options["listen"], options["destination"]), *forwards)
 
 
 def _proxy(ctx: click.Context, options: dict[str, Any]) -> Proxy | None:

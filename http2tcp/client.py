@@ -1,7 +1,7 @@
-"""The client's story: dial → (proxy) → TLS → upgrade → relay, with stdio or with a local listener.
+"""The client's story: dial → (proxy) → TLS → upgrade → relay with stdio.
 
 `connect` opens a tunnel. `run_stdio` is ssh's ProxyCommand, and `hand_over` the same with ProxyUseFdpass;
-`forward` listens locally and gives each connection a tunnel of its own; `open_tunnel` is for programs.
+`open_tunnel` is for programs. Local listeners are `http2tcp.forwarder`'s.
 Every phase has its own deadline, which its message names.
 """
 
@@ -9,8 +9,8 @@ from __future__ import annotations
 
 import logging
 import math
-import socket
 from collections.abc import Awaitable, Callable, Sequence
+from dataclasses import replace
 from typing import TYPE_CHECKING, Literal, NamedTuple
 
 import trio
@@ -20,7 +20,6 @@ from http2tcp.diagnosis import explain_certificates, explain_refusal, explain_tl
 from http2tcp.errors import (
     ConnectFailed,
     FrontEndFailed,
-    ListenError,
     OriginalServer,
     ResolveFailed,
     StdioFailed,
@@ -120,41 +119,43 @@ class Connector:
         self._head_start = head_start
         self._transport = settings.transport
 
-    async def connect(self) -> Tunnel:
-        """Open a tunnel. Raises TunnelError."""
+    async def connect(self, destination: Address | None = None) -> Tunnel:
+        """Open a tunnel, to the settings' destination unless another is given. Raises TunnelError."""
+        settings = self.settings if destination is None else replace(self.settings, destination=destination)
         if self._transport is not None:
-            return await self._attempt(self._transport)
-        tunnel = await self._first_through()
+            return await self._attempt(settings, self._transport)
+        tunnel = await self._first_through(settings)
         self._transport = tunnel.transport
         return tunnel
 
-    async def _first_through(self) -> Tunnel:
+    async def _first_through(self, settings: ClientSettings) -> Tunnel:
         first_failure: TunnelError | None = None
         original = False
         for transport in AUTO:
             if original and transport is not Transport.HTTP2TCP:
                 continue
             try:
-                tunnel = await self._attempt(transport, any_transport=True)
+                tunnel = await self._attempt(settings, transport, any_transport=True)
             except (UpgradeNotPassed, OriginalServer) as error:
                 logger.debug("%s: %s: %s", transport.value, error.hop, error)
                 original = isinstance(error, OriginalServer)
                 first_failure = first_failure or error
                 continue
-            if first_failure is not None and self._progress is None:
+            # Once: of several that begin together, only the first finds that no transport is known yet.
+            if first_failure is not None and self._progress is None and self._transport is None:
                 name = tunnel.transport.value
                 logger.warning("only %s gets through; --transport %s saves the detour", name, name)
             return tunnel
         assert first_failure is not None
         raise first_failure
 
-    async def _attempt(self, transport: Transport, *, any_transport: bool = False) -> Tunnel:
+    async def _attempt(self, settings: ClientSettings, transport: Transport, *, any_transport: bool = False) -> Tunnel:
         head_start, self._head_start = self._head_start, None
         if self._progress is None:
-            return await _attempt(self.settings, transport, head_start, any_transport=any_transport)
+            return await _attempt(settings, transport, head_start, any_transport=any_transport)
         self._progress.attempting(transport)
         try:
-            return await _attempt(self.settings, transport, head_start, self._progress, any_transport=any_transport)
+            return await _attempt(settings, transport, head_start, self._progress, any_transport=any_transport)
         except TunnelError as error:
             self._progress.failed(error)
             raise
@@ -328,7 +329,7 @@ async def run_stdio(settings: ClientSettings, stdio: StdioStream, head_start: He
         try:
             tunnel = await connect(settings, head_start)
             outcome = await relay(stdio, tunnel.stream, traffic)
-            failure = StdioFailed(stdio.fault) if stdio.fault else _failure(tunnel, outcome, traffic)
+            failure = StdioFailed(stdio.fault) if stdio.fault else why_it_ended(tunnel, outcome, traffic)
         except TunnelError as error:
             failure = error
         nursery.cancel_scope.cancel()
@@ -356,61 +357,12 @@ async def hand_over(settings: ClientSettings, output_fd: int) -> None:
         stream.abort()
 
 
-async def forward(
-    settings: ClientSettings,
-    listen: Address,
-    *,
-    task_status: trio.TaskStatus[Sequence[Address]] = trio.TASK_STATUS_IGNORED,
-) -> None:
-    """Listen at `listen` and give each connection a tunnel of its own, until cancelled.
-
-    A tunnel that fails is logged and its connection reset; the listener lives on. Start it with
-    `nursery.start`, which returns the addresses listened on. Raises ListenError.
-    """
-    from http2tcp.net.listen import open_listeners
-
-    try:
-        listeners = await open_listeners(listen)
-    except OSError as error:
-        raise ListenError(f"cannot listen on {listen}: {(error.strerror or str(error)).lower()}") from error
-    connector = Connector(settings)
-    try:
-        async with trio.open_nursery() as nursery:
-
-            def accepted(sock: socket.socket, peer: str) -> None:
-                nursery.start_soon(_forward_one, connector, SocketStream(sock), peer)
-
-            for listener in listeners:
-                nursery.start_soon(listener.accept_forever, accepted)
-            task_status.started([listener.address for listener in listeners])
-    finally:
-        for listener in listeners:
-            listener.close()
-
-
-async def _forward_one(connector: Connector, local: SocketStream, peer: str) -> None:
-    try:
-        tunnel = await connector.connect()
-        traffic = Traffic()
-        outcome = await relay(local, tunnel.stream, traffic)
-        failure = _failure(tunnel, outcome, traffic)
-        if failure is not None:
-            raise failure
-        logger.debug("%s: done, %d bytes up, %d down", peer, traffic.left_to_right, traffic.right_to_left)
-    except TunnelError as error:
-        logger.error("%s: %s: %s", peer, error.hop, error)
-    except Exception:
-        logger.exception("%s: failed; please report this", peer)
-    finally:
-        local.abort()
-
-
-def _failure(tunnel: Tunnel, outcome: Outcome, traffic: Traffic) -> TunnelError | None:
-    """What the end of a relay means, with our own side at the left. That our side left is no failure."""
+def why_it_ended(tunnel: Tunnel, outcome: Outcome, traffic: Traffic) -> TunnelError | None:
+    """The failure that ended a relay, with our own side at the left. That our side left is none."""
     if outcome.end is End.LEFT_BROKE:
         return None
     if traffic.right_to_left == 0 and tunnel.transport is Transport.HTTP2TCP and not tunnel.target_accepted:
-        return TargetFailed("closed before its first byte: it probably refused the server's connection")
+        return target_refused()
     match outcome.end:
         case End.RIGHT_BROKE:
             return TunnelCut(f"cut before both sides were done: {outcome.words}")
@@ -421,3 +373,8 @@ def _failure(tunnel: Tunnel, outcome: Outcome, traffic: Traffic) -> TunnelError 
             )
         case _:
             return None
+
+
+def target_refused() -> TargetFailed:
+    """The failure of a tunnel that ended unused, where the server answers before it dials."""
+    return TargetFailed("closed before its first byte: it probably refused the server's connection")

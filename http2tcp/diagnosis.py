@@ -61,7 +61,7 @@ def explain_refusal(
                 f"{endpoint} did not pass the upgrade to {transport.value} on (426)", _hint(refused, transport)
             )
         case 502 | 504:
-            return TargetFailed(text)
+            return TargetFailed(text, refused.proxy_error)
         case _:
             return ServerRefused(f"the server refused ({refused.status}): {text}")
 

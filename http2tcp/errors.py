@@ -213,10 +213,14 @@ class DestinationForbidden(TunnelError):
 
 
 class TargetFailed(TunnelError):
-    """The http2tcp server cannot reach the target."""
+    """The http2tcp server cannot reach the target. `proxy_error` is its Proxy-Status error type, where it has one."""
 
     hop = "target"
     exit_code = 70
+
+    def __init__(self, words: str, proxy_error: str = "") -> None:
+        super().__init__(words)
+        self.proxy_error = proxy_error
 
 
 class TunnelCut(TunnelError):

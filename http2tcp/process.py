@@ -5,8 +5,9 @@ from __future__ import annotations
 import gc
 import logging
 import signal
+import sys
 from collections.abc import Awaitable, Callable, Sequence
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Generic, TypeVar
 
 import trio
 
@@ -14,6 +15,7 @@ from http2tcp.address import Address, is_loopback
 from http2tcp.errors import Http2tcpError, SettingsError
 
 if TYPE_CHECKING:
+    from http2tcp.forwards import Forward
     from http2tcp.net.head_start import HeadStart
     from http2tcp.settings import ClientSettings, ServerSettings
 
@@ -49,17 +51,17 @@ def run_server(settings: ServerSettings) -> int:
     return 0
 
 
-def run_client(settings: ClientSettings, listen: Address | None, head_start: HeadStart | None = None) -> int:
-    """Tunnel stdin and stdout, or each connection to `listen`, until done or signalled; the exit status.
+def run_client(settings: ClientSettings, head_start: HeadStart | None = None) -> int:
+    """Tunnel stdin and stdout, or what connects to the settings' forwards, until done or signalled; the exit status.
 
     Raises TunnelError, ListenError or SettingsError.
     """
-    from http2tcp.client import LAST_WORDS, forward, hand_over, run_stdio
+    from http2tcp.client import LAST_WORDS, hand_over, run_stdio
 
     if settings.fdpass:
         from http2tcp.net.fdpass import is_unix_socket
 
-        if listen is not None or not is_unix_socket(_STDOUT):
+        if not is_unix_socket(_STDOUT):
             raise SettingsError("--fdpass is for ssh with ProxyUseFdpass yes: here stdout is no Unix socket of ssh's")
 
     _warn(settings)
@@ -80,8 +82,10 @@ def run_client(settings: ClientSettings, listen: Address | None, head_start: Hea
             everything.deadline = min(everything.deadline, trio.current_time() + LAST_WORDS)
 
     async def tunnel() -> None:
-        if listen is not None:
-            await forward(settings, listen, task_status=_Announcement(started))
+        if settings.forwards:
+            from http2tcp.forwarder import forward
+
+            await forward(settings, task_status=_Announcement(started))
         elif settings.fdpass:
             await hand_over(settings, _STDOUT)
         else:
@@ -89,10 +93,34 @@ def run_client(settings: ClientSettings, listen: Address | None, head_start: Hea
 
             await run_stdio(settings, StdioStream(), head_start)
 
-    def started(addresses: Sequence[Address]) -> None:
-        logger.info("listening on %s", _and(addresses))
+    def started(forwards: Sequence[Forward]) -> None:
+        for each in forwards:
+            logger.info("listening on %s", each)
 
     _run(tunnel, signals, on_signal)
+    return status
+
+
+def run_check(settings: ClientSettings, *, as_json: bool, quiet: bool) -> int:
+    """Walk the client's way and report it on stdout; the exit status: the failure's own, or 0 where it works."""
+    from http2tcp.check import check
+    from http2tcp.report import JSONReport, TextReport
+
+    _warn(settings)
+    report = JSONReport(sys.stdout) if as_json else TextReport(sys.stdout, quiet=quiet)
+    status = 0
+
+    def on_signal(number: signal.Signals, everything: trio.CancelScope) -> None:
+        nonlocal status
+        status = 128 + number
+        report.interrupted()
+        everything.cancel()
+
+    async def walk() -> None:
+        nonlocal status
+        status = (await check(settings, report)).exit_status
+
+    _run(walk, [signal.SIGINT, signal.SIGTERM], on_signal)
     return status
 
 
@@ -125,13 +153,16 @@ async def _with_signals(
         raise failure
 
 
-class _Announcement:
+_T = TypeVar("_T")
+
+
+class _Announcement(Generic[_T]):
     """A TaskStatus for who awaits the service itself: it calls back."""
 
-    def __init__(self, announce: Callable[[Sequence[Address]], None]) -> None:
+    def __init__(self, announce: Callable[[Sequence[_T]], None]) -> None:
         self._announce = announce
 
-    def started(self, value: Sequence[Address] | None = None) -> None:
+    def started(self, value: Sequence[_T] | None = None) -> None:
         self._announce(value or ())
 
 

@@ -15,6 +15,7 @@ from http2tcp.errors import SettingsError
 from http2tcp.protocol.transport import TOKEN_FIELD, Transport
 
 if TYPE_CHECKING:
+    from http2tcp.forwards import Forward
     from http2tcp.proxy_choice import Proxy
 
 #: The original's own default.
@@ -98,6 +99,8 @@ class ClientSettings:
     endpoint: Endpoint
     #: Without one, the server's default destination.
     destination: Address | None = None
+    #: Where to listen, and where that leads; without any, stdin and stdout are tunnelled.
+    forwards: Sequence[Forward] = ()
     token: str | None = field(default=None, repr=False)
     #: None: the first that gets through.
     transport: Transport | None = None
@@ -138,7 +141,11 @@ class ClientSettings:
             raise SettingsError(
                 f"--fdpass needs a raw transport, such as tcp: ssh does not speak {self.transport.value}"
             )
-        if self.destination is None and self.endpoint.needs_target:
+        if self.fdpass and self.forwards:
+            raise SettingsError("--fdpass hands ssh its one connection, and -l, -L and -D listen for others")
+        # By SOCKS5 each connection names its own.
+        wanted = [forward.destination for forward in self.forwards if not forward.socks] if self.forwards else [None]
+        if self.destination is None and None in wanted and self.endpoint.needs_target:
             raise SettingsError("this endpoint's template needs a destination (-d)")
 
 

@@ -90,10 +90,14 @@ class Listener:
                 pass
 
 
-async def open_listeners(address: Address) -> list[Listener]:
-    """Listen on every address of the name; an empty host is every interface. Raises OSError."""
+async def open_listeners(address: Address, unix_mode: int = 0o666) -> list[Listener]:
+    """Listen on every address of the name; an empty host is every interface. Raises OSError.
+
+    `unix_mode` is a Unix socket's; by default it is as open as a loopback port, and its directory says who may
+    reach it.
+    """
     if isinstance(address, UnixAddress):
-        return [Listener(_listen_unix(address.path), address.path)]
+        return [Listener(_listen_unix(address.path, unix_mode), address.path)]
     try:
         family_hosts = await trio.socket.getaddrinfo(
             address.host.encode("ascii") or None, address.port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE
@@ -141,13 +145,13 @@ def _listen_tcp(family: int, sockaddr: tuple[object, ...]) -> socket.socket:
     return sock
 
 
-def _listen_unix(path: str) -> socket.socket:
+def _listen_unix(path: str, mode: int) -> socket.socket:
     sock = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
     try:
         _remove_stale(path)
         sock.bind(path)
-        # As open as a loopback port is. Who may reach it is for the directory to say.
-        os.chmod(path, 0o666)  # noqa: S103
+        # Nobody can connect before it listens.
+        os.chmod(path, mode)
         sock.listen(BACKLOG)
     except BaseException:
         sock.close()

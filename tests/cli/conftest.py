@@ -24,7 +24,6 @@ class Ran:
     err: str = ""
     server_settings: ServerSettings | None = None
     client_settings: ClientSettings | None = None
-    listen: Address | None = None
 
     @property
     def started(self) -> bool:
@@ -34,6 +33,11 @@ class Ran:
     def server(self) -> ServerSettings:
         assert self.server_settings is not None, f"no server was started: {self.err}"
         return self.server_settings
+
+    @property
+    def listen(self) -> Address | None:
+        """The client's -l."""
+        return self.client.forwards[0].listen if self.client.forwards else None
 
     @property
     def client(self) -> ClientSettings:
@@ -73,8 +77,8 @@ def http2tcp(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
             ran.server_settings = settings
             return 0
 
-        def run_client(settings: ClientSettings, listen: Address | None, head_start: object) -> int:
-            ran.client_settings, ran.listen = settings, listen
+        def run_client(settings: ClientSettings, head_start: object) -> int:
+            ran.client_settings = settings
             return 0
 
         with monkeypatch.context() as patch:

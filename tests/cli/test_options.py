@@ -175,6 +175,18 @@ VARIABLES: dict[str, tuple[str, tuple[str, ...], Any, Any]] = {
         lambda ran: list(ran.client.tls.pins),
         [PIN, PIN[::-1]],
     ),
+    "local_forward": (
+        "8080:web:80\n[::1]:5432:[2001:db8::1]:5432",
+        CLIENT,
+        lambda ran: [str(forward) for forward in ran.client.forwards],
+        ["127.0.0.1:8080, leads to web:80", "[::1]:5432, leads to [2001:db8::1]:5432"],
+    ),
+    "dynamic_forward": (
+        "1080\n*:1081",
+        CLIENT,
+        lambda ran: [str(forward) for forward in ran.client.forwards],
+        ["127.0.0.1:1080, a SOCKS5 proxy", ":1081, a SOCKS5 proxy"],
+    ),
     "proxy": ("http://p:3128", CLIENT, lambda ran: str(ran.client.proxy), "http://p:3128"),
     # That there would be one without it is in test_proxy_options.py.
     "no_proxy": ("1", CLIENT, lambda ran: ran.client.proxy, None),

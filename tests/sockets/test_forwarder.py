@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import os
 import socket
+import stat
 from pathlib import Path
 
 import pytest
@@ -12,8 +13,9 @@ import trio
 import trio.testing
 
 from http2tcp.address import UnixAddress
-from http2tcp.client import forward
 from http2tcp.errors import ListenError
+from http2tcp.forwarder import forward
+from http2tcp.forwards import Forward
 from http2tcp.net.streams import reset_on_close
 from tests.support.loopback import (
     client_settings,
@@ -168,8 +170,9 @@ async def test_the_forwarder_listens_on_a_unix_socket_and_takes_its_path_away(tm
     path = tmp_path / "local.sock"
     async with target(echo) as where, served() as server:
         async with trio.open_nursery() as nursery:
-            settings = client_settings(server.url, where)
-            assert await nursery.start(forward, settings, UnixAddress(str(path))) == [UnixAddress(str(path))]
+            settings = client_settings(server.url, where, forwards=[Forward(UnixAddress(str(path)))])
+            assert await nursery.start(forward, settings) == settings.forwards
+            assert stat.S_IMODE(path.stat().st_mode) == 0o600
             async with await trio.open_unix_socket(str(path)) as stream:
                 assert await exchange_all(stream, b"local") == b"local"
             nursery.cancel_scope.cancel()
@@ -179,7 +182,7 @@ async def test_the_forwarder_listens_on_a_unix_socket_and_takes_its_path_away(tm
 async def test_a_local_port_that_is_taken_is_a_sentence() -> None:
     async with served() as server:
         with pytest.raises(ListenError, match=f"cannot listen on {server.address}: address already in use"):
-            await forward(client_settings(server.url), server.address)
+            await forward(client_settings(server.url, forwards=[Forward(server.address)]))
 
 
 async def test_a_forwarder_that_is_cancelled_resets_its_connections() -> None:

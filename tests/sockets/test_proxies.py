@@ -15,8 +15,10 @@ import trustme
 
 import http2tcp
 from http2tcp.address import parse_listen
-from http2tcp.client import connect, forward
+from http2tcp.client import connect
 from http2tcp.errors import ProxyFailed, ResolveFailed, SettingsError, TLSFailed, TunnelError
+from http2tcp.forwarder import forward
+from http2tcp.forwards import Forward
 from http2tcp.net.streams import HalfCloseUnsupported, SocketStream
 from http2tcp.net.tls import TLSStream
 from http2tcp.net.tls_over import TLSOverStream
@@ -206,11 +208,11 @@ async def test_each_transport_that_is_tried_goes_through_the_proxy() -> None:
 
 async def test_a_forwarder_s_tunnels_go_through_the_proxy() -> None:
     async with target(echo) as where, served() as server, fake_proxy("socks5h") as proxy:
-        settings = through(proxy.url("socks5h"), server.url, where)
+        settings = through(proxy.url("socks5h"), server.url, where, forwards=[Forward(parse_listen("0"))])
         async with trio.open_nursery() as nursery:
-            (listening,) = await nursery.start(forward, settings, parse_listen("0"))
+            (listening,) = await nursery.start(forward, settings)
             for _ in range(2):
-                async with await trio.open_tcp_stream(listening.host, listening.port) as local:
+                async with await trio.open_tcp_stream(*listening.listen) as local:
                     await local.send_all(b"ping")
                     assert await local.receive_some() == b"ping"
             nursery.cancel_scope.cancel()

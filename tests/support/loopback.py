@@ -11,7 +11,8 @@ from typing import Any
 import trio
 
 from http2tcp.address import TCPAddress, parse_destination, parse_endpoint, parse_listen
-from http2tcp.client import forward
+from http2tcp.forwarder import forward
+from http2tcp.forwards import Forward
 from http2tcp.net.streams import reset_on_close
 from http2tcp.protocol.transport import Transport
 from http2tcp.server import serve
@@ -135,8 +136,9 @@ class Served:
 async def forwarding(url: str, destination: str | None, **settings: Any) -> AsyncIterator[TCPAddress]:
     """A forwarder on loopback: where it listens."""
     async with trio.open_nursery() as nursery:
-        listening = await nursery.start(forward, client_settings(url, destination, **settings), parse_listen("0"))
-        yield listening[0]
+        settings.setdefault("forwards", [Forward(parse_listen("0"))])
+        listening = await nursery.start(forward, client_settings(url, destination, **settings))
+        yield listening[0].listen
         nursery.cancel_scope.cancel()
 
 

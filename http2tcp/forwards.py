@@ -1,0 +1,84 @@
+"""What -l, -L and -D ask for: where to listen, and where that leads. Pure; loaded only where one of them is given."""
+
+from __future__ import annotations
+
+import re
+from typing import NamedTuple
+
+from http2tcp.address import Address, parse_destination, parse_listen
+from http2tcp.errors import AddressError
+
+# A path, something in brackets, or anything without either; then a colon, or the end.
+_FIELD = re.compile(r"((?:unix:)?/[^:]*|\[[^][]*\]|[^][:]*)(:|\Z)")
+
+_EXPECTED_LOCAL = "expected [BIND:]PORT:HOST:HOSTPORT, with IPv6 addresses in brackets and paths for Unix sockets"
+_EXPECTED_DYNAMIC = "expected [BIND:]PORT, with IPv6 addresses in brackets, or a Unix socket's path"
+
+
+class Forward(NamedTuple):
+    """A local address, and where the connections to it lead."""
+
+    listen: Address
+    #: None: the client's own destination, or else the server's default one.
+    destination: Address | None = None
+    #: Each connection says by SOCKS5 where it leads.
+    socks: bool = False
+
+    def __str__(self) -> str:
+        if self.socks:
+            return f"{self.listen}, a SOCKS5 proxy"
+        return f"{self.listen}, leads to {self.destination or 'the default destination of the server'}"
+
+
+def parse_local_forward(text: str) -> Forward:
+    """`[bind:]port:host:hostport` as ssh's -L; a path (`/p` or `unix:/p`) may stand for either side."""
+    fields = _fields(text)
+    # A Unix socket is one field, a host and its port are two.
+    size = 1 if fields and _is_path(fields[-1]) else 2
+    listen, remote = _local(fields[:-size]), fields[-size:]
+    if listen is None or (size == 2 and _is_path(remote[0])):
+        raise AddressError(f"{text!a}: {_EXPECTED_LOCAL}")
+    return Forward(listen, parse_destination(_address(remote)))
+
+
+def parse_dynamic_forward(text: str) -> Forward:
+    """`[bind:]port` as ssh's -D, or a path."""
+    listen = _local(_fields(text))
+    if listen is None:
+        raise AddressError(f"{text!a}: {_EXPECTED_DYNAMIC}")
+    return Forward(listen, socks=True)
+
+
+def _fields(text: str) -> list[str]:
+    """What the colons outside of brackets separate; nothing where a bracket stands alone."""
+    fields, start = [], 0
+    while match := _FIELD.match(text, start):
+        fields.append(match[1])
+        if not match[2]:
+            return fields
+        start = match.end()
+    return []
+
+
+def _local(fields: list[str]) -> Address | None:
+    """The address to listen on: a path, a port of loopback, or a bind address and a port. None: none of them."""
+    match fields:
+        case [path] if _is_path(path):
+            return parse_listen(_address(fields))
+        case [port] if port.isdecimal():
+            return parse_listen(port)
+        case ["" | "*", port]:
+            return parse_listen(f":{port}")
+        case [bind, port] if not _is_path(bind) and not _is_path(port):
+            return parse_listen(f"{bind}:{port}")
+        case _:
+            return None
+
+
+def _is_path(field: str) -> bool:
+    return field.startswith(("/", "unix:/"))
+
+
+def _address(fields: list[str]) -> str:
+    text = ":".join(fields)
+    return f"unix:{text}" if text.startswith("/") else text
