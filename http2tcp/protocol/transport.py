@@ -48,7 +48,7 @@ _BY_TOKEN = {transport.value: transport for transport in Transport}
 _BY_TOKEN["connect-tcp-12"] = Transport.CONNECT_TCP
 
 #: Every token that a front end has to pass.
-TOKENS = tuple(_BY_TOKEN)
+TOKENS = tuple(sorted(_BY_TOKEN))
 
 
 def parse_keepalive(value: str) -> float | None:
