@@ -214,8 +214,10 @@ class AnswerReader:
         keepalive = parse_keepalive(_field(event, KEEPALIVE_FIELD.lower().encode()))
         capsules = transport is Transport.CONNECT_TCP
         if transport is Transport.WEBSOCKET:
-            capsules = self._check_websocket(event)
-            if keepalive is not None and not capsules:
+            agreed = self._check_websocket(event)
+            # Some servers, websocat's for one, say yes to whatever subprotocol they are offered.
+            capsules = agreed and (keepalive is not None or self._ours(event))
+            if keepalive is not None and not agreed:
                 # Who announces one speaks capsules.
                 raise FrontEndFailed("something on the way has dropped Sec-WebSocket-Protocol from the answer")
         return Switched(
@@ -223,7 +225,7 @@ class AnswerReader:
         )
 
     def _check_websocket(self, event: h11.InformationalResponse) -> bool:
-        """Whether the messages carry capsules. RFC 6455, section 4.1: what was not asked for is an error."""
+        """Whether the answer agrees to capsules. RFC 6455, section 4.1: what was not asked for is an error."""
         from http2tcp.protocol import websocket_handshake as websocket
 
         def value(name: str) -> str:
