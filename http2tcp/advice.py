@@ -74,7 +74,7 @@ APACHE = FrontEnd(
     "In the virtual host, with httpd 2.4.47 or newer and mod_proxy, mod_proxy_http and mod_headers:",
     """
 <Location "@PATH@">
-    ProxyPass "http://@SERVER@@PATH@" upgrade=ANY timeout=86400
+    ProxyPass "http://@SERVER@@PATH@" upgrade=ANY timeout=86400 retry=0
     RequestHeader unset Upgrade "expr=%{HTTP:Upgrade} !~ m#^(@ALTERNATIVES@)$#i"
 </Location>
 """,
@@ -92,8 +92,9 @@ frontend THE-ONE-THAT-BINDS-THE-PORT
 backend http2tcp
     mode http
     timeout tunnel 1d
-    acl known req.hdr(Upgrade) -i @LIST@
-    http-request del-header Upgrade if !known
+    acl known_upgrade req.hdr(Upgrade) -i @LIST@
+    acl one_upgrade req.hdr_cnt(Upgrade) eq 1
+    http-request del-header Upgrade unless known_upgrade one_upgrade
     server http2tcp @SERVER@
 """,
 )
@@ -103,11 +104,11 @@ CADDY = FrontEnd(
     _named(r"\bCaddy\b"),
     "It passes every upgrade unless told otherwise. In the site's block of the Caddyfile:",
     """
-@http2tcp {
-    path @PATH@*
-    header_regexp Upgrade (?i)^(@ALTERNATIVES@)$
+handle @PATH@* {
+    @unknown not expression {header.Upgrade}.matches('(?i)^(@ALTERNATIVES@)$')
+    request_header @unknown -Upgrade
+    reverse_proxy @SERVER@
 }
-reverse_proxy @http2tcp @SERVER@
 """,
 )
 
@@ -196,7 +197,7 @@ def lines(front_end: FrontEnd, path: str = _DEFAULT_PATH) -> list[str]:
         "@PATH@": path,
         "@SERVER@": SERVER,
         "@LIST@": " ".join(TOKENS),
-        "@ALTERNATIVES@": "|".join(token.replace(".", r"\.") for token in TOKENS),
+        "@ALTERNATIVES@": "|".join(token.replace(".", "[.]") for token in TOKENS),
     }
     text = front_end.template.strip("\n")
     for name, value in values.items():

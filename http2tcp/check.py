@@ -15,7 +15,7 @@ import trio
 from http2tcp import hops
 from http2tcp.address import Address
 from http2tcp.client import AUTO, Connector, Tunnel, dial_endpoint, target_refused
-from http2tcp.diagnosis import safe
+from http2tcp.diagnosis import is_for_another_name, safe
 from http2tcp.errors import (
     CredentialsRefused,
     DestinationForbidden,
@@ -142,7 +142,8 @@ class _Walk:
                 return hops.tcp_hop(self._site, None, seconds)
             case _:
                 version, certificate = await self._look_at_certificate(error)
-                return hops.tls_hop(settings, version, certificate, seconds, failed=True)
+                wrong_name = is_for_another_name(error.__cause__)
+                return hops.tls_hop(settings, version, certificate, seconds, failed=True, wrong_name=wrong_name)
 
     async def _look_at_certificate(self, error: TunnelError) -> tuple[str | None, bytes | None]:
         """The certificate that was not accepted. This session sends nothing but its handshake."""

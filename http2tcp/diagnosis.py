@@ -102,12 +102,17 @@ def _explain_front_end(refused: Refused, endpoint: Endpoint, transport: Transpor
 
 
 def _redirect(refused: Refused, endpoint: Endpoint) -> str:
-    # What we added to the query is not for the user to repeat.
     try:
-        url = urlsplit(urljoin(str(endpoint), refused.location))._replace(query="", fragment="").geturl()
+        url = urlsplit(urljoin(str(endpoint), refused.location))
     except ValueError:
         return f"to what is no URL: {safe(refused.location)}"
-    return f"use that URL: -e {safe(url)}" if refused.location else "it names no other URL"
+    if not refused.location or url.scheme not in ("http", "https"):
+        return "it names no other http or https URL"
+    # What we added to the query is not for the user to repeat, and credentials are for nobody to read.
+    ours = ("addr=", "target_host=", "target_port=")
+    query = "&".join(pair for pair in url.query.split("&") if not pair.startswith(ours))
+    netloc = url.netloc.rpartition("@")[2]
+    return f"use that URL: -e {safe(url._replace(netloc=netloc, query=query, fragment='').geturl())}"
 
 
 def _hint(refused: Refused, transport: Transport) -> str:
@@ -140,6 +145,11 @@ def explain_certificates(error: OSError, *, ca_file: bool, cert: bool) -> TLSFai
     return TLSFailed(f"cannot use {' or '.join(options) or 'the authorities of this system'}: {words}")
 
 
+def is_for_another_name(error: BaseException | None) -> bool:
+    """Whether a handshake failed because the certificate is for another name."""
+    return isinstance(error, ssl.SSLCertVerificationError) and error.verify_code in _WRONG_NAME
+
+
 def explain_tls(error: OSError, endpoint: Endpoint, server_name: str) -> TLSFailed:
     """The error for a handshake that failed."""
     if isinstance(error, ssl.SSLCertVerificationError):
@@ -147,7 +157,7 @@ def explain_tls(error: OSError, endpoint: Endpoint, server_name: str) -> TLSFail
             return TLSFailed(f"the certificate of {server_name} has expired: renew it, or check this machine's clock")
         if error.verify_code in _NOT_YET_VALID:
             return TLSFailed(f"the certificate of {server_name} is not valid yet: check this machine's clock")
-        if error.verify_code in _WRONG_NAME:
+        if is_for_another_name(error):
             return TLSFailed(
                 f"the certificate is not for {server_name}: use the name that it is for, in -e or --tls-server-name"
             )

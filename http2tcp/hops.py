@@ -95,11 +95,19 @@ def proxy_hop(settings: ClientSettings, site: str, address: Address | None, seco
 
 
 def tls_hop(
-    settings: ClientSettings, version: str | None, der: bytes | None, seconds: float | None, *, failed: bool = False
+    settings: ClientSettings,
+    version: str | None,
+    der: bytes | None,
+    seconds: float | None,
+    *,
+    failed: bool = False,
+    wrong_name: bool = False,
 ) -> Hop:
     """TLS with the endpoint, or the certificate with which it failed."""
     name = settings.tls.server_name or settings.endpoint.host
     words, more, facts = _certificate(der)
+    if wrong_name and more:
+        more = (f"{more[0]}, and not for {name}", *more[1:])
     state = State.FAILED if failed else State.OK
     if not failed and facts.get("days_left", _DAYS_TO_RENEW) < _DAYS_TO_RENEW:
         state = State.NOTE

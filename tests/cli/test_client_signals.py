@@ -3,17 +3,16 @@
 from __future__ import annotations
 
 import signal
-import socket
 import subprocess
 import sys
-from collections.abc import AsyncIterator, Iterator
-from contextlib import asynccontextmanager, contextmanager
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
 
 import pytest
 import trio
 
 from tests.support.client_process import client, ended
-from tests.support.loopback import TOKEN, served, target
+from tests.support.loopback import TOKEN, full_backlog, served, target
 from tests.support.processes import environment, http2tcp
 
 STATUS = {signal.SIGINT: 130, signal.SIGTERM: 143, signal.SIGHUP: 0}
@@ -26,19 +25,6 @@ async def hold(stream: trio.SocketStream) -> None:
 
 
 # --- phases -------------------------------------------------------------------------------------
-
-
-@contextmanager
-def full_backlog() -> Iterator[str]:
-    """An address that takes no further connection and refuses none: the kernel drops the SYNs."""
-    with socket.socket() as listener, socket.socket() as first, socket.socket() as second:
-        listener.bind(("127.0.0.1", 0))
-        listener.listen(0)
-        host, port = listener.getsockname()
-        for filler in (first, second):
-            filler.setblocking(False)
-            filler.connect_ex((host, port))
-        yield f"{host}:{port}"
 
 
 @asynccontextmanager

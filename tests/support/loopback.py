@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import socket
-from collections.abc import AsyncIterator, Awaitable, Callable
-from contextlib import asynccontextmanager
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
+from contextlib import asynccontextmanager, contextmanager
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -216,6 +216,19 @@ async def open_raw(address: TCPAddress, request: bytes) -> tuple[trio.SocketStre
     head, _, rest = raw.partition(b"\r\n\r\n")
     assert head.startswith(b"HTTP/1.1 101 "), head
     return stream, rest
+
+
+@contextmanager
+def full_backlog() -> Iterator[str]:
+    """An address that takes no further connection and refuses none: the kernel drops the SYNs."""
+    with socket.socket() as listener, socket.socket() as first, socket.socket() as second:
+        listener.bind(("127.0.0.1", 0))
+        listener.listen(0)
+        host, port = listener.getsockname()
+        for filler in (first, second):
+            filler.setblocking(False)
+            filler.connect_ex((host, port))
+        yield f"{host}:{port}"
 
 
 def closed_port() -> int:
