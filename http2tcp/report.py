@@ -38,6 +38,7 @@ class TextReport:
         # On other outputs a line is a line, for grep.
         self._width = min(shutil.get_terminal_size().columns, _MAX_WIDTH) if self._terminal else None
         self._marks = _MARKS if _can_show(out, "".join(_MARKS.values())) else _PLAIN_MARKS
+        self._indent = " " * (2 + len(self._marks[State.OK]) + 1 + _LABEL)
         self._pending = False
 
     def begin(self, endpoint: str, destinations: Sequence[str]) -> None:
@@ -50,7 +51,7 @@ class TextReport:
     def waiting(self, label: str, text: str) -> None:
         """This hop is next: a terminal shows it until it is known."""
         if self._terminal and not self._quiet:
-            line = f"  {'·':<2}{label:<{_LABEL}}{text} …"[: (self._width or _MAX_WIDTH) - 1]
+            line = f"{self._indent[:-_LABEL]}{label:<{_LABEL}}{text} ..."[: (self._width or _MAX_WIDTH) - 1]
             self._write(_CLEAR_LINE + self._painted(line, _DIM))
             self._pending = True
 
@@ -59,17 +60,16 @@ class TextReport:
         if self._quiet:
             return
         mark = self._painted(self._marks[hop.state], _COLOURS[hop.state])
-        indent = " " * (4 + _LABEL)
         time = "" if hop.seconds is None else _milliseconds(hop.seconds)
-        first, *rest = self._folded(hop.text, len(indent), len(time) + 2)
-        gap = 2 if self._width is None else max(2, self._width - len(indent) - len(first) - len(time))
+        first, *rest = self._folded(hop.text, len(self._indent), len(time) + 2)
+        gap = 2 if self._width is None else max(2, self._width - len(self._indent) - len(first) - len(time))
         shown_time = " " * gap + self._painted(time, _DIM) if time else ""
-        self._line(f"  {mark}{' ' * (2 - len(self._marks[hop.state]))}{hop.label:<{_LABEL}}{first}{shown_time}")
+        self._line(f"  {mark} {hop.label:<{_LABEL}}{first}{shown_time}")
         for text in rest:
-            self._line(indent + text)
+            self._line(self._indent + text)
         for more in hop.more:
-            for text in self._folded(more, len(indent), 0):
-                self._line(indent + self._painted(text, _DIM))
+            for text in self._folded(more, len(self._indent), 0):
+                self._line(self._indent + self._painted(text, _DIM))
 
     def end(self, verdict: Verdict) -> None:
         """The sentence, and the lines of configuration."""
