@@ -18,15 +18,6 @@ _IPV4, _NAME, _IPV6 = 1, 3, 4
 _GENERAL_FAILURE, _NOT_ALLOWED, _HOST_UNREACHABLE, _REFUSED = 1, 2, 4, 5
 _UNKNOWN_COMMAND, _UNKNOWN_ADDRESS_TYPE = 7, 8
 
-# By the error type of the server's Proxy-Status. Any other is a general failure.
-_REPLIES = {
-    "connection_refused": _REFUSED,
-    "connection_timeout": _HOST_UNREACHABLE,
-    "destination_ip_unroutable": _HOST_UNREACHABLE,
-    "destination_unavailable": _HOST_UNREACHABLE,
-    "dns_error": _HOST_UNREACHABLE,
-}
-
 
 def _reply(code: int) -> bytes:
     # The address that the target sees is the server's to know; this one says so.
@@ -42,7 +33,7 @@ def refuse(error: TunnelError) -> bytes:
     if isinstance(error, DestinationForbidden):
         return _reply(_NOT_ALLOWED)
     if isinstance(error, TargetFailed):
-        return _reply(_REPLIES.get(error.proxy_error, _GENERAL_FAILURE))
+        return _reply(_REFUSED if error.proxy_error == "connection_refused" else _HOST_UNREACHABLE)
     return _reply(_GENERAL_FAILURE)
 
 
@@ -88,7 +79,12 @@ class Negotiation:
                 )
             self._outgoing += bytes([_VERSION, _NO_LOGIN])
             self._greeted = True
-        return self._take_request()
+        try:
+            return self._take_request()
+        except SocksError as error:
+            # Who asks without waiting for the welcome still gets it first.
+            error.reply = self.take_outgoing() + error.reply
+            raise
 
     def _take_greeting(self) -> bytes | None:
         if self._buffer and self._buffer[0] != _VERSION:
