@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import logging
 import os
 import stat
@@ -14,7 +15,7 @@ import click
 
 from http2tcp import __version__
 from http2tcp.address import parse_destination, parse_endpoint, parse_host, parse_listen
-from http2tcp.errors import AddressError, Http2tcpError, SettingsError, TunnelError
+from http2tcp.errors import AddressError, Http2tcpError, SettingsError, StdioFailed, TunnelError
 from http2tcp.protocol.transport import Transport
 
 if TYPE_CHECKING:
@@ -70,7 +71,11 @@ class _Parsed(click.ParamType):  # type: ignore[type-arg]  # generic from click 
     envvar_list_splitter = "\n"
 
     def split_envvar_value(self, rv: str) -> list[str]:
-        return [line.strip() for line in rv.split("\n") if line.strip()]
+        lines = [line.strip() for line in rv.split("\n") if line.strip()]
+        if not lines and rv:
+            # click takes an empty variable for an unset one. One of blanks was meant to hold something, such as a pin.
+            raise SettingsError(f"a variable for {self.name} holds blanks alone: it was probably not filled in")
+        return lines
 
 
 def _parse_header(text: str) -> tuple[tuple[str, str], ...]:
@@ -303,7 +308,8 @@ def command(ctx: click.Context, /, **options: Any) -> int:
         raise SettingsError("--check is for a client: expected it with -c, and with the options of that client")
     normal = logging.WARNING if mode == "demo" else logging.INFO
     level = logging.ERROR if options["quiet"] else logging.DEBUG if options["verbose"] else normal
-    start_logging(level, service=mode == "server")
+    lasting = mode == "server" or any(options[name] for name in ("listen", "local_forward", "dynamic_forward"))
+    start_logging(level, service=mode == "server", background=lasting)
     match mode:
         case "demo":
             from http2tcp.demo import run_demo
@@ -492,7 +498,9 @@ def _run(arguments: Sequence[str] | None) -> int:
         return _complain(str(error), error.exit_code)
     except SystemExit:
         return 0  # click's word for EPIPE: whoever read our output has seen enough
-    except Exception:
+    except Exception as error:
+        if isinstance(error, OSError) and error.errno == errno.ENOSPC:
+            return _complain("stdout: cannot write to it: no space left on device", StdioFailed.exit_code)
         logger.exception("this is a bug in http2tcp; please report it with these lines")
         return EXIT_BUG
 

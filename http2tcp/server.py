@@ -13,7 +13,7 @@ from collections.abc import Sequence
 
 import trio
 
-from http2tcp.address import Address, parse_destination, parse_target
+from http2tcp.address import Address, TCPAddress, parse_destination, parse_target
 from http2tcp.audit import Reason, Session
 from http2tcp.errors import (
     AddressError,
@@ -76,8 +76,11 @@ async def serve(
                 await drain.wait()
                 accepting.cancel_scope.cancel()
             for listener in listeners:
-                listener.accept_queued(accepted)
-                listener.close()
+                if listener.accept_queued(accepted):
+                    listener.close()
+                else:
+                    # Out of descriptors: as sessions end, what is queued gets theirs.
+                    sessions.start_soon(listener.accept_rest, accepted)
             sessions.cancel_scope.deadline = trio.current_time() + settings.grace
     finally:
         for listener in listeners:
@@ -170,13 +173,13 @@ class _Connection:
             if request.expects_continue:
                 await self._stream.send_all(CONTINUE)
             started = trio.current_time()
+            known = trio.Event()
             with trio.fail_after(self._settings.connect_timeout):
-                dialled = await dial(destination, lambda address: not forbidden(address))
+                dialled = await dial(destination, lambda address: not forbidden(address), known.set)
             self._dial_time = trio.current_time() - started
             return dialled
         except trio.TooSlowError:
-            seconds = self._settings.connect_timeout
-            raise TargetTimeout(f"cannot reach {destination} from the server: no answer in {seconds:g} s") from None
+            raise _too_slow(destination, self._settings.connect_timeout, named=known.is_set()) from None
         except DialError as error:
             raise _dial_refusal(destination, error) from error
         except trio.BrokenResourceError:
@@ -235,6 +238,13 @@ _REASONS = {
     End.LEFT_BROKE: Reason.CLIENT_BROKE,
     End.RIGHT_BROKE: Reason.TARGET_BROKE,
 }
+
+
+def _too_slow(destination: Address, seconds: float, *, named: bool) -> Refusal:
+    if named or not isinstance(destination, TCPAddress):
+        return TargetTimeout(f"cannot reach {destination} from the server: no answer in {seconds:g} s")
+    words = f"cannot find {destination.host} from the server: no name server answered in {seconds:g} s"
+    return TargetTimeout(words, proxy_error="dns_timeout")
 
 
 def _dial_refusal(destination: Address, error: DialError) -> Refusal:

@@ -59,14 +59,18 @@ class Dialled(NamedTuple):
     address: Address
 
 
-async def dial(destination: Address, permits: Permits | None = None) -> Dialled:
+async def dial(
+    destination: Address, permits: Permits | None = None, resolved: Callable[[], None] | None = None
+) -> Dialled:
     """Connect to the first of the destination's permitted addresses that accepts (RFC 8305).
 
-    The caller sets the deadline. Raises DialError.
+    `resolved` is called once the name is known. The caller sets the deadline. Raises DialError.
     """
     if isinstance(destination, UnixAddress):
         return Dialled(await _dial_unix(destination), destination)
     candidates = await resolve(destination)
+    if resolved is not None:
+        resolved()
     if permits is not None:
         candidates = [candidate for candidate in candidates if permits(_ip(candidate))]
         if not candidates:
@@ -83,11 +87,19 @@ class Candidate(NamedTuple):
     head_start: HeadStart | None = None
 
 
+# RFC 6761, section 6.3: it is loopback, whatever a name server says. It is what most tunnels ask for, and
+# must not wait in the queue behind names that no server knows.
+_LOCALHOST = ("localhost", "localhost.")
+_LOOPBACK = ((socket.AF_INET6, "::1"), (socket.AF_INET, "127.0.0.1"))
+
+
 async def resolve(destination: TCPAddress, head_start: HeadStart | None = None) -> list[Candidate]:
     """The name's addresses in the resolver's order, which `head_start` may know already. Raises DialError."""
     try:
         if head_start is not None:
             return await _resolved_before(head_start)
+        if destination.host in _LOCALHOST:
+            return [Candidate(family, (address, destination.port)) for family, address in _LOOPBACK]
         # Bytes, since a str is put through the idna codec, whose import costs time and which knows fewer names.
         host = destination.host.encode("ascii")
         found = await trio.socket.getaddrinfo(host, destination.port, type=socket.SOCK_STREAM)

@@ -66,14 +66,22 @@ class Listener:
                     logger.warning("connections can be accepted again")
                 exhausted = False
 
-    def accept_queued(self, accepted: Accepted) -> None:
-        """Hand on what the kernel has accepted already; nothing where descriptors run out."""
+    def accept_queued(self, accepted: Accepted) -> bool:
+        """Hand on what the kernel has accepted already; False where descriptors ran out before the last."""
         while True:
             try:
                 accepted(*self._accept())
+            except BlockingIOError:
+                return True
             except OSError as error:
-                if isinstance(error, BlockingIOError) or error.errno in _EXHAUSTED:
-                    return
+                if error.errno in _EXHAUSTED:
+                    return False
+
+    async def accept_rest(self, accepted: Accepted) -> None:
+        """Hand on what is queued as descriptors become free, and close."""
+        while not self.accept_queued(accepted):  # noqa: ASYNC110  (nothing could set an event)
+            await trio.sleep(_EXHAUSTED_PAUSE)
+        self.close()
 
     def _accept(self) -> tuple[socket.socket, str]:
         sock, peer = self._socket.accept()

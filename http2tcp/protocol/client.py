@@ -7,6 +7,7 @@ server's own or a front end's, and what to do about it, is for `http2tcp.diagnos
 
 from __future__ import annotations
 
+import re
 from base64 import b64encode
 from collections.abc import Sequence
 from typing import NamedTuple
@@ -17,6 +18,9 @@ import h11
 from http2tcp.address import Address, Endpoint, TCPAddress
 from http2tcp.errors import FrontEndFailed, UpgradeNotPassed
 from http2tcp.protocol.transport import KEEPALIVE_FIELD, PROXY_NAME, TOKEN_FIELD, Transport, parse_keepalive
+
+# RFC 8941, section 3.1, as far as it takes to tell the members of a list apart.
+_MEMBER = re.compile(r'(?:[^,"]|"(?:[^"\\]|\\.)*"?)+')
 
 #: How every answer begins that we can read.
 HTTP = b"HTTP/1."
@@ -203,6 +207,8 @@ class AnswerReader:
                     return self._refused()
 
     def _switched(self, event: h11.InformationalResponse) -> Switched:
+        if event.http_version != b"1.1":
+            raise FrontEndFailed("the answer switches protocols in a version of HTTP that cannot")
         self._head = event
         transport = Transport.named(_field(event, b"upgrade"))
         if transport is None or (transport is not self._transport and not self._any_transport):
@@ -271,8 +277,8 @@ def _field(event: h11.Response | h11.InformationalResponse, name: bytes) -> str:
 
 def _proxy_error(event: h11.Response | h11.InformationalResponse) -> str | None:
     """Our own member's error type: "" without one, None where no member of Proxy-Status is ours."""
-    # RFC 9209, section 2: a list; proxies on the way add theirs at its end. No string of ours holds a comma.
-    for member in _field(event, b"proxy-status").split(","):
+    # RFC 9209, section 2: a list; proxies on the way add theirs at its end, with strings that may hold commas.
+    for member in _MEMBER.findall(_field(event, b"proxy-status")):
         name, *parameters = (part.strip() for part in member.split(";"))
         if name == PROXY_NAME:
             pairs = (parameter.partition("=") for parameter in parameters)

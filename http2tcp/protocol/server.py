@@ -95,6 +95,7 @@ class RequestReader:
         self._connect = connect
         self._buffer = bytearray()
         self._scanned = 0
+        self._line_seen = False
 
     def receive(self, data: bytes) -> None:
         """Take bytes from the wire."""
@@ -111,6 +112,11 @@ class RequestReader:
         if head_size > MAX_HEAD:
             raise HeadTooLarge
         self._scanned = head_size
+        if not self._line_seen and (line_end := self._buffer.find(b"\r\n")) >= 0:
+            # An ssh client's greeting is told at its first line.
+            if not _REQUEST_LINE.fullmatch(self._buffer, 0, line_end):
+                raise BadRequest
+            self._line_seen = True
         if end < 0:
             return None
         head = bytes(self._buffer[:head_size])
@@ -125,12 +131,12 @@ class RequestReader:
 
 def _parse_head(head: bytes, *, connect: bool) -> TunnelRequest:
     lines = head[:-4].split(b"\r\n")
-    if not _REQUEST_LINE.fullmatch(lines[0]):
-        raise BadRequest
     if len(lines) - 1 > MAX_FIELDS:
         raise HeadTooLarge
     if any(line[:1] in (b" ", b"\t") for line in lines):
         raise BadRequest  # obs-fold: RFC 9112, section 5.2 lets a server refuse it
+    if sum(line[:15].lower() == b"content-length:" for line in lines) > 1:
+        raise BadRequest  # h11 takes two that agree for one
     connect = connect and lines[0].startswith(b"CONNECT ")
     if connect:
         # Some clients of proxies leave Host out, which h11 forbids them in 1.1.

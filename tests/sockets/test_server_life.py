@@ -315,6 +315,46 @@ async def test_a_server_without_descriptors_says_so_once_and_recovers() -> None:
     ]
 
 
+async def test_a_drain_without_descriptors_still_serves_what_was_queued() -> None:
+    """In a process of its own: five are accepted before the drain, the others as these end."""
+    script = textwrap.dedent(
+        """
+        import os, resource, socket
+        import trio
+        from http2tcp.address import parse_listen
+        from http2tcp.server import serve
+        from http2tcp.settings import ServerSettings
+
+        async def main():
+            drain = trio.Event()
+            async with trio.open_nursery() as nursery:
+
+                async def run(*, task_status):
+                    settings = ServerSettings(listen=parse_listen("127.0.0.1:0"), tokens=("t0ken",))
+                    await serve(settings, drain=drain, task_status=task_status)
+
+                (address,) = await nursery.start(run)
+                clients = [socket.create_connection((address.host, address.port)) for _ in range(30)]
+                for client in clients:
+                    client.setblocking(False)
+                _, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+                resource.setrlimit(resource.RLIMIT_NOFILE, (len(os.listdir("/proc/self/fd")) + 5, hard))
+                drain.set()
+                for client in clients:
+                    client.send(b"GET / HTTP/1.1\\r\\nHost: a\\r\\n\\r\\n")
+                for client in clients:
+                    stream = trio.SocketStream(trio.socket.from_stdlib_socket(client))
+                    assert (await stream.receive_some()).startswith(b"HTTP/1.1 401 ")
+                    await stream.aclose()
+
+        trio.run(main)
+        """
+    )
+    with trio.fail_after(20):
+        done = await trio.run_process([sys.executable, "-c", script], capture_stderr=True, check=False, cwd=os.getcwd())
+    assert done.returncode == 0, done.stderr.decode()
+
+
 async def test_a_server_that_cannot_dial_for_want_of_descriptors_is_at_its_limit() -> None:
     async with target(echo) as where, served() as server:
         stream = await trio.open_tcp_stream("127.0.0.1", server.address.port)

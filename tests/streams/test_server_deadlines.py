@@ -10,8 +10,9 @@ import pytest
 import trio
 import trio.testing
 
+from http2tcp.address import TCPAddress
 from http2tcp.net import dial as dial_module
-from http2tcp.net.dial import Candidate
+from http2tcp.net.dial import Candidate, resolve
 from http2tcp.policy import Policy
 from http2tcp.server import _Connection
 from http2tcp.settings import ServerSettings
@@ -143,7 +144,23 @@ async def test_a_name_server_that_does_not_answer_is_a_504_too(autojump_clock: t
     async with trio.open_nursery() as nursery:
         nursery.start_soon(connection.run)
         refused = await answer(client)
-    assert (refused.status, refused.error) == (504, "connection_timeout")
+    assert (refused.status, refused.error) == (504, "dns_timeout")
+    assert refused.body == b"cannot find slow.example from the server: no name server answered in 10 s\n"
+
+
+async def test_a_login_to_the_server_itself_waits_for_no_name_server(
+    autojump_clock: trio.testing.MockClock,
+) -> None:
+    class Forbidding(trio.abc.HostnameResolver):
+        async def getaddrinfo(self, *arguments: Any, **more: Any) -> Any:
+            raise AssertionError("localhost was looked up")
+
+        async def getnameinfo(self, sockaddr: Any, flags: int) -> Any:
+            raise NotImplementedError
+
+    trio.socket.set_custom_hostname_resolver(Forbidding())
+    candidates = await resolve(TCPAddress("localhost", 22))
+    assert [candidate.sockaddr for candidate in candidates] == [("::1", 22), ("127.0.0.1", 22)]
 
 
 async def test_a_name_that_leads_to_forbidden_addresses_alone_is_a_403_that_says_why(

@@ -377,7 +377,27 @@ def test_an_answer_without_an_end_is_given_up(endless: bytes) -> None:
 
 @pytest.mark.parametrize("greeting", [b"SSH-2.0-OpenSSH_9.2\r\n", b"\x15\x03\x01", b"2", b"HTTP/2.0 200 OK\r\n\r\n"])
 def test_a_greeting_in_another_protocol_is_told_at_once(greeting: bytes) -> None:
-    reader = AnswerReader(Transport.TCP)
-    with pytest.raises(FrontEndFailed, match="does not speak HTTP"):
+    def receive() -> None:
+        reader = AnswerReader(Transport.TCP)
         for byte in greeting:
             reader.receive(bytes([byte]))
+
+    with pytest.raises(FrontEndFailed, match="does not speak HTTP"):
+        receive()
+
+
+def test_an_answer_in_http_1_0_switches_nothing() -> None:
+    reader = AnswerReader(Transport.TCP)
+    reader.receive(b"HTTP/1.0 101 Switching Protocols\r\nConnection: Upgrade\r\nUpgrade: tcp\r\n\r\n")
+    with pytest.raises(FrontEndFailed):
+        reader.next_event()
+
+
+def test_a_string_in_another_proxys_status_is_not_taken_for_ours() -> None:
+    reader = AnswerReader(Transport.TCP)
+    reader.receive(
+        b'HTTP/1.1 502 Bad Gateway\r\nProxy-Status: other; details="a, http2tcp; error=q"\r\nContent-Length: 0\r\n\r\n'
+    )
+    answer = reader.next_event()
+    assert isinstance(answer, Refused)
+    assert answer.proxy_error is None
