@@ -44,6 +44,7 @@ if TYPE_CHECKING:
     from http2tcp.progress import Progress
     from http2tcp.proxy_choice import Proxy
 
+_CUT_BY = "the target reset it, or something on the way restarted or ran into a timeout; the server's log says which"
 # How long what stdin still holds may take when nobody listens any more: ssh says goodbye and leaves.
 LAST_WORDS = 1.0
 
@@ -302,6 +303,9 @@ async def _upgrade(
         seconds = settings.answer_timeout
         raise FrontEndFailed(f"{endpoint} gave no answer within {seconds:g} s: is http2tcp behind it?") from None
     except trio.BrokenResourceError as error:
+        if "CERTIFICATE_REQUIRED" in str(error) and settings.tls.client_cert is None:
+            # TLS 1.3 tells it only after the handshake.
+            raise TLSFailed(f"{endpoint.host} wants a certificate of this client: --client-cert") from error
         raise UpgradeNotPassed(f"{endpoint} broke the connection off without an answer: {error}") from error
     if progress is not None:
         progress.answered(answer, reader.fields)
@@ -365,7 +369,7 @@ def why_it_ended(tunnel: Tunnel, outcome: Outcome, traffic: Traffic) -> TunnelEr
         return target_refused()
     match outcome.end:
         case End.RIGHT_BROKE:
-            return TunnelCut(f"cut before both sides were done: {outcome.words}")
+            return TunnelCut(f"cut before both sides were done: {outcome.words}; {_CUT_BY}")
         case End.UNTOLD_EOF:
             return TunnelCut(
                 f"the target sent nothing for {tunnel.stream.eof_patience:g} s after our end of input, "

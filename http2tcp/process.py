@@ -22,6 +22,8 @@ if TYPE_CHECKING:
 logger = logging.getLogger("http2tcp")
 
 _STDOUT = 1
+# Names that the server looks up at once. A thread that waits costs 30 kB.
+_LOOK_UPS = 256
 
 OnSignal = Callable[[signal.Signals, trio.CancelScope], None]
 
@@ -45,6 +47,8 @@ def run_server(settings: ServerSettings) -> int:
         logger.info("listening on %s; open to %s", _and(addresses), reach)
 
     async def serve_and_announce() -> None:
+        # One look-up a thread: those for which no name server answers are not to hold up the others soon.
+        trio.to_thread.current_default_thread_limiter().total_tokens = _LOOK_UPS
         await serve(settings, drain=drain, task_status=_Announcement(started))
 
     _run(serve_and_announce, [signal.SIGINT, signal.SIGTERM], on_signal)

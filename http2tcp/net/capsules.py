@@ -65,7 +65,7 @@ class CapsuleStream(Stream):
     def decode(self, data: bytes) -> list[bytes]:
         """The payload in what `inner` received. Raises BrokenResourceError for an EOF too early, and for nonsense."""
         if not data:
-            raise trio.BrokenResourceError("it ended without FINAL_DATA")
+            raise trio.BrokenResourceError("it ended without its last capsule (FINAL_DATA)")
         try:
             return self.reader.receive(data)
         except CapsuleError as error:
