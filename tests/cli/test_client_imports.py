@@ -45,6 +45,7 @@ BROUGHT_LATE = {"difflib"}
 # Each costs a login milliseconds, and each is only one import away.
 NEVER = {
     *("http2tcp.server", "http2tcp.policy", "http2tcp.audit", "http2tcp.demo", "http2tcp.protocol.server"),
+    *("http2tcp.forwarder", "http2tcp.forwards", "http2tcp.protocol.socks"),
     *("http2tcp.net.listen", "http2tcp.net.fdpass", "asyncio", "json", "tomllib", "encodings.idna"),
 }
 

@@ -437,6 +437,26 @@ def test_an_unknown_transport_is_told_the_known_ones(http2tcp: Run) -> None:
     assert all(transport.value in sentence for transport in Transport)
 
 
+# --- forwarding ---------------------------------------------------------------------------------
+
+
+def test_every_listener_of_a_command_line_is_there_in_order(http2tcp: Run) -> None:
+    ran = http2tcp(*CLIENT, "-D", "1080", "-L8080:web:80", "-l", "5432", "-d", "db:5432", "-L", "/tmp/s:h:1", "-D:1")
+    assert [str(forward) for forward in ran.client.forwards] == [
+        "127.0.0.1:5432, leads to db:5432",
+        "127.0.0.1:8080, leads to web:80",
+        "unix:/tmp/s, leads to h:1",
+        "127.0.0.1:1080, a SOCKS5 proxy",
+        ":1, a SOCKS5 proxy",
+    ]
+
+
+def test_a_template_needs_a_destination_only_where_nothing_else_names_one(http2tcp: Run) -> None:
+    template = ("-c", "-e", "https://h/{target_host}/{target_port}")
+    assert http2tcp(*template, "-D", "1080", "-L", "80:web:80").started
+    assert "-d" in complaint(http2tcp(*template, "-D", "1080", "-l", "80"))
+
+
 # --- the log ------------------------------------------------------------------------------------
 
 

@@ -38,6 +38,15 @@ SERVER = ("-s", "-t", "s3cret")
         ((*SERVER, "--grace", "nan"), "seconds"),
         ((*SERVER, "--connect-timeout", "inf"), "seconds"),
         ((*CLIENT, "--transport", "udp"), "tcp"),
+        ((*CLIENT, "-L", "5432"), "[BIND:]PORT:HOST:HOSTPORT"),
+        ((*CLIENT, "-L", "db:5432"), "[BIND:]PORT:HOST:HOSTPORT"),
+        ((*CLIENT, "-L", "::1:5432:db:5432"), "brackets"),
+        ((*CLIENT, "-L", "5432:db:0"), "1 to 65535"),
+        ((*CLIENT, "-D", "nobody"), "[BIND:]PORT"),
+        ((*CLIENT, "-D", "1080:db:22"), "[BIND:]PORT"),
+        (("-c", "-e", "http://h/", "--fdpass", "-D", "1080"), "--fdpass"),
+        (("-c", "-e", "http://h/", "--fdpass", "-l", "1080"), "--fdpass"),
+        (("-c", "-e", "http://h/{target_host}/{target_port}", "-l", "1080"), "-d"),
         (("-c", "-e", ""), "https://"),
         (("-c", "-e", "ftp://u:s3cret@h/"), "https://"),
         (("-c", "-e", "https://u:s3cret pw@h/"), "https://"),
@@ -66,7 +75,9 @@ def test_a_mistake_is_one_sentence_that_says_what_was_expected(
 
 
 @pytest.mark.parametrize("character", ["\x1b[31m", "\r", "\n", "\x00", "\u202e", "\udcff"])
-@pytest.mark.parametrize("option", ["-d", "-l", "-e", "--path", "--transport", "--grace", "--ca-file", "--x"])
+@pytest.mark.parametrize(
+    "option", ["-d", "-l", "-L", "-D", "-e", "--path", "--transport", "--grace", "--ca-file", "--x"]
+)
 def test_no_argument_can_write_control_characters_to_the_terminal(http2tcp: Run, option: str, character: str) -> None:
     if option == "--x":
         sentence = complaint(http2tcp("-s", "-c", f"--x{character}"))
