@@ -26,8 +26,8 @@ from http2tcp.errors import (
 )
 from http2tcp.findings import Attempt, Hop, Report, Verdict
 from http2tcp.net.streams import SocketStream
-from http2tcp.net.tls import PinMismatch, client_context, open_tls
-from http2tcp.net.tls_over import open_tls_over
+from http2tcp.net.tls import PinMismatch, TLSStream, client_context, open_tls
+from http2tcp.net.tls_over import TLSOverStream, open_tls_over
 from http2tcp.protocol.client import Answer, Refused, Switched
 from http2tcp.protocol.transport import Transport
 from http2tcp.proxy_choice import Proxy
@@ -151,21 +151,20 @@ class _Walk:
             return None, None
         name = self._settings.tls.server_name or self._settings.endpoint.host
         context = client_context(verify=False)
+        secured: TLSStream | TLSOverStream
         try:
             stream = await dial_endpoint(self._settings)
-        except TunnelError:
-            return None, None
-        try:
             with trio.fail_after(self._settings.tls_timeout):
                 if isinstance(stream, SocketStream):
-                    bare = await open_tls(stream, context, name)
-                    return bare.version(), bare.certificate()
-                over = await open_tls_over(stream, context, name)
-                return over.version(), over.certificate()
-        except (OSError, trio.TooSlowError):
+                    secured = await open_tls(stream, context, name)
+                else:
+                    secured = await open_tls_over(stream, context, name)
+        except (TunnelError, OSError, trio.TooSlowError):
             return None, None
+        try:
+            return secured.version(), secured.certificate()
         finally:
-            stream.abort()
+            secured.abort()
 
     # --- what the client tells: http2tcp.progress -------------------------------------------------
 

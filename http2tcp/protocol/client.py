@@ -180,7 +180,9 @@ class AnswerReader:
             return self._refused()  # the status is known; a body that breaks off changes nothing
         unread, ended = self._connection.trailing_data
         if ended and not unread:
-            raise UpgradeNotPassed("the front end closed the connection without an answer")
+            raise UpgradeNotPassed(
+                "the front end closed the connection without an answer: check the port, and http:// or https://"
+            )
         raise _no_http()
 
     def _next_event(self) -> Answer | None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import ssl
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -36,19 +36,32 @@ class TLSFront:
 
 
 @asynccontextmanager
-async def tls_front(upstream: TCPAddress, directory: Path, *, close_notify: bool = True) -> AsyncIterator[TLSFront]:
-    """Pass connections on to `upstream`; without `close_notify` its EOF cuts the client's connection."""
+async def tls_front(
+    upstream: TCPAddress,
+    directory: Path,
+    *,
+    close_notify: bool = True,
+    issue: Callable[[trustme.CA], trustme.LeafCert] = lambda authority: authority.issue_cert("localhost"),
+) -> AsyncIterator[TLSFront]:
+    """Pass connections on to `upstream`; without `close_notify` its EOF cuts the client's connection.
+
+    `issue` makes the certificate.
+    """
     authority = trustme.CA()
     ca_file = directory / "front-ca.pem"
     authority.cert_pem.write_to_path(str(ca_file))
     context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
-    authority.issue_cert("localhost").configure_cert(context)
+    issue(authority).configure_cert(context)
     (listener,) = await trio.open_tcp_listeners(0, host="127.0.0.1")
     front = TLSFront(listener.socket.getsockname()[1], ca_file)
 
     async def connection(transport: trio.SocketStream) -> None:
         client = trio.SSLStream(transport, context, server_side=True)
         try:
+            try:
+                await client.do_handshake()
+            except trio.BrokenResourceError:
+                return  # the client does not like the certificate, or speaks no TLS
             async with await trio.open_tcp_stream(upstream.host, upstream.port) as server:
                 async with trio.open_nursery() as both:
                     both.start_soon(upwards, client, server)
