@@ -74,8 +74,8 @@ class CapsuleStream(Stream):
     async def send_all(self, data: Bytes) -> None:
         """Send it as DATA capsules."""
         with memoryview(data) as view:
-            for start in range(0, len(view), CHUNK):
-                part = view[start : start + CHUNK]
+            for start in range(0, len(view), self.inner.chunk):
+                part = view[start : start + self.inner.chunk]
                 await self.send_whole(b"".join((data_header(len(part)), part)))
 
     async def send_eof(self) -> None:

@@ -53,6 +53,8 @@ class Stream(trio.abc.HalfCloseableStream):
     needs_attention: bool = False
     #: How long, in seconds, a stream that was sent an EOF may stay silent before it counts as ended.
     eof_patience: float = math.inf
+    #: How much it takes at a time best.
+    chunk: int = CHUNK
     #: True where its own EOF ends both directions soon, whatever the other side does.
     eof_is_last: bool = False
 

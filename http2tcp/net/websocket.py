@@ -12,8 +12,10 @@ import trio
 
 from http2tcp.net.streams import CHUNK, EOF_PATIENCE, Bytes, HalfCloseUnsupported, Stream
 from http2tcp.net.turn import Turn
-from http2tcp.protocol.websocket import Code, WebSocket, WebSocketError
+from http2tcp.protocol.websocket import MAX_SENT, Code, WebSocket, WebSocketError
 
+# Less than elsewhere: each byte is copied some times over, and larger pieces go back to the system in between.
+_RECEIVED = 128 * 1024
 # How long closing may take to say so and to hear the peer's own Close, and how much may come before that.
 _CLOSING = 1.0
 _CLOSING_BYTES = CHUNK
@@ -29,6 +31,8 @@ class WebSocketStream(Stream):
 
     needs_attention = True
     eof_is_last = True
+    # A message, less the head of a capsule.
+    chunk = MAX_SENT - 16
 
     def __init__(self, inner: Stream, *, client: bool, keepalive: float) -> None:
         self.inner = inner
@@ -75,7 +79,7 @@ class WebSocketStream(Stream):
     async def _feed(self) -> None:
         self._receiving = True
         try:
-            data = await self.inner.receive_some(CHUNK)
+            data = await self.inner.receive_some(_RECEIVED)
         finally:
             self._receiving = False
         if not data:
@@ -86,7 +90,8 @@ class WebSocketStream(Stream):
         """Send it as binary messages. Raises BrokenResourceError where the peer takes no more."""
         async with self._turn:
             if self._machine.can_send:
-                await self.inner.send_all(self._machine.message(data))
+                for message in self._machine.messages(data):
+                    await self.inner.send_all(message)
                 return
         if self._machine.ended:
             raise trio.BrokenResourceError("the peer had closed it already")

@@ -8,13 +8,15 @@ Importing this loads wsproto, which takes as long as the rest of the client's st
 
 from __future__ import annotations
 
+import functools
 import os
+from collections.abc import Iterator
 from enum import IntEnum
 
 from wsproto.connection import Connection, ConnectionState, ConnectionType
 from wsproto.events import BytesMessage, CloseConnection, Ping, TextMessage
 from wsproto.extensions import Extension
-from wsproto.frame_protocol import CloseReason, RsvBits, XorMaskerSimple
+from wsproto.frame_protocol import CloseReason, RsvBits
 
 from http2tcp.errors import Http2tcpError
 
@@ -70,6 +72,17 @@ class _FrameLimit(Extension):
         self, proto: object, opcode: object, rsv: object, payload_length: int
     ) -> CloseReason | RsvBits:
         return CloseReason.MESSAGE_TOO_BIG if payload_length > MAX_MESSAGE else RsvBits(False, False, False)
+
+
+def _mask(data: bytearray, start: int, key: bytes) -> None:
+    """Mask what follows `start`, in place: section 5.3. Faster than XOR of large integers would be."""
+    for offset, byte in enumerate(key, start):
+        data[offset::4] = data[offset::4].translate(_xor_table(byte))
+
+
+@functools.cache
+def _xor_table(byte: int) -> bytes:
+    return bytes(other ^ byte for other in range(256))
 
 
 class WebSocket:
@@ -169,21 +182,20 @@ class WebSocket:
 
     # --- sending: all of it is for the wire, whole and in this order ---
 
-    def message(self, data: bytes | bytearray | memoryview) -> bytes:
-        """Binary messages that carry `data`. Only while it `can_send`."""
-        # Not by wsproto, which copies thrice on the way: 450 against 800 MB/s.
-        parts: list[bytes | bytearray | memoryview] = []
+    def messages(self, data: bytes | bytearray | memoryview) -> Iterator[bytearray]:
+        """Binary messages that carry `data`, one at a time. Only while it `can_send`."""
+        # Not by wsproto, which copies four times on the way: twice as fast.
         with memoryview(data) as view:
             for start in range(0, len(view), MAX_SENT):
                 part = view[start : start + MAX_SENT]
-                parts.append(self._header(len(part)))
-                if self._client:
-                    # Section 10.3: who chooses what we send must not be able to choose what is on the wire.
-                    key = os.urandom(4)
-                    parts += (key, XorMaskerSimple(key).process(part))  # type: ignore[arg-type]
-                else:
-                    parts.append(part)
-            return b"".join(parts)
+                if not self._client:
+                    yield bytearray().join((self._header(len(part)), part))
+                    continue
+                # Section 10.3: who chooses what we send must not be able to choose what is on the wire.
+                key = os.urandom(4)
+                message = bytearray().join((self._header(len(part)), key, part))
+                _mask(message, len(message) - len(part), key)
+                yield message
 
     def _header(self, length: int) -> bytes:
         mask = _MASKED if self._client else 0

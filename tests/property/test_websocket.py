@@ -63,7 +63,7 @@ def test_the_payload_does_not_depend_on_where_the_stream_is_cut(
 @given(st.binary(max_size=400), st.booleans(), _places)
 def test_what_one_end_sends_the_other_receives(data: bytes, client: bool, places: list[int]) -> None:
     ours, theirs = WebSocket(client=client), WebSocket(client=not client)
-    wire = ours.message(data) + ours.ping() + ours.close(1000)
+    wire = b"".join(ours.messages(data)) + ours.ping() + ours.close(1000)
     assert b"".join([_take(theirs, piece) for piece in _cut(wire, places)]) == data
     assert theirs.ended
     answer = theirs.answer() or theirs.close(1000)

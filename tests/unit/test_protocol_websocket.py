@@ -81,7 +81,7 @@ def test_a_key_that_is_not_16_bytes_in_base64_is_none(value: bytes) -> None:
 def test_bytes_go_out_in_messages_that_every_peer_takes(make: type[WebSocket], size: int) -> None:
     data = bytes(range(256)) * (size // 256 + 1)
     data = data[:size]
-    sent = frames(make().message(data))
+    sent = frames(b"".join(make().messages(data)))
     assert b"".join(each.payload for each in sent) == data
     assert {(each.opcode, each.final) for each in sent} == {(BINARY, True)}
     assert max(len(each.payload) for each in sent) <= MAX_SENT
@@ -90,7 +90,7 @@ def test_bytes_go_out_in_messages_that_every_peer_takes(make: type[WebSocket], s
 
 def test_nobody_can_foresee_a_mask() -> None:
     end = client()
-    keys = [each.key for _ in range(50) for each in frames(end.message(b"x" * 2 * MAX_SENT))]
+    keys = [each.key for _ in range(50) for each in frames(b"".join(end.messages(b"x" * 2 * MAX_SENT)))]
     assert len(set(keys)) == len(keys) == 100
 
 
@@ -232,7 +232,7 @@ def test_a_server_still_sends_to_a_client_that_has_closed_until_it_answers() -> 
     assert end.can_send
     assert not end.owes
     assert end.ping() == b""
-    assert frames(end.message(b"reply"))[0].payload == b"reply"
+    assert frames(b"".join(end.messages(b"reply")))[0].payload == b"reply"
     assert close_of(end.close(1000)) == (1000, "")
     assert not end.can_send
 
