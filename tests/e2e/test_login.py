@@ -26,7 +26,7 @@ LoginTo = Callable[..., Login]
 HUNDRED_MB = 100 * 1000 * 1000
 
 
-@pytest.mark.parametrize("transport", ["auto", "connect-tcp", "tcp", "http2tcp/1.0"])
+@pytest.mark.parametrize("transport", ["auto", "connect-tcp", "tcp", "http2tcp/1.0", "websocket"])
 def test_a_command_s_output_and_exit_status_come_back(
     site: Site, login: LoginTo, endpoint: str, transport: str
 ) -> None:
@@ -129,7 +129,7 @@ def test_two_logins_share_the_tunnel_of_a_control_master(site: Site, login: Logi
     assert site.server.log.count("opened session=") == opened_before + 1
 
 
-@pytest.mark.parametrize("transport", ["connect-tcp", "tcp"])
+@pytest.mark.parametrize("transport", ["connect-tcp", "tcp", "websocket"])
 def test_100_mb_each_way_arrive_unchanged(site: Site, login: LoginTo, tmp_path: Path, transport: str) -> None:
     data = os.urandom(1_000_000) * (HUNDRED_MB // 1_000_000)
     user = login(site.client(site.https, "--transport", transport))

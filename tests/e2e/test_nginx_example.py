@@ -60,13 +60,16 @@ def test_a_login_survives_a_reload_of_nginx(site: Site, login: LoginTo) -> None:
     wait_until(lambda: not before & site.nginx_https.workers(), "the old worker ends with its last tunnel")
 
 
-def test_a_silent_login_outlives_a_front_end_s_short_patience(site: Site, login: LoginTo, tmp_path: Path) -> None:
+@pytest.mark.parametrize("transport", ["connect-tcp", "websocket"])
+def test_a_silent_login_outlives_a_front_end_s_short_patience(
+    site: Site, login: LoginTo, tmp_path: Path, transport: str
+) -> None:
     port = free_port()
     replacements = https_site(port, f"http://127.0.0.1:{site.server.port}", site.certificates.good)
     replacements["proxy_read_timeout 1d;"] = "proxy_read_timeout 1s;"
     with nginx(tmp_path / "nginx", example(tmp_path / "nginx", replacements), port):
         endpoint = f"https://localhost:{port}/~http2tcp/"
-        framed = site.client(endpoint, "--transport", "connect-tcp", "--keepalive", "0.3")
+        framed = site.client(endpoint, "--transport", transport, "--keepalive", "0.3")
         done = login(framed).run("ssh", "target", "sleep 2.5; echo still here")
         assert (done.stdout, done.stderr) == (b"still here\n", b"")
 
