@@ -200,7 +200,7 @@ VARIABLES: dict[str, tuple[str, tuple[str, ...], Any, Any]] = {
     "verbose": ("1", CLIENT, lambda ran: ran.started, True),
     "quiet": ("1", CLIENT, lambda ran: ran.started, True),
 }
-ACTIONS = {"demo", "version", "help"}
+ACTIONS = {"check", "json", "demo", "version", "help"}
 
 
 def _parameters() -> list[click.Parameter]:
