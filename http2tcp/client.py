@@ -371,9 +371,10 @@ def why_it_ended(tunnel: Tunnel, outcome: Outcome, traffic: Traffic) -> TunnelEr
         case End.RIGHT_BROKE:
             return TunnelCut(f"cut before both sides were done: {outcome.words}; {_CUT_BY}")
         case End.UNTOLD_EOF:
+            carrier = "WebSocket" if tunnel.transport is Transport.WEBSOCKET else "raw bytes over TLS"
             return TunnelCut(
                 f"the target sent nothing for {tunnel.stream.eof_patience:g} s after our end of input, "
-                "which raw bytes over TLS cannot tell it"
+                f"which {carrier} cannot tell it"
             )
         case _:
             return None

@@ -6,6 +6,7 @@ import hashlib
 import os
 import socket
 import subprocess
+import sys
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -162,3 +163,16 @@ def test_our_client_logs_in_through_websocat(site: Site, login: LoginTo, tmp_pat
         done = login(client).run("ssh", "target", "head -c 1000000 /dev/zero | sha256sum; exit 3")
     assert (done.returncode, done.stderr) == (3, b"")
     assert done.stdout.split()[0].decode() == hashlib.sha256(bytes(1_000_000)).hexdigest()
+
+
+def test_an_input_that_ends_with_a_silent_target_behind_websocat_is_told(site: Site, tmp_path: Path) -> None:
+    port = free_port()
+    command = [program("websocat"), "-b", "-E", f"ws-l:127.0.0.1:{port}", f"tcp:{site.sshd.address}"]
+    patience = "import http2tcp.net.websocket as websocket; websocket.EOF_PATIENCE = 0.5"
+    client = [sys.executable, "-c", f"{patience}; from http2tcp.__main__ import main; main()"]
+    client += ["-c", "-e", f"http://127.0.0.1:{port}/", "--transport", "websocket"]
+    with running(command, tmp_path / "websocat.log", lambda: listens(port)):
+        done = subprocess.run(client, input=b"", capture_output=True, timeout=30, env=environment())
+    assert done.stdout.startswith(b"SSH-2.0-")
+    assert done.returncode == 71
+    assert b"after our end of input, which WebSocket cannot tell it" in done.stderr
