@@ -61,17 +61,29 @@ def example(directory: Path, replacements: Mapping[str, str]) -> str:
     return replaced(EXAMPLE.read_text(), {**log, **replacements})
 
 
+def prepared(file: Path) -> Path:
+    """The configuration, made to write nowhere but in its own directory, besides what it names."""
+    directory = file.parent
+    places = "".join(f"{name}_temp_path {directory / name};\n" for name in _TEMP_PATHS)
+    places += f"access_log {directory / 'other.log'};\n"
+    file.write_text(replaced(file.read_text(), {"\nhttp {\n": f"\nhttp {{\n{places}"}))
+    return file
+
+
+def command(file: Path) -> list[str]:
+    """nginx in the foreground, with a configuration that was prepared."""
+    directory = file.parent
+    # Workers are another user's by default, who cannot enter the test's directories.
+    user = "user root;" if os.getuid() == 0 else ""
+    options = ["-e", str(directory / "error.log"), "-g", f"daemon off; pid {directory / 'nginx.pid'}; {user}"]
+    return [program("nginx"), "-p", str(directory), "-c", str(file), *options]
+
+
 @contextmanager
 def nginx(directory: Path, configuration: str, port: int) -> Iterator[Nginx]:
     """nginx with this configuration, which listens at `port`. Its logs and temporary files go to `directory`."""
     directory.mkdir(exist_ok=True)
-    # Where nginx would write, but for what the configuration names; another user's nginx owns those places.
-    places = "".join(f"{name}_temp_path {directory / name};\n" for name in _TEMP_PATHS)
-    places += f"access_log {directory / 'other.log'};\n"
-    (directory / "nginx.conf").write_text(replaced(configuration, {"\nhttp {\n": f"\nhttp {{\n{places}"}))
-    # Workers are another user's by default, who cannot enter the test's directories.
-    user = "user root;" if os.getuid() == 0 else ""
-    command = [program("nginx"), "-p", str(directory), "-c", str(directory / "nginx.conf")]
-    command += ["-e", str(directory / "error.log"), "-g", f"daemon off; pid {directory / 'nginx.pid'}; {user}"]
-    with running(command, directory / "output.log", lambda: listens(port)) as process:
+    file = directory / "nginx.conf"
+    file.write_text(configuration)
+    with running(command(prepared(file)), directory / "output.log", lambda: listens(port)) as process:
         yield Nginx(process, directory)

@@ -1,0 +1,54 @@
+"""What the documentation and the examples repeat from the code is what the code says."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+
+import pytest
+
+from http2tcp import advice
+from http2tcp.protocol.transport import TOKENS
+
+ROOT = Path(__file__).parents[2]
+
+WRITTEN = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md")), *sorted((ROOT / "examples").iterdir())]
+MAP = re.compile(r"map \$http_upgrade \$\w+ \{(.*?)\}", re.DOTALL)
+#: The lines of HAProxy, Apache and Caddy.
+LISTS = re.compile(r"^.*(?:req\.hdr\(Upgrade\) -i|\{HTTP:Upgrade\} !~|\{header\.Upgrade\}\.matches).*$", re.MULTILINE)
+
+
+def maps() -> list[tuple[str, str]]:
+    """Every nginx map, with the file that it stands in."""
+    texts = [(file.name, file.read_text()) for file in WRITTEN]
+    texts.append(("advice", "\n".join(advice.lines(advice.NGINX))))
+    return [(name, block) for name, text in texts for block in MAP.findall(text)]
+
+
+def test_an_nginx_map_is_where_a_user_looks_for_one() -> None:
+    assert {"README.md", "front-ends.md", "nginx.conf", "advice"} <= {name for name, _ in maps()}
+
+
+@pytest.mark.parametrize(("name", "block"), maps(), ids=[name for name, _ in maps()])
+def test_every_nginx_map_passes_every_token_that_the_server_knows(name: str, block: str) -> None:
+    entries = [line.strip().rstrip(";").split() for line in block.splitlines() if line.strip()]
+    assert entries[0] == ["default", '""']
+    assert sorted(entries[1:]) == sorted([token, token] for token in TOKENS)
+
+
+def lists() -> list[tuple[str, str]]:
+    return [(file.name, line) for file in WRITTEN for line in LISTS.findall(file.read_text())]
+
+
+def test_the_other_front_ends_lists_are_found() -> None:
+    names = {"front-ends.md", "haproxy.cfg", "apache.conf", "Caddyfile"}
+    assert {name for name, _ in lists()} == names
+    assert len(lists()) == 6
+
+
+@pytest.mark.parametrize(("name", "line"), lists(), ids=[name for name, _ in lists()])
+def test_every_other_front_end_s_list_passes_every_token_that_the_server_knows(name: str, line: str) -> None:
+    plain = line.replace("\\.", ".").replace("[.]", ".")
+    listed = re.search(r"\(((?:[^()|]+\|)+[^()|]+)\)\$|-i (.*)$", plain)
+    assert listed is not None
+    assert sorted(re.split(r"[| ]", listed[1] or listed[2])) == sorted(TOKENS)
