@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import json
 import os
 import pty
 import re
@@ -167,6 +168,23 @@ def test_the_line_names_the_hop_and_the_fix(site: Site, case: Case, fill: Callab
     assert done.stdout == b""
     assert site.server.token not in line
     assert re.search(r"Errno|Traceback|\bssl\.|\(_ssl|b'", line) is None
+
+
+@pytest.mark.parametrize("case", CASES.values(), ids=CASES.keys())
+def test_a_check_names_the_same_hop_and_the_fix(site: Site, case: Case, fill: Callable[[str], str]) -> None:
+    command = [*client_of(case, site, fill), "--check", "--json"]
+    done = subprocess.run(command, stdin=subprocess.DEVNULL, capture_output=True, timeout=30, env=environment())
+    assert done.stderr == b""
+    document = json.loads(done.stdout)
+    assert done.returncode == document["exit_status"] == case.status
+    hop = fill(case.says[0]).removesuffix(": ")
+    assert document["sentence"].startswith(f"It fails at {hop if hop.isupper() else f'the {hop}'}: ")
+    lines = document["advice"]["lines"] if document["advice"] else []
+    for part in case.says[1:]:
+        # In the lines for nginx the token is a variable.
+        whole = fill(part).replace("Upgrade connect-tcp;", "Upgrade $http2tcp_upgrade;")
+        assert whole in " ".join([document["sentence"], *lines])
+    assert site.server.token not in done.stdout.decode()
 
 
 @pytest.mark.parametrize("name", ["wrong token", "refused target", "server down", "certificate unknown"])
