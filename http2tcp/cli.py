@@ -308,8 +308,7 @@ def command(ctx: click.Context, /, **options: Any) -> int:
         raise SettingsError("--check is for a client: expected it with -c, and with the options of that client")
     normal = logging.WARNING if mode == "demo" else logging.INFO
     level = logging.ERROR if options["quiet"] else logging.DEBUG if options["verbose"] else normal
-    lasting = mode == "server" or any(options[name] for name in ("listen", "local_forward", "dynamic_forward"))
-    start_logging(level, service=mode == "server", background=lasting)
+    start_logging(level, service=mode == "server")
     match mode:
         case "demo":
             from http2tcp.demo import run_demo

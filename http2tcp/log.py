@@ -17,11 +17,8 @@ _WAITING = 4096
 _LAST_LINES = 1.0
 
 
-def start_logging(level: int, *, service: bool, background: bool) -> None:
-    """Log to stderr: a service with the time, unless the journal adds it; a command as `http2tcp: …`.
-
-    `background`: by a thread, so that a reader who has stopped (Ctrl-S, a stuck collector) stops no tunnel.
-    """
+def start_logging(level: int, *, service: bool) -> None:
+    """Log to stderr: a service with the time, unless the journal adds it; a command as `http2tcp: …`."""
     # A log that cannot be written (a full disk, a closed pipe) is no reason to print tracebacks.
     logging.raiseExceptions = False
     formatter = logging.Formatter("http2tcp: %(message)s")
@@ -32,8 +29,13 @@ def start_logging(level: int, *, service: bool, background: bool) -> None:
             formatter.converter = time.gmtime
     stderr = logging.StreamHandler()
     stderr.setFormatter(formatter)
-    logger.handlers[:] = [BackgroundHandler(stderr) if background else stderr]
+    logger.handlers[:] = [stderr]
     logger.setLevel(level)
+
+
+def log_in_background() -> None:
+    """From now on a thread writes the log: a reader who has stopped (Ctrl-S, a stuck collector) stops no tunnel."""
+    logger.handlers[:] = [BackgroundHandler(handler) for handler in logger.handlers]
 
 
 class BackgroundHandler(logging.Handler):

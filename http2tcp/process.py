@@ -13,6 +13,7 @@ import trio
 
 from http2tcp.address import Address, is_loopback
 from http2tcp.errors import Http2tcpError, SettingsError
+from http2tcp.log import log_in_background
 
 if TYPE_CHECKING:
     from http2tcp.forwards import Forward
@@ -51,6 +52,7 @@ def run_server(settings: ServerSettings) -> int:
         trio.to_thread.current_default_thread_limiter().total_tokens = _LOOK_UPS
         await serve(settings, drain=drain, task_status=_Announcement(started))
 
+    log_in_background()
     _run(serve_and_announce, [signal.SIGINT, signal.SIGTERM], on_signal)
     return 0
 
@@ -101,6 +103,8 @@ def run_client(settings: ClientSettings, head_start: HeadStart | None = None) ->
         for each in forwards:
             logger.info("listening on %s", each)
 
+    if settings.forwards:
+        log_in_background()
     _run(tunnel, signals, on_signal)
     return status
 

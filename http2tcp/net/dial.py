@@ -90,7 +90,7 @@ class Candidate(NamedTuple):
 # RFC 6761, section 6.3: it is loopback, whatever a name server says. It is what most tunnels ask for, and
 # must not wait in the queue behind names that no server knows.
 _LOCALHOST = ("localhost", "localhost.")
-_LOOPBACK = ((socket.AF_INET6, "::1"), (socket.AF_INET, "127.0.0.1"))
+_LOOPBACK = ((socket.AF_INET, "127.0.0.1"), (socket.AF_INET6, "::1"))
 
 
 async def resolve(destination: TCPAddress, head_start: HeadStart | None = None) -> list[Candidate]:

@@ -160,7 +160,7 @@ async def test_a_login_to_the_server_itself_waits_for_no_name_server(
 
     trio.socket.set_custom_hostname_resolver(Forbidding())
     candidates = await resolve(TCPAddress("localhost", 22))
-    assert [candidate.sockaddr for candidate in candidates] == [("::1", 22), ("127.0.0.1", 22)]
+    assert [candidate.sockaddr for candidate in candidates] == [("127.0.0.1", 22), ("::1", 22)]
 
 
 async def test_a_name_that_leads_to_forbidden_addresses_alone_is_a_403_that_says_why(
