@@ -13,7 +13,7 @@ from dataclasses import replace
 import trio
 
 from http2tcp import hops
-from http2tcp.address import Address
+from http2tcp.address import Address, TCPAddress
 from http2tcp.client import AUTO, Connector, Tunnel, dial_endpoint, target_refused
 from http2tcp.diagnosis import is_for_another_name, safe
 from http2tcp.errors import (
@@ -223,8 +223,7 @@ class _Walk:
 
     @property
     def _site(self) -> str:
-        endpoint = self._settings.endpoint
-        return f"[{endpoint.host}]:{endpoint.port}" if ":" in endpoint.host else f"{endpoint.host}:{endpoint.port}"
+        return str(TCPAddress(self._settings.endpoint.host, self._settings.endpoint.port))
 
     def _tell(self, hop: Hop) -> None:
         self._report.hop(hop)

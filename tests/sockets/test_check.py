@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import datetime
 import hashlib
+import ssl
 from base64 import b64encode
 from collections.abc import AsyncIterator, Callable
 from contextlib import AbstractAsyncContextManager, asynccontextmanager
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -613,6 +615,19 @@ async def test_a_transport_that_the_front_end_does_not_pass_fails_where_it_was_c
     assert found.keys() == [*UP_TO_HTTP, "+tcp"]
 
 
+async def test_a_front_end_that_writes_an_upgrade_of_its_own_is_seen_through() -> None:
+    async with target(greet_and_close) as where, served() as server:
+        async with choosy_front(server.address, [name[1:] for name in ALL], instead="tcp") as url:
+            settings = asking(url, where)
+            assert await ordinary(settings) is None
+            found = await checked(settings)
+    assert found.verdict.exit_status == 0
+    assert found.verdict.transport == "tcp"
+    assert "as tcp" in found.hop("+connect-tcp").text
+    # To ask for one of these by name would fail.
+    assert found.failed() == ["+http2tcp/1.0", "+websocket"]
+
+
 async def test_a_server_of_the_original_is_recognised(tmp_path: Path) -> None:
     async with target(greet_and_close) as where, original(tmp_path, where) as settings:
         assert await ordinary(settings) is None
@@ -640,6 +655,23 @@ async def test_a_proxy_that_works_is_a_hop_with_who_named_it() -> None:
     assert found.hop("proxy").facts["source"] == "HTTPS_PROXY"
     assert "secret" not in found.text + str(found.document)
     assert found.hop("proxy").seconds is not None
+
+
+async def test_a_certificate_is_shown_through_an_https_proxy_too(tmp_path: Path) -> None:
+    authority = trustme.CA()
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    authority.issue_cert("localhost").configure_cert(context)
+    async with other_name(tmp_path) as settings, fake_proxy("https", tls=context) as proxy:
+        ca_file = tmp_path / "both.pem"
+        ca_file.write_bytes(authority.cert_pem.bytes() + Path(settings.tls.ca_file or "").read_bytes())
+        proxied = replace(
+            settings,
+            proxy=parse_proxy(proxy.url("https", host="localhost"), "--proxy"),
+            tls=TLSSettings(ca_file=str(ca_file)),
+        )
+        found = await checked(proxied)
+    assert found.keys() == ["proxy", "tls"]
+    assert found.hop("tls").facts["names"] == ["example.org", "www.example.org"]
 
 
 async def test_a_proxy_that_leaves_names_to_us_shows_the_look_up_too() -> None:

@@ -19,9 +19,9 @@ ENVOY_REFUSES = (
 
 @asynccontextmanager
 async def choosy_front(
-    upstream: TCPAddress, passes: Collection[str], answer: bytes = ENVOY_REFUSES
+    upstream: TCPAddress, passes: Collection[str], answer: bytes = ENVOY_REFUSES, *, instead: str | None = None
 ) -> AsyncIterator[str]:
-    """Its URL. Only these tokens pass."""
+    """Its URL. Only these tokens pass, or every one of them as the one that stands `instead`."""
 
     async def connection(client: trio.SocketStream) -> None:
         head = await read_head(client)
@@ -29,6 +29,8 @@ async def choosy_front(
         if asked is None or asked[1].decode() not in passes:
             await client.send_all(answer)
             return
+        if instead is not None:
+            head = head.replace(asked[0], b"\r\nUpgrade: " + instead.encode())
         async with await trio.open_tcp_stream(upstream.host, upstream.port) as server, trio.open_nursery() as both:
             await server.send_all(head)
 
