@@ -4,9 +4,8 @@ from __future__ import annotations
 
 import base64
 import re
-import socket
 import subprocess
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -14,7 +13,7 @@ import pytest
 from tests.support.nginx import example, nginx
 from tests.support.openssh import Login
 from tests.support.processes import conversation, environment, free_port, wait_until
-from tests.support.site import LISTEN, Site, http_site, https_site, run_server
+from tests.support.site import LISTEN, Site, https_site, run_server
 
 LoginTo = Callable[..., Login]
 
@@ -103,74 +102,3 @@ def test_neither_the_token_nor_the_destination_is_in_a_log(site: Site, login: Lo
     assert f"target=127.0.0.1:{sshd_port}" in site.server.log
     assert site.server.token not in site.server.log
     assert base64.b64encode(site.server.token.encode()).decode() not in site.server.log
-
-
-# --- what nginx passes on, seen by a server that only listens --------------------------------------
-
-
-class Upstream:
-    """Takes requests from nginx, answers each with 404, and gives their heads."""
-
-    def __init__(self, listener: socket.socket, port: int) -> None:
-        self._listener = listener
-        self._port = port
-
-    def head(self, *fields: str) -> str:
-        """What arrives here of a request with these fields to the location."""
-        lines = ["GET /~http2tcp/?addr=a%3A1&k=v HTTP/1.1", "Host: localhost", *fields, "", ""]
-        with socket.create_connection(("127.0.0.1", self._port), 20) as client:
-            client.sendall("\r\n".join(lines).encode())
-            accepted, _ = self._listener.accept()
-            with accepted:
-                accepted.settimeout(20)
-                head = b""
-                while b"\r\n\r\n" not in head:
-                    head += accepted.recv(65536)
-                accepted.sendall(b"HTTP/1.1 404 Not Found\r\nContent-Length: 0\r\nConnection: close\r\n\r\n")
-            assert client.recv(65536).startswith(b"HTTP/1.1 404")
-        return head.decode()
-
-
-@pytest.fixture(scope="module")
-def upstream(site: Site, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Upstream]:
-    directory = tmp_path_factory.mktemp("upstream")
-    port = free_port()
-    with socket.create_server(("127.0.0.1", 0)) as listener:
-        listener.settimeout(20)
-        replacements = http_site(port, f"http://127.0.0.1:{listener.getsockname()[1]}", site.certificates.good)
-        with nginx(directory, example(directory, replacements), port):
-            yield Upstream(listener, port)
-
-
-@pytest.mark.parametrize("token", ["tcp", "TCP", "http2tcp/1.0", "Connect-TCP", "connect-tcp-12", "WebSocket"])
-def test_a_known_upgrade_reaches_the_server_in_any_case(upstream: Upstream, token: str) -> None:
-    head = upstream.head("Connection: upgrade", f"Upgrade: {token}").lower()
-    assert f"\r\nupgrade: {token.lower()}\r\n" in head
-    assert "\r\nconnection: upgrade\r\n" in head
-
-
-@pytest.mark.parametrize("token", ["h2c", "tcp, h2c", "h2c, tcp", "tcp ", "tcpx", "xtcp", "TLS/1.0", "-"])
-def test_an_unknown_upgrade_is_not_passed_on(upstream: Upstream, token: str) -> None:
-    fields = ("Connection: upgrade, http2-settings", f"Upgrade: {token}", "HTTP2-Settings: AAMAAABkAAQAoAAAAAIAAAAA")
-    head = upstream.head(*fields).lower()
-    # nginx strips the blank: that one is tcp, and nothing else is.
-    assert re.findall(r"\r\nupgrade: (.*)\r\n", head) == (["tcp"] if token == "tcp " else [])
-
-
-def test_two_upgrades_are_not_passed_on_as_two(upstream: Upstream) -> None:
-    head = upstream.head("Connection: upgrade", "Upgrade: tcp", "Upgrade: h2c").lower()
-    assert "h2c" not in head
-
-
-def test_a_client_cannot_pretend_to_be_somebody_else(upstream: Upstream) -> None:
-    head = upstream.head("X-Forwarded-For: 192.0.2.1", "Forwarded: for=192.0.2.2").lower()
-    assert "\r\nx-forwarded-for: 127.0.0.1\r\n" in head
-    assert "192.0.2" not in head
-
-
-def test_the_rest_of_the_request_is_passed_on_as_it_came(upstream: Upstream) -> None:
-    fields = ("Origin: https://evil.example", "Authorization: Bearer t", "Http2tcp-Token: t")
-    head = upstream.head(*fields)
-    assert head.startswith("GET /~http2tcp/?addr=a%3A1&k=v HTTP/1.1\r\n")
-    for field in fields:
-        assert f"\r\n{field}\r\n" in head
