@@ -533,6 +533,23 @@ async def test_a_target_that_greets_in_binary_is_not_shown_as_text() -> None:
     assert "\x1b" not in hop.more[0]
 
 
+async def test_every_key_of_the_document_is_documented(tmp_path: Path) -> None:
+    documentation = (Path(__file__).parents[2] / "docs" / "check.md").read_text()
+    _, _, hops = documentation.partition("further keys")
+    async with target(greet_and_close) as where, served() as server, tls_front(server.address, tmp_path) as front:
+        settings = asking(front.url, where, tls=TLSSettings(ca_file=str(front.ca_file)))
+        works = (await checked(settings)).document
+    async with wants_login(tmp_path) as settings:
+        fails = (await checked(settings)).document
+    for document in (works, fails):
+        for key in document:
+            assert f"| `{key}` |" in documentation
+        for hop in document["hops"]:
+            (row,) = (line for line in hops.splitlines() if line.startswith(f"| `{hop['hop']}` |"))
+            for key in hop.keys() - {"hop", "state", "ms", "text"}:
+                assert f"`{key}`" in row
+
+
 # --- ways that work -------------------------------------------------------------------------------
 
 
