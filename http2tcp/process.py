@@ -115,7 +115,9 @@ def run_check(settings: ClientSettings, *, as_json: bool, quiet: bool) -> int:
     from http2tcp.report import JSONReport, TextReport
 
     _warn(settings)
-    report = JSONReport(sys.stdout) if as_json else TextReport(sys.stdout, quiet=quiet)
+    # The log's lines would end up behind a hop that is still open.
+    live = not logger.isEnabledFor(logging.DEBUG)
+    report = JSONReport(sys.stdout) if as_json else TextReport(sys.stdout, quiet=quiet, live=live)
     status = 0
 
     def on_signal(number: signal.Signals, everything: trio.CancelScope) -> None:

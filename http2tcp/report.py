@@ -28,10 +28,11 @@ _MAX_WIDTH = 100
 class TextReport:
     """Lines for a person."""
 
-    def __init__(self, out: TextIO, *, quiet: bool = False) -> None:
-        """`quiet` shows what fails alone."""
+    def __init__(self, out: TextIO, *, quiet: bool = False, live: bool = True) -> None:
+        """`quiet` shows what fails alone. Without `live`, no hop is shown before it is known."""
         self._out = out
         self._quiet = quiet
+        self._live = live
         self._terminal = out.isatty() and os.environ.get("TERM", "dumb") != "dumb"
         # https://no-color.org/
         self._coloured = self._terminal and not os.environ.get("NO_COLOR")
@@ -50,7 +51,7 @@ class TextReport:
 
     def waiting(self, label: str, text: str) -> None:
         """This hop is next: a terminal shows it until it is known."""
-        if self._terminal and not self._quiet:
+        if self._terminal and self._live and not self._quiet:
             line = f"{self._indent[:-_LABEL]}{label:<{_LABEL}}{text} ..."[: (self._width or _MAX_WIDTH) - 1]
             self._write(_CLEAR_LINE + self._painted(line, _DIM))
             self._pending = True

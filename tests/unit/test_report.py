@@ -127,6 +127,12 @@ def test_a_hop_under_way_is_shown_on_a_terminal_and_replaced() -> None:
     assert ESCAPE.sub("", screen.getvalue().split("\r")[-1]).startswith("  ✓ name")
 
 
+def test_beside_a_log_no_line_is_left_open() -> None:
+    screen = Screen()
+    TextReport(screen, live=False).waiting("TCP", "example.com:443")
+    assert screen.getvalue() == ""
+
+
 def test_a_check_that_is_interrupted_leaves_the_cursor_at_the_left_margin() -> None:
     screen = Screen()
     report = TextReport(screen)
