@@ -191,7 +191,9 @@ async def _attempt(
         if answer.capsules:
             from http2tcp.net.capsules import CapsuleStream
 
-            stream = CapsuleStream(stream, keepalive=keepalive, peer_keepalive=answer.keepalive)
+            stream = CapsuleStream(
+                stream, keepalive=keepalive, peer_keepalive=answer.keepalive, confirms=answer.confirms
+            )
         # The original's server answers before it dials. What it could not reach shows as an EOF at once.
         stream.empty_is_broken = answer.transport is Transport.HTTP2TCP and not answer.from_http2tcp
         return Tunnel(stream, answer.transport, answer.from_http2tcp)

@@ -69,7 +69,7 @@ def explain_refusal(
 def _explain_front_end(refused: Refused, endpoint: Endpoint, transport: Transport) -> TunnelError:
     made_by = f"{endpoint} answered {refused.status}" + (f" ({safe(refused.server)})" if refused.server else "")
     match refused.status:
-        case 300 | 301 | 302 | 303 | 307 | 308:
+        case status if 300 <= status < 400:
             return UpgradeNotPassed(f"{made_by}, a redirect; {_redirect(refused, endpoint)}")
         case 400 if not endpoint.tls:
             # What nginx and Apache say to plain HTTP on a port of theirs that wants TLS.

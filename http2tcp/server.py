@@ -209,7 +209,9 @@ class _Connection:
             # Capsules break the silence themselves.
             stream = WebSocketStream(stream, client=False, keepalive=math.inf if request.capsules else keepalive)
         if request.capsules:
-            stream = CapsuleStream(stream, keepalive=keepalive, peer_keepalive=request.keepalive)
+            stream = CapsuleStream(
+                stream, keepalive=keepalive, peer_keepalive=request.keepalive, confirms=request.confirms
+            )
         return stream
 
     async def _refuse(self, refusal: Refusal, give_up: float) -> None:

@@ -8,7 +8,7 @@ import trio
 
 from http2tcp.net.streams import CHUNK, Bytes, Stream
 from http2tcp.net.turn import Turn
-from http2tcp.protocol.capsule import FINAL, KEEPALIVE, CapsuleError, CapsuleReader, data_header
+from http2tcp.protocol.capsule import DONE, FINAL, KEEPALIVE, CapsuleError, CapsuleReader, data_header
 
 # How many of its own intervals a peer may miss before it is given up.
 _MISSED = 3
@@ -20,13 +20,17 @@ class CapsuleStream(Stream):
     """The payload of capsules, over `inner`, which it owns.
 
     `keepalive` is the interval, in seconds, at which `attend` breaks our own silence; `peer_keepalive` is
-    the interval that the peer has announced, or None: then it may be silent for ever.
+    the interval that the peer has announced, or None: then it may be silent for ever. `confirms`: both say
+    when all has arrived, and neither closes before it knows. A keepalive that reaches a closed socket is
+    answered by a reset, which would overtake what the other side has not read yet.
     """
 
     framed = True
     needs_attention = True
 
-    def __init__(self, inner: Stream, *, keepalive: float, peer_keepalive: float | None) -> None:
+    def __init__(
+        self, inner: Stream, *, keepalive: float, peer_keepalive: float | None, confirms: bool = False
+    ) -> None:
         self.inner = inner
         self.reader = CapsuleReader()
         self._keepalive = keepalive
@@ -34,6 +38,11 @@ class CapsuleStream(Stream):
         #: Whoever sends, by us or by our descriptor, does it in a turn of its own.
         self.turn = Turn()
         self._final_sent = False
+        self._confirms = confirms
+        self._owes_done = False
+        self._done_sent = False
+        self._finished = False
+        self._owing = trio.Event()
 
     def source_fd(self) -> int | None:
         return self.inner.source_fd()
@@ -98,15 +107,43 @@ class CapsuleStream(Stream):
             await self._keep_alive()
 
     async def _keep_alive(self) -> None:
-        while True:
-            await trio.sleep_until(self.turn.ended_at + self._keepalive)
-            if self.turn.taken:
-                await trio.sleep(self._keepalive)
-            elif trio.current_time() >= self.turn.ended_at + self._keepalive:
-                try:
+        try:
+            while True:
+                with trio.move_on_at(self.turn.ended_at + self._keepalive):
+                    await self._owing.wait()
+                if self._owes_done:
+                    await self._send_done()
+                elif self._done_sent and self._final_sent:
+                    await trio.sleep_forever()  # that was our last word
+                elif self.turn.taken:
+                    await trio.sleep(self._keepalive)
+                elif trio.current_time() >= self.turn.ended_at + self._keepalive:
                     await self.send_whole(KEEPALIVE)
-                except trio.BrokenResourceError:
-                    return  # whoever receives finds out why
+        except trio.BrokenResourceError:
+            return  # whoever receives finds out why
+
+    async def _send_done(self) -> None:
+        self._owes_done = False
+        self._owing = trio.Event()
+        self._done_sent = True
+        await self.send_whole(DONE)
+
+    def confirm(self) -> None:
+        """See `Stream.confirm`. `attend` sends it."""
+        if self._confirms and not self._done_sent:
+            self._owes_done = True
+            self._owing.set()
+
+    async def watch(self) -> None:
+        """See `Stream.watch`. Returns at once where the peer confirms nothing."""
+        while self._confirms and not self.reader.done:
+            with self.patience() as patience:
+                data = await self.inner.receive_some(CHUNK)
+            if patience.cancelled_caught:
+                raise self.given_up()
+            if not data:
+                raise trio.BrokenResourceError("it ended before it had confirmed what it got")
+            self.decode(data)
 
     async def wait_send_all_might_not_block(self) -> None:
         """As the stream below."""
@@ -125,15 +162,30 @@ class CapsuleStream(Stream):
         self.inner.abort()
 
     async def aclose(self) -> None:
-        """Say that nothing more comes, and close once the peer has, or in a moment."""
+        """Say that nothing more comes, and close once the peer has it all, or in a moment."""
         try:
-            with trio.move_on_after(_CLOSING):
-                if not self._final_sent and not self.turn.taken:
+            if self.reader.ended:
+                await self.finish()
+            elif not self._final_sent and not self.turn.taken:
+                with trio.move_on_after(_CLOSING):
                     await self.send_eof()
-                if self.reader.ended:
-                    # After its FINAL_DATA a peer still sends keepalives, which nobody has read.
-                    await self.inner.linger()
         except (trio.BrokenResourceError, trio.ClosedResourceError):
             pass
         finally:
             await self.inner.aclose()
+
+    async def finish(self) -> None:
+        """See `Stream.finish`. A peer that confirms nothing gets a moment."""
+        if self._finished:
+            return
+        self._finished = True
+        if not self._final_sent:
+            await self.send_eof()
+        if self._confirms:
+            if not self._done_sent:
+                await self._send_done()
+            await self.watch()
+            return
+        with trio.move_on_after(_CLOSING):
+            # After its FINAL_DATA a peer still sends keepalives, which nobody has read.
+            await self.inner.linger()

@@ -64,8 +64,12 @@ async def relay(left: Stream, right: Stream, traffic: Traffic) -> Outcome:
     Cancelling it aborts both.
     """
     sides = _Side(left, End.LEFT_BROKE), _Side(right, End.RIGHT_BROKE)
+    left.guard()
+    right.guard()
     try:
         outcome = await _converse(*sides, traffic)
+        if outcome.end is End.CLOSED:
+            outcome = await _finish(sides)
         if outcome.end is End.CLOSED:
             # Shielded, since an abort here could still undo what both sides were told.
             with trio.move_on_after(_FLUSH, shield=True):
@@ -133,6 +137,9 @@ async def _carry(source: _Side, sink: _Side, flow: Flow, opposite: Flow, scope: 
         else:
             sink.untold = True
         opposite.hurry(min(sink.stream.eof_patience, EOF_PATIENCE if source.stream.eof_is_last else math.inf))
+        if source.stream.needs_attention:
+            source.stream.confirm()
+            await _watch(source)
     except SourceBroke as error:
         source.fault = str(error)
         scope.cancel()
@@ -140,6 +147,24 @@ async def _carry(source: _Side, sink: _Side, flow: Flow, opposite: Flow, scope: 
         # What it had sent before is still received, by the other pump.
         sink.fault = str(error)
         opposite.hurry(_BROKEN_LINGER)
+
+
+async def _finish(sides: tuple[_Side, _Side]) -> Outcome:
+    for side in sides:
+        try:
+            await side.stream.finish()
+        except trio.BrokenResourceError as error:
+            side.fault = str(error)
+            return Outcome(side.broke, side.fault)
+    return Outcome(End.CLOSED)
+
+
+async def _watch(source: _Side) -> None:
+    """Its EOF has come; that it is still there, and gets what the other side sends, is to be seen all the same."""
+    try:
+        await source.stream.watch()
+    except trio.BrokenResourceError as error:
+        raise SourceBroke(str(error)) from error
 
 
 async def _deliver(streams: list[Stream], why: str) -> None:

@@ -35,6 +35,7 @@ PORTABLE = "HTTP2TCP_PORTABLE" in os.environ
 Bytes = bytes | bytearray | memoryview
 
 _RESET = struct.pack("ii", 1, 0)
+_DELIVER = struct.pack("ii", 0, 0)
 # linux/sockios.h. Python names it only in termios, which nothing else here needs.
 _SIOCOUTQ = 0x5411
 # linux/tcp_states.h: the state of a connection that is over, which is the first byte of TCP_INFO.
@@ -96,6 +97,18 @@ class Stream(trio.abc.HalfCloseableStream):
     async def flush(self) -> None:
         """Wait until the peer's kernel has everything that was sent. The caller bounds it."""
 
+    def guard(self) -> None:
+        """From now on the end of the process is a reset to the peer, until `aclose`: it took a part, not the whole."""
+
+    def confirm(self) -> None:
+        """All that was received has been handed on, its EOF included; the peer may know."""
+
+    async def watch(self) -> None:
+        """After the peer's EOF: wait until it has confirmed ours. Raises BrokenResourceError where it is gone."""
+
+    async def finish(self) -> None:
+        """Both directions have ended: wait until the peer has everything. Raises BrokenResourceError."""
+
     async def linger(self) -> None:
         """Drop what the peer still sends until it ends: closing with bytes unread resets what was sent.
 
@@ -115,6 +128,7 @@ class SocketStream(Stream):
     def __init__(self, sock: socket.socket) -> None:
         sock.setblocking(False)
         self.socket = sock
+        self._guarded = False
         if sock.family != getattr(socket, "AF_UNIX", None):
             _tune(sock)
 
@@ -168,6 +182,11 @@ class SocketStream(Stream):
             if error.errno not in (errno.ENOTCONN, errno.EPIPE, errno.ECONNRESET):
                 raise broken(error) from error
 
+    def guard(self) -> None:
+        """See `Stream.guard`. The kernel says FIN for a process that was killed, unless it is told otherwise."""
+        self._guarded = True
+        reset_on_close(self.socket)
+
     async def linger(self) -> None:
         """See `Stream.linger`. It says FIN first, which the peer may be waiting for."""
         await self.send_eof()
@@ -186,6 +205,8 @@ class SocketStream(Stream):
 
     async def aclose(self) -> None:
         """Close; what was sent is still delivered."""
+        if self._guarded and self.socket.fileno() >= 0:
+            deliver_on_close(self.socket)
         self._close()
         await trio.lowlevel.checkpoint()
 
@@ -204,6 +225,14 @@ def reset_on_close(sock: socket.socket) -> None:
     """Make the socket's close send RST where it knows one, and drop what is not sent."""
     try:
         sock.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, _RESET)
+    except OSError:
+        pass  # the peer was faster
+
+
+def deliver_on_close(sock: socket.socket) -> None:
+    """Undo `reset_on_close`."""
+    try:
+        sock.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, _DELIVER)
     except OSError:
         pass  # the peer was faster
 

@@ -18,6 +18,9 @@ DATA_TYPES = (
 # Our own: an ignorable capsule that says that the tunnel is alive. Chosen at random, as RFC 9000,
 # section 22.1.2 asks of whoever takes a number.
 KEEPALIVE_TYPE = 0x1E2A6B5D
+# Our own: everything up to your FINAL_DATA has been handed on. Who has sent its own FINAL_DATA and this sends
+# nothing more, so that the peer can close without a reset that would overtake what is on its way.
+DONE_TYPE = 0x2C61F04B
 
 MAX_VARINT = (1 << 62) - 1
 
@@ -59,6 +62,8 @@ _DATA_PREFIX = encode_varint(DATA_TYPES[0][0])
 FINAL = encode_varint(DATA_TYPES[0][1]) + encode_varint(0)
 #: The whole capsule that says that we live.
 KEEPALIVE = encode_varint(KEEPALIVE_TYPE) + encode_varint(0)
+#: The whole capsule that says that all has arrived.
+DONE = encode_varint(DONE_TYPE) + encode_varint(0)
 
 
 def data_header(length: int) -> bytes:
@@ -76,6 +81,8 @@ class CapsuleReader:
         self._final_pending = False
         #: FINAL_DATA has come, and all of its payload: the peer sends no more.
         self.ended = False
+        #: The peer has said that all of ours has arrived.
+        self.done = False
 
     @property
     def payload_left(self) -> int:
@@ -121,6 +128,7 @@ class CapsuleReader:
             self._final_pending = kind in _FINAL
             self._finish()
         else:
+            self.done = self.done or kind == DONE_TYPE
             self._skip_left = length
         return view[end - before :]
 

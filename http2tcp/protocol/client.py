@@ -17,7 +17,14 @@ import h11
 
 from http2tcp.address import Address, Endpoint, TCPAddress
 from http2tcp.errors import FrontEndFailed, UpgradeNotPassed
-from http2tcp.protocol.transport import KEEPALIVE_FIELD, PROXY_NAME, TOKEN_FIELD, Transport, parse_keepalive
+from http2tcp.protocol.transport import (
+    CONFIRM_FIELD,
+    KEEPALIVE_FIELD,
+    PROXY_NAME,
+    TOKEN_FIELD,
+    Transport,
+    parse_keepalive,
+)
 
 # RFC 8941, section 3.1, as far as it takes to tell the members of a list apart.
 _MEMBER = re.compile(r'(?:[^,"]|"(?:[^"\\]|\\.)*"?)+')
@@ -41,6 +48,8 @@ class Switched(NamedTuple):
     capsules: bool = False
     #: The server's interval in seconds, where it announces one.
     keepalive: float | None = None
+    #: The server confirms what has arrived (CONFIRM_FIELD).
+    confirms: bool = False
     #: What came with the 101. It belongs to the tunnel.
     trailing_data: bytes = b""
 
@@ -95,8 +104,10 @@ def request(
         fields.append((websocket.KEY_FIELD, websocket_key))
         fields.append((websocket.VERSION_FIELD, websocket.VERSION))
         fields.append((websocket.PROTOCOL_FIELD, websocket.CAPSULES))
-    if not transport.raw and keepalive is not None:
-        fields.append((KEEPALIVE_FIELD, f"{keepalive:g}"))
+    if not transport.raw:
+        fields.append((CONFIRM_FIELD, "?1"))
+        if keepalive is not None:
+            fields.append((KEEPALIVE_FIELD, f"{keepalive:g}"))
     own = {name.lower() for name, _ in headers}
     fields = [(name, value) for name, value in fields if name.lower() not in own] + list(headers)
     lines = [f"GET {_target(endpoint, destination, transport)} HTTP/1.1", *(f"{n}: {v}" for n, v in fields), "", ""]
@@ -229,7 +240,12 @@ class AnswerReader:
                 # Who announces one speaks capsules.
                 raise FrontEndFailed("something on the way has dropped Sec-WebSocket-Protocol from the answer")
         return Switched(
-            transport, from_http2tcp=self._ours(event), capsules=capsules, keepalive=keepalive, trailing_data=data
+            transport,
+            from_http2tcp=self._ours(event),
+            capsules=capsules,
+            keepalive=keepalive,
+            confirms=_field(event, CONFIRM_FIELD.lower().encode()) == "?1",
+            trailing_data=data,
         )
 
     def _check_websocket(self, event: h11.InformationalResponse) -> bool:

@@ -20,6 +20,7 @@ import h11
 from http2tcp.errors import BadRequest, HeadTooLarge, Refusal, UpgradeRequired
 from http2tcp.protocol import websocket_handshake as websocket
 from http2tcp.protocol.transport import (
+    CONFIRM_FIELD,
     DIAL_METRIC,
     KEEPALIVE_FIELD,
     PROXY_NAME,
@@ -66,6 +67,8 @@ class TunnelRequest:
     upgrade: str = ""
     #: The client's interval in seconds, where it announces one.
     keepalive: float | None = None
+    #: The client confirms what has arrived (CONFIRM_FIELD).
+    confirms: bool = False
     #: The tunnel's bytes travel in capsules.
     capsules: bool = False
     #: The client waits for a 100 (RFC 9110, section 10.1.1).
@@ -202,6 +205,7 @@ def _parse_upgrade_request(request: h11.Request, fields: _Fields) -> TunnelReque
         transport=transport,
         upgrade=upgrade,
         capsules=transport is Transport.CONNECT_TCP or (bool(key) and _offers_capsules(fields)),
+        confirms=fields.get(CONFIRM_FIELD.lower().encode()) == [b"?1"],
         keepalive=parse_keepalive(_text(_only(fields, KEEPALIVE_FIELD.lower().encode()) or b"")),
         expects_continue=fields.get(b"expect", [b""])[0].lower() == b"100-continue",
         origin=None if origin is None else _text(origin),
@@ -304,6 +308,8 @@ def accept(request: TunnelRequest, *, keepalive: float, dial_time: float | None 
         fields.append(("Capsule-Protocol", "?1"))
     if request.capsules:
         fields.append((KEEPALIVE_FIELD, f"{keepalive:g}"))
+        if request.confirms:
+            fields.append((CONFIRM_FIELD, "?1"))
     if dial_time is not None:
         fields.append((TIMING_FIELD, f"{DIAL_METRIC};dur={dial_time * 1000:.3f}"))
     return _head("101 Switching Protocols", fields)

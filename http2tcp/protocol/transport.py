@@ -12,6 +12,8 @@ TOKEN_FIELD = "Http2tcp-Token"  # noqa: S105
 
 #: How often, in seconds, the sender of this field breaks its own silence. Only who sent it is given up.
 KEEPALIVE_FIELD = "Http2tcp-Keepalive"
+#: "?1" from who says in a capsule that all has arrived, and waits for the other to say so before it closes.
+CONFIRM_FIELD = "Http2tcp-Confirm"
 # A day. More is as good as none.
 MAX_KEEPALIVE = 86400.0
 
