@@ -130,6 +130,7 @@ def test_our_client_s_request_is_one() -> None:
         f"Sec-WebSocket-Key: {key}",
         "Sec-WebSocket-Version: 13",
         "Sec-WebSocket-Protocol: http2tcp-capsules",
+        "Http2tcp-Confirm: ?1",
         "Http2tcp-Keepalive: 25",
         "",
         "",
