@@ -28,8 +28,8 @@ _PORT = re.compile(r"[0-9]{1,5}", re.ASCII)
 _SCOPE = re.compile(r"[a-zA-Z0-9_.-]{1,32}", re.ASCII)
 _SCHEME = re.compile(r"[a-zA-Z][a-zA-Z0-9+.-]*://")
 _CONTROL_OR_BLANK = re.compile(r"[\x00-\x20\x7f]")
-# RFC 9298, section 2 allows level 3 of RFC 6570; these are its forms that a query or a path can use.
-_EXPRESSION = re.compile(r"\{([?&]?)(target_host|target_port|target_host,target_port|target_port,target_host)\}")
+# RFC 9298, section 2 allows RFC 6570 up to level 3, without `+` and `#`; `.` makes no sense here.
+_EXPRESSION = re.compile(r"\{([?&/;]?)([A-Za-z0-9_]+(?:,[A-Za-z0-9_]+)*)\}", re.ASCII)
 _UNIX = "unix:"
 
 
@@ -177,16 +177,24 @@ class Endpoint:
     @property
     def needs_target(self) -> bool:
         """Whether the template makes no sense without a destination: its path names it."""
-        return any(operator == "" for operator, _ in _EXPRESSION.findall(self._whole))
+        found = _EXPRESSION.findall(self._whole)
+        return any(operator not in ("?", "&") and "target_" in names for operator, names in found)
 
     def expand(self, variables: Mapping[str, str]) -> tuple[str, str]:
         """The path and the query, with the variables' encoded values in the template's place."""
 
         def value(match: re.Match[str]) -> str:
             operator, names = match[1], [name for name in match[2].split(",") if name in variables]
-            if operator in ("?", "&") and names:
-                return operator + "&".join(f"{name}={variables[name]}" for name in names)
-            return ",".join(variables[name] for name in names)
+            pairs = [f"{name}={variables[name]}" for name in names]
+            match operator if names else "":
+                case "?" | "&":
+                    return operator + "&".join(pairs)
+                case ";":
+                    return "".join(";" + pair for pair in pairs)
+                case "/":
+                    return "".join("/" + variables[name] for name in names)
+                case _:
+                    return ",".join(variables[name] for name in names)
 
         path, _, query = _EXPRESSION.sub(value, self._whole).partition("?")
         return path, query
@@ -241,7 +249,9 @@ def parse_endpoint(text: str) -> Endpoint:
 def _check_template(endpoint: Endpoint) -> None:
     rest = "".join(endpoint.expand({}))
     names = [name for _, group in _EXPRESSION.findall(endpoint._whole) for name in group.split(",")]
-    if "{" in rest or "}" in rest or sorted(names) not in ([], ["target_host", "target_port"]):
+    # Further variables are allowed, and have no value here.
+    ours = sorted(name for name in names if name in ("target_host", "target_port"))
+    if "{" in rest or "}" in rest or (names and ours != ["target_host", "target_port"]):
         raise AddressError("expected a template with target_host and target_port, as in {?target_host,target_port}")
 
 

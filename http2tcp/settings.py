@@ -10,7 +10,7 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
 from http2tcp import __version__
-from http2tcp.address import Address, Endpoint, TCPAddress
+from http2tcp.address import Address, Endpoint, TCPAddress, UnixAddress
 from http2tcp.errors import SettingsError
 from http2tcp.protocol.transport import TOKEN_FIELD, Transport
 
@@ -147,6 +147,8 @@ class ClientSettings:
         wanted = [forward.destination for forward in self.forwards if not forward.socks] if self.forwards else [None]
         if self.destination is None and None in wanted and self.endpoint.needs_target:
             raise SettingsError("this endpoint's template needs a destination (-d)")
+        if isinstance(self.destination, UnixAddress) and self.endpoint.needs_target:
+            raise SettingsError("this endpoint's template has no place for a Unix socket: it names a host and a port")
 
 
 def environment_proxy(endpoint: Endpoint) -> Proxy | None:

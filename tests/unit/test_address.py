@@ -270,7 +270,6 @@ def test_an_endpoint_without_a_template_is_left_as_it_is() -> None:
         "{target_host}",
         "{?target_host}",
         "{?target_host,target_host}",
-        "{?target_host,target_port,other}",
         "{+target_host}/{target_port}",
         "{target_host:3}/{target_port}",
         "{}",
@@ -322,3 +321,24 @@ def test_variables_that_are_no_destination_get_a_sentence(host: str, port: str) 
     with pytest.raises(AddressError) as caught:
         parse_target(host, port)
     assert is_a_sentence(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("template", "target"),
+    [
+        ("/m{/target_host,target_port}", "/m/db/22"),
+        ("/m{;target_host,target_port}", "/m;target_host=db;target_port=22"),
+        ("/m{?target_host,target_port,tenant}", "/m?target_host=db&target_port=22"),
+        ("/m{?target_port}{&target_host}", "/m?target_port=22&target_host=db"),
+        ("/{tenant}/m{?target_host,target_port}", "//m?target_host=db&target_port=22"),
+    ],
+)
+def test_a_template_of_the_third_level_is_expanded(template: str, target: str) -> None:
+    path, query = parse_endpoint(f"https://example.com{template}").expand({"target_host": "db", "target_port": "22"})
+    assert path + ("?" + query if query else "") == target
+
+
+@pytest.mark.parametrize("template", ["{+target_host,target_port}", "{.target_host,target_port}", "{?tenant}"])
+def test_other_templates_are_refused(template: str) -> None:
+    with pytest.raises(AddressError, match="template"):
+        parse_endpoint(f"https://example.com/{template}")
