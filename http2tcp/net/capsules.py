@@ -56,12 +56,13 @@ class CapsuleStream(Stream):
             if self.reader.ended:
                 await trio.lowlevel.checkpoint()
                 return b""
-            with self.patience() as patience:
-                data = await self.inner.receive_some(CHUNK)
-            if patience.cancelled_caught:
-                raise self.given_up()
-            self._ahead = b"".join(self.decode(data))
+            self._ahead = b"".join(self.decode(await self._receive()))
         return self.take_ahead(max_bytes)
+
+    async def _receive(self) -> bytes:
+        with self.patience():
+            return await self.inner.receive_some(CHUNK)
+        raise self.given_up()
 
     def patience(self) -> trio.CancelScope:
         """A scope for waiting to receive. A tunnel whose own reader is slow is not dead."""
@@ -137,10 +138,7 @@ class CapsuleStream(Stream):
     async def watch(self) -> None:
         """See `Stream.watch`. Returns at once where the peer confirms nothing."""
         while self._confirms and not self.reader.done:
-            with self.patience() as patience:
-                data = await self.inner.receive_some(CHUNK)
-            if patience.cancelled_caught:
-                raise self.given_up()
+            data = await self._receive()
             if not data:
                 raise trio.BrokenResourceError("it ended before it had confirmed what it got")
             self.decode(data)
