@@ -26,6 +26,12 @@ class Reason(Enum):
     CLOSED = "closed"
     CLIENT_BROKE = "client_broke"
     TARGET_BROKE = "target_broke"
+    #: Neither side said anything for the idle timeout.
+    IDLE = "idle"
+    #: The token's time, or the session's, was over.
+    EXPIRED = "expired"
+    #: The token was taken away.
+    REVOKED = "revoked"
     #: The server was told to stop and the grace was over, or it was told twice.
     STOPPED = "stopped"
     #: A bug of ours; a traceback is in the log.

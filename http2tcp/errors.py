@@ -74,6 +74,14 @@ class Unauthorized(Refusal):
     headers = (("WWW-Authenticate", 'Bearer realm="http2tcp"'),)
 
 
+class TokenExpired(Unauthorized):
+    """The token was good once. The client reads what it reads of any wrong one; `name` is for the record."""
+
+    def __init__(self, name: str = "") -> None:
+        super().__init__()
+        self.name = name
+
+
 class ProxyAuthenticationRequired(Refusal):
     """The 401 of CONNECT."""
 
@@ -86,10 +94,16 @@ class ProxyAuthenticationRequired(Refusal):
 
 
 class Forbidden(Refusal):
+    """The token may not go there. `rule` is the rule that said so, for the operator alone."""
+
     status = 403
     phrase = "Forbidden"
     text = "this destination is not allowed"
     proxy_error = "http_request_denied"
+
+    def __init__(self, text: str | None = None, *, proxy_error: str | None = None, rule: str = "") -> None:
+        super().__init__(text, proxy_error=proxy_error)
+        self.rule = rule
 
 
 class NotFound(Refusal):
@@ -121,6 +135,16 @@ class InternalError(Refusal):
     phrase = "Internal Server Error"
     text = "the http2tcp server failed; its log says why"
     proxy_error = "proxy_internal_error"
+
+
+class TooManyRequests(Refusal):
+    """This client, or this token, has had its share."""
+
+    status = 429
+    phrase = "Too Many Requests"
+    text = "too many wrong tokens came from this address; wait a minute"
+    proxy_error = "connection_limit_reached"
+    headers = (("Retry-After", "60"),)
 
 
 class LimitReached(Refusal):

@@ -14,7 +14,7 @@ import trio
 
 from http2tcp.address import TCPAddress
 from http2tcp.client import Connector, Tunnel, why_it_ended
-from http2tcp.errors import ListenError, TunnelError
+from http2tcp.errors import TunnelError
 from http2tcp.forwards import Forward
 from http2tcp.net.listen import Listener, open_listeners
 from http2tcp.net.relay import Traffic, relay
@@ -49,8 +49,9 @@ async def forward(
     try:
         async with trio.open_nursery() as connections:
 
-            def accepted(forward: Forward, sock: socket.socket, peer: str) -> None:
-                connections.start_soon(_Connection(connector, forward, SocketStream(sock), peer).run)
+            def accepted(forward: Forward, sock: socket.socket, peer: TCPAddress | None) -> None:
+                name = "unix" if peer is None else str(peer)
+                connections.start_soon(_Connection(connector, forward, SocketStream(sock), name).run)
 
             for forward, listener in listeners:
                 connections.start_soon(listener.accept_forever, functools.partial(accepted, forward))
@@ -64,10 +65,9 @@ async def _listen(forwards: Sequence[Forward]) -> list[tuple[Forward, Listener]]
     for forward in forwards:
         try:
             listeners += [(forward, listener) for listener in await open_listeners(forward.listen, _UNIX_MODE)]
-        except OSError as error:
+        except BaseException:
             _close(listeners)
-            reason = (error.strerror or str(error)).lower()
-            raise ListenError(f"cannot listen on {forward.listen}: {reason}") from error
+            raise
     return listeners
 
 

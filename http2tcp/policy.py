@@ -1,21 +1,21 @@
 """Who may go where. Pure: no network, no clock, no log.
 
-A token gives a `Grant`; a grant permits a destination as it was asked for; `forbidden` judges every
-address that a permitted name resolves to, whatever spelling it came in.
+A token gives a `Grant`; a grant admits a destination as it was asked for; the `Admission` judges every
+address that it resolves to, whatever spelling it came in. `deny` wins over `allow`, and `forbidden`, the
+built-in list, over both.
 """
 
 from __future__ import annotations
 
 import hashlib
-import hmac
+import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from ipaddress import IPv4Address, IPv4Network, IPv6Address, IPv6Network
 
 from http2tcp.address import Address, UnixAddress
-from http2tcp.errors import Forbidden, Unauthorized
-
-IPAddress = IPv4Address | IPv6Address
+from http2tcp.errors import Forbidden, TokenExpired, Unauthorized
+from http2tcp.rules import IPAddress, Rule, literal
 
 _FORBIDDEN: tuple[IPv4Network | IPv6Network, ...] = (
     IPv4Network("169.254.0.0/16"),  # link-local (RFC 3927), and the metadata service of most clouds
@@ -71,42 +71,147 @@ def _leads_to(address: IPAddress) -> Iterator[IPAddress]:
 
 
 @dataclass(frozen=True, slots=True)
+class Token:
+    """A credential, known by its digest alone."""
+
+    #: How records call it; empty for the one that needs no name.
+    name: str
+    digest: bytes = field(repr=False)
+    #: POSIX time in seconds from which on it is refused.
+    expires: float = math.inf
+    #: What it may reach; None: what everybody may.
+    allow: Sequence[Rule] | None = None
+    #: What it may not, on top of what nobody may.
+    deny: Sequence[Rule] = ()
+    #: Tunnels at once.
+    max_tunnels: int | None = None
+
+
+def digest(token: str) -> bytes:
+    """What is kept of a token: SHA-256. Tokens are random, so that there is nothing to slow down."""
+    return hashlib.sha256(token.encode("utf-8", "surrogateescape")).digest()
+
+
+class Policy:
+    """The tokens, the rules for all of them, and the default destination.
+
+    Without any token everybody may reach the default destination, and nothing else. `allow` is for tokens
+    that have none of their own; without both, everything but the built-in list is open. `deny` is for all.
+    """
+
+    def __init__(
+        self,
+        tokens: Sequence[str | Token],
+        default: Address | None = None,
+        *,
+        allow: Sequence[Rule] | None = None,
+        deny: Sequence[Rule] = (),
+    ) -> None:
+        named = [Token("", digest(token)) if isinstance(token, str) else token for token in tokens]
+        self._by_digest = {token.digest: token for token in named}
+        self._default = default
+        self._allow = allow
+        self._deny = tuple(deny)
+
+    @property
+    def tokens(self) -> list[Token]:
+        """All of them."""
+        return list(self._by_digest.values())
+
+    def authenticate(self, token: str | None, now: float) -> Grant:
+        """The grant of a token at a POSIX time; without any token configured, of everybody.
+
+        Raises Unauthorized, or TokenExpired, which tells the client no more.
+        """
+        if not self._by_digest:
+            return Grant(None, self._default, pinned=True, allow=self._allow, deny=self._deny)
+        # Found by its digest: the time that takes tells about the digest, and nobody can go from there to a token.
+        known = None if token is None else self._by_digest.get(digest(token))
+        if known is None:
+            raise Unauthorized
+        if now >= known.expires:
+            raise TokenExpired(known.name)
+        return self.grant(known)
+
+    def grant(self, token: Token) -> Grant:
+        """What one of its tokens may do, should it be good."""
+        allow = self._allow if token.allow is None else token.allow
+        return Grant(token, self._default, pinned=False, allow=allow, deny=(*self._deny, *token.deny))
+
+    def find(self, known: Token) -> Token | None:
+        """The token as it is here now; None where it was taken away."""
+        return self._by_digest.get(known.digest)
+
+
+@dataclass(frozen=True, slots=True)
 class Grant:
     """What an accepted request may do."""
 
+    #: None: no token is asked for.
+    token: Token | None
     #: The server's default destination.
     default: Address | None
     #: Only the default may be reached.
     pinned: bool
+    #: None: everything.
+    allow: Sequence[Rule] | None = None
+    deny: Sequence[Rule] = ()
 
-    def permit(self, destination: Address) -> None:
-        """Raises Forbidden. A name that passes has still to have its addresses judged."""
-        if destination == self.default:
-            return
-        # No rule names a Unix socket yet, and the file system is not the network.
-        if self.pinned or isinstance(destination, UnixAddress):
+    def admit(self, destination: Address) -> Admission:
+        """The destination as it was asked for. Its addresses have still to be judged. Raises Forbidden."""
+        if self.pinned and destination != self.default:
             raise Forbidden
+        if (rule := _about(self.deny, destination)) is not None:
+            raise Forbidden(rule=f"deny {rule}")
+        if self.allow is None:
+            # The file system is not the network: a Unix socket has to be named by somebody.
+            if isinstance(destination, UnixAddress) and destination != self.default:
+                raise Forbidden
+            return Admission(destination, None, self.deny, by_name=True)
+        if (rule := _about(self.allow, destination)) is not None:
+            return Admission(destination, None, self.deny, by_name=True, rule=rule)
+        if isinstance(destination, UnixAddress):
+            raise Forbidden
+        networks = [rule for rule in self.allow if rule.is_about_addresses_at(destination.port)]
+        admission = Admission(destination, networks, self.deny, by_name=False)
+        address = literal(destination)
+        if not networks or (address is not None and not admission.permits(address)):
+            raise Forbidden
+        return admission
+
+
+def _about(rules: Sequence[Rule], destination: Address) -> Rule | None:
+    return next((rule for rule in rules if rule.matches_name(destination)), None)
 
 
 @dataclass(frozen=True, slots=True)
-class Policy:
-    """The server's tokens and its default destination."""
+class Admission:
+    """A destination that was admitted by its name, or only as far as its addresses are."""
 
-    tokens: Sequence[str] = field(repr=False)
-    default: Address | None = None
+    destination: Address
+    #: The rules of which one has to match an address; None: no rule has to.
+    networks: Sequence[Rule] | None
+    deny: Sequence[Rule]
+    #: Whether it may be told what became of the name: a token that may not go there learns nothing of it.
+    by_name: bool
+    #: The rule that admitted the name.
+    rule: Rule | None = None
 
-    def authenticate(self, token: str | None) -> Grant:
-        """The grant of a token; without any token configured, of everybody. Raises Unauthorized."""
-        if not self.tokens:
-            return Grant(self.default, pinned=True)
-        if token is None:
-            raise Unauthorized
-        # Digests have one length, and all of them are compared: time tells nothing.
-        presented = _digest(token)
-        if not sum([hmac.compare_digest(presented, _digest(known)) for known in self.tokens]):
-            raise Unauthorized
-        return Grant(self.default, pinned=False)
+    def permits(self, address: IPAddress) -> bool:
+        """Whether this address of the destination may be dialled."""
+        return not forbidden(address) and self.refusing(address) is None and self.admitting(address)
 
+    def refusing(self, address: IPAddress) -> Rule | None:
+        """The rule of `deny` that closes an address, in whatever form it comes."""
+        assert not isinstance(self.destination, UnixAddress), "it has no addresses"
+        inside = list(_leads_to(address))
+        return next((rule for rule in self.deny if rule.matches_address(inside, self.destination.port)), None)
 
-def _digest(token: str) -> bytes:
-    return hashlib.sha256(token.encode("utf-8", "surrogateescape")).digest()
+    def admitting(self, address: IPAddress) -> bool:
+        """Whether `allow` opens an address, as such or as IPv4-mapped; other forms lead through a gateway."""
+        if self.networks is None:
+            return True
+        assert not isinstance(self.destination, UnixAddress), "it has no addresses"
+        port = self.destination.port
+        mapped = address.ipv4_mapped if isinstance(address, IPv6Address) else None
+        return any(rule.matches_address([mapped or address], port) for rule in self.networks)

@@ -31,8 +31,11 @@ OnSignal = Callable[[signal.Signals, trio.CancelScope], None]
 
 def run_server(settings: ServerSettings) -> int:
     """Serve until SIGTERM or SIGINT and the end of the grace, or until a second one; the exit status."""
-    from http2tcp.server import serve
+    from http2tcp.descriptors import allow_many
+    from http2tcp.server import Server
 
+    allow_many()
+    server = Server(settings)
     drain = trio.Event()
 
     def on_signal(number: signal.Signals, everything: trio.CancelScope) -> None:
@@ -50,7 +53,7 @@ def run_server(settings: ServerSettings) -> int:
     async def serve_and_announce() -> None:
         # One look-up a thread: those for which no name server answers are not to hold up the others soon.
         trio.to_thread.current_default_thread_limiter().total_tokens = _LOOK_UPS
-        await serve(settings, drain=drain, task_status=_Announcement(started))
+        await server.run(drain=drain, task_status=_Announcement(started))
 
     log_in_background()
     _run(serve_and_announce, [signal.SIGINT, signal.SIGTERM], on_signal)

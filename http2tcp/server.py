@@ -1,7 +1,8 @@
 """The server's story: accept → head → authorise → dial → switch → relay → record.
 
-`serve` listens and drains. `_Connection.run` is a tunnel's whole life. Draining is the shape of the
-nurseries: the accepting one lies inside the sessions' one and is cancelled; the sessions get a deadline.
+`Server` listens, drains and takes new settings; `_Connection.run` is a tunnel's whole life. Draining is the
+shape of the nurseries: the accepting one lies inside the sessions' one and is cancelled; the sessions get a
+deadline.
 """
 
 from __future__ import annotations
@@ -9,12 +10,15 @@ from __future__ import annotations
 import logging
 import math
 import socket
+import time
 from collections.abc import Sequence
+from ipaddress import ip_address
 
 import trio
 
 from http2tcp.address import Address, TCPAddress, parse_destination, parse_target
 from http2tcp.audit import Reason, Session
+from http2tcp.descriptors import allowed
 from http2tcp.errors import (
     AddressError,
     BadRequest,
@@ -22,23 +26,25 @@ from http2tcp.errors import (
     HeadTimeout,
     InternalError,
     LimitReached,
-    ListenError,
     NotFound,
     ProxyAuthenticationRequired,
     Refusal,
     TargetTimeout,
     TargetUnreachable,
+    TooManyRequests,
     Unauthorized,
     UpgradeRequired,
 )
+from http2tcp.limits import Failures, Limits, Tunnels, Waiting
 from http2tcp.net.capsules import CapsuleStream
 from http2tcp.net.dial import DialError, DialFailure, Dialled, dial
 from http2tcp.net.listen import Listener, open_listeners
-from http2tcp.net.relay import End, relay
-from http2tcp.net.streams import SocketStream, Stream
-from http2tcp.policy import Policy, forbidden
+from http2tcp.net.relay import End, Term, relay
+from http2tcp.net.streams import PacedStream, SocketStream, Stream
+from http2tcp.policy import Admission, Grant, Policy, Token
 from http2tcp.protocol.server import CONTINUE, MAX_HEAD, RequestReader, TunnelRequest, accept, refuse
 from http2tcp.protocol.transport import Transport
+from http2tcp.rules import IPAddress
 from http2tcp.settings import ServerSettings
 
 logger = logging.getLogger(__name__)
@@ -46,6 +52,8 @@ logger = logging.getLogger(__name__)
 # How long a refused client may take to read the refusal, and how much it may still send meanwhile.
 _LINGER = 1.0
 _LINGER_BYTES = 256 * 1024
+# What a relay gets beyond the grace to tell its peers that it is over.
+_LAST_WORDS = 1.0
 
 
 async def serve(
@@ -60,60 +68,112 @@ async def serve(
     After `drain` no connection is accepted but those that the kernel has accepted already; all accepted
     ones are served as usual and have `settings.grace` seconds. Raises ListenError.
     """
-    listeners = await _listen(settings)
-    policy = Policy(settings.tokens, settings.destination)
-    drain = trio.Event() if drain is None else drain
-    try:
-        async with trio.open_nursery() as sessions:
+    await Server(settings).run(drain=drain, task_status=task_status)
 
-            def accepted(sock: socket.socket, peer: str) -> None:
-                sessions.start_soon(_Connection(settings, policy, SocketStream(sock), peer).run)
 
-            async with trio.open_nursery() as accepting:
+class Server:
+    """A server, and what its connections share."""
+
+    def __init__(self, settings: ServerSettings) -> None:
+        self.limits = _limits(settings)
+        self.waiting: Waiting[_Connection] = Waiting(self.limits, _Connection.push_out)
+        self.tunnels = Tunnels(self.limits)
+        self.failures = Failures(self.limits)
+        #: The open sessions.
+        self.sessions: set[_Connection] = set()
+        #: When they end: the grace after `drain`.
+        self.ends_at = math.inf
+        self.draining = False
+        self.settings = settings
+        self.policy = _policy(settings)
+
+    def reload(self, settings: ServerSettings) -> None:
+        """Take new settings. Where it listens stays as it is.
+
+        Limits and the tokens' times count for open sessions too, and a session whose token is gone ends,
+        unless `settings.keep_sessions`. The other rules are asked when a session opens only.
+        """
+        self.settings, self.policy = settings, _policy(settings)
+        self.limits = self.waiting.limits = self.tunnels.limits = self.failures.limits = _limits(settings)
+        for session in list(self.sessions):
+            session.settings_changed()
+
+    async def run(
+        self,
+        *,
+        drain: trio.Event | None = None,
+        task_status: trio.TaskStatus[Sequence[Address]] = trio.TASK_STATUS_IGNORED,
+    ) -> None:
+        """See `serve`."""
+        drain = trio.Event() if drain is None else drain
+        listeners: list[Listener] = []
+        try:
+            for address in self.settings.addresses:
+                listeners += await open_listeners(address)
+            async with trio.open_nursery() as sessions:
+
+                def accepted(sock: socket.socket, peer: TCPAddress | None) -> None:
+                    sessions.start_soon(_Connection(self, SocketStream(sock), peer).run)
+
+                async with trio.open_nursery() as accepting:
+                    for listener in listeners:
+                        accepting.start_soon(listener.accept_forever, accepted)
+                    task_status.started([listener.address for listener in listeners])
+                    await drain.wait()
+                    accepting.cancel_scope.cancel()
+                self.draining = True
                 for listener in listeners:
-                    accepting.start_soon(listener.accept_forever, accepted)
-                task_status.started([listener.address for listener in listeners])
-                await drain.wait()
-                accepting.cancel_scope.cancel()
+                    if listener.accept_queued(accepted):
+                        listener.close()
+                    else:
+                        # Out of descriptors: as sessions end, what is queued gets theirs.
+                        sessions.start_soon(listener.accept_rest, accepted)
+                self.ends_at = trio.current_time() + self.settings.grace
+                for session in self.sessions:
+                    session.limit_term()
+                # Those that are not open by then.
+                sessions.cancel_scope.deadline = self.ends_at + _LAST_WORDS
+        finally:
             for listener in listeners:
-                if listener.accept_queued(accepted):
-                    listener.close()
-                else:
-                    # Out of descriptors: as sessions end, what is queued gets theirs.
-                    sessions.start_soon(listener.accept_rest, accepted)
-            sessions.cancel_scope.deadline = trio.current_time() + settings.grace
-    finally:
-        for listener in listeners:
-            listener.close()
+                listener.close()
 
 
-async def _listen(settings: ServerSettings) -> list[Listener]:
-    try:
-        return await open_listeners(settings.listen)
-    except OSError as error:
-        reason = (error.strerror or str(error)).lower()
-        raise ListenError(f"cannot listen on {settings.listen}: {reason}") from error
+def _policy(settings: ServerSettings) -> Policy:
+    return Policy(settings.tokens, settings.destination, allow=settings.allow, deny=settings.deny)
+
+
+def _limits(settings: ServerSettings) -> Limits:
+    return (settings.limits or Limits()).within(allowed())
 
 
 class _Connection:
     """One connection from a client."""
 
-    def __init__(self, settings: ServerSettings, policy: Policy, stream: SocketStream, peer: str) -> None:
-        self._settings = settings
-        self._policy = policy
+    def __init__(self, server: Server, stream: SocketStream, peer: TCPAddress | None) -> None:
+        self._server = server
+        # A connection is served by the settings that it came under.
+        self._settings = server.settings
         self._stream = stream
-        self._session = Session(peer)
+        self._peer = peer
+        self._session = Session("unix" if peer is None else str(peer))
+        self._opening = trio.CancelScope()
+        self._grant: Grant | None = None
+        self._token: Token | None = None
         self._dial_time = 0.0
+        self._opened_at = 0.0
+        self.term = Term()
 
     async def run(self) -> None:
         """A tunnel's whole life."""
         reason, words = Reason.STOPPED, ""
         give_up = trio.current_time() + self._settings.head_timeout
+        self._server.waiting.enter(self, self._address())
         try:
-            request = await self._read_head(give_up)
-            destination = self._authorise(request)
-            target = await self._dial(request, destination)
-            reason, words = await self._switch_and_relay(request, target)
+            with self._opening:
+                request = await self._read_head(give_up)
+                admission = self._authorise(request)
+                target = await self._dial(request, admission)
+                reason, words = await self._switch_and_relay(request, target)
         except Refusal as refusal:
             self._session.refused(refusal)
             await self._refuse(refusal, give_up)
@@ -126,7 +186,33 @@ class _Connection:
             await self._refuse(InternalError(), give_up)
         finally:
             self._stream.abort()
+            self._leave()
             self._session.ended(reason, words)
+
+    def push_out(self) -> None:
+        """Others need its place: it has waited longest without a token."""
+        self._opening.cancel()
+
+    def settings_changed(self) -> None:
+        """What they say about an open session counts now."""
+        if self._token is not None and not self._server.settings.keep_sessions:
+            self._token = self._server.policy.find(self._token)
+            if self._token is None:
+                self.term.end("the token was taken away", Reason.REVOKED)
+        self.limit_term()
+
+    def _leave(self) -> None:
+        self._server.waiting.leave(self)
+        self._server.sessions.discard(self)
+        if self._grant is not None:
+            self._server.tunnels.leave(self._grant.token)
+
+    def _address(self) -> IPAddress | None:
+        """The client's address, where it is the client's alone: not that of a front end, behind which all are."""
+        if self._peer is None:
+            return None
+        address = ip_address(self._peer.host.partition("%")[0])
+        return None if address.is_loopback else address
 
     async def _read_head(self, give_up: float) -> TunnelRequest:
         reader = RequestReader(connect=self._settings.connect)
@@ -138,19 +224,17 @@ class _Connection:
                     raise _Departed from None
                 if not data:
                     raise _Departed
+                self._server.waiting.speaks(self)
                 reader.receive(data)
             self._stream.unread(reader.trailing_data)
             return request
         raise HeadTimeout
 
-    def _authorise(self, request: TunnelRequest) -> Address:
+    def _authorise(self, request: TunnelRequest) -> Admission:
         """Where the request may go. The order of the checks is what an attacker may learn."""
         if self._settings.path not in (None, request.path) and not request.is_connect:
             raise NotFound
-        try:
-            grant = self._policy.authenticate(request.token)
-        except Unauthorized:
-            raise (ProxyAuthenticationRequired if request.is_connect else Unauthorized) from None
+        grant = self._authenticate(request)
         if request.transport is None:
             raise UpgradeRequired
         try:
@@ -165,38 +249,74 @@ class _Connection:
         self._session.asked(destination)
         if request.origin is not None and request.origin not in self._settings.allow_origins:
             raise Forbidden("a web page may not open tunnels")
-        grant.permit(destination)
-        return destination
+        admission = grant.admit(destination)
+        self._server.tunnels.enter(grant.token)
+        self._grant, self._token = grant, grant.token
+        return admission
 
-    async def _dial(self, request: TunnelRequest, destination: Address) -> Dialled:
+    def _authenticate(self, request: TunnelRequest) -> Grant:
+        try:
+            grant = self._server.policy.authenticate(request.token, time.time())
+        except Unauthorized as error:
+            if request.token is not None and self._server.failures.failed(self._address(), trio.current_time()):
+                raise TooManyRequests from None
+            if request.is_connect:
+                raise ProxyAuthenticationRequired from error
+            raise
+        self._server.waiting.leave(self)
+        return grant
+
+    async def _dial(self, request: TunnelRequest, admission: Admission) -> Dialled:
+        destination = admission.destination
         try:
             if request.expects_continue:
                 await self._stream.send_all(CONTINUE)
             started = trio.current_time()
             known = trio.Event()
             with trio.fail_after(self._settings.connect_timeout):
-                dialled = await dial(destination, lambda address: not forbidden(address), known.set)
+                dialled = await dial(destination, admission.permits, known.set)
             self._dial_time = trio.current_time() - started
             return dialled
         except trio.TooSlowError:
-            raise _too_slow(destination, self._settings.connect_timeout, named=known.is_set()) from None
+            raise _too_slow(admission, self._settings.connect_timeout, named=known.is_set()) from None
         except DialError as error:
-            raise _dial_refusal(destination, error) from error
+            raise _dial_refusal(admission, error) from error
         except trio.BrokenResourceError:
             raise _Departed from None
 
     async def _switch_and_relay(self, request: TunnelRequest, target: Dialled) -> tuple[Reason, str]:
         self._session.opened(target.address, request.carrier)
+        self._server.sessions.add(self)
+        self._opened_at = trio.current_time()
+        self.limit_term()
+        idle = self._server.limits.idle_timeout
+        if idle is not None:
+            self.term.idle(idle, f"no byte went either way for {idle:g} s", Reason.IDLE)
         try:
             keepalive = self._settings.keepalive
             await self._stream.send_all(accept(request, keepalive=keepalive, dial_time=self._dial_time))
         except trio.BrokenResourceError as error:
             return Reason.CLIENT_BROKE, str(error)
         else:
-            outcome = await relay(self._framed(request), target.stream, self._session.traffic)
-            return _REASONS[outcome.end], outcome.words
+            outcome = await relay(self._framed(request), self._paced(target), self._session.traffic, self.term)
+            return _reason(outcome.end, self.term), outcome.words
         finally:
             target.stream.abort()
+
+    def limit_term(self) -> None:
+        """When it ends at the latest, by all that may end it."""
+        limits, now = self._server.limits, trio.current_time()
+        self.term.renew()
+        self.term.until(self._server.ends_at, "the server was stopped", Reason.STOPPED)
+        if limits.max_session is not None:
+            words = f"a session lasts {limits.max_session:g} s at most"
+            self.term.until(self._opened_at + limits.max_session, words, Reason.EXPIRED)
+        if self._token is not None and not self._server.settings.keep_sessions:
+            self.term.until(now + self._token.expires - time.time(), "the token has expired", Reason.EXPIRED)
+
+    def _paced(self, target: Dialled) -> Stream:
+        rate = self._server.limits.max_rate
+        return target.stream if rate is None else PacedStream(target.stream.socket, rate)
 
     def _framed(self, request: TunnelRequest) -> Stream:
         """The tunnel's bytes: what the transport adds to them stays below."""
@@ -218,7 +338,7 @@ class _Connection:
         """Send the refusal and see it delivered: closing with bytes unread would reset it away."""
         # Before the token is accepted nobody is waited for beyond the head's own deadline.
         with trio.move_on_after(_LINGER) as linger:
-            if refusal.status in (400, 401, 404, 407, 408, 426, 431):
+            if refusal.status in (400, 401, 404, 407, 408, 426, 429, 431):
                 linger.deadline = min(linger.deadline, max(give_up, trio.current_time() + 0.1))
             try:
                 await self._stream.send_all(refuse(refusal))
@@ -242,17 +362,34 @@ _REASONS = {
 }
 
 
-def _too_slow(destination: Address, seconds: float, *, named: bool) -> Refusal:
+def _reason(end: End, term: Term) -> Reason:
+    if end is not End.TERMINATED:
+        return _REASONS[end]
+    assert isinstance(term.cause, Reason)
+    return term.cause
+
+
+def _too_slow(admission: Admission, seconds: float, *, named: bool) -> Refusal:
+    destination = admission.destination
+    if not named and not admission.by_name:
+        return Forbidden()
     if named or not isinstance(destination, TCPAddress):
         return TargetTimeout(f"cannot reach {destination} from the server: no answer in {seconds:g} s")
     words = f"cannot find {destination.host} from the server: no name server answered in {seconds:g} s"
     return TargetTimeout(words, proxy_error="dns_timeout")
 
 
-def _dial_refusal(destination: Address, error: DialError) -> Refusal:
+_ABOUT_THE_NAME = (DialFailure.PROHIBITED, DialFailure.NAME, DialFailure.NAME_TEMPORARY)
+
+
+def _dial_refusal(admission: Admission, error: DialError) -> Refusal:
+    destination = admission.destination
+    if error.failure in _ABOUT_THE_NAME and not admission.by_name:
+        # A token learns nothing of names that it may not use: neither whether they exist, nor what they are.
+        return Forbidden()
     if error.failure is DialFailure.PROHIBITED:
         return Forbidden(
-            f"{destination} is not allowed: link-local and metadata addresses are closed to everybody",
+            f"{destination} is not allowed: none of its addresses is open, as a rule or as link-local and metadata",
             proxy_error="destination_ip_prohibited",
         )
     words = f"cannot reach {destination} from the server: {error}"

@@ -7,7 +7,7 @@ import os
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Literal
 
 from http2tcp import __version__
 from http2tcp.address import Address, Endpoint, TCPAddress, UnixAddress
@@ -16,7 +16,10 @@ from http2tcp.protocol.transport import TOKEN_FIELD, Transport
 
 if TYPE_CHECKING:
     from http2tcp.forwards import Forward
+    from http2tcp.limits import Limits
+    from http2tcp.policy import Token
     from http2tcp.proxy_choice import Proxy
+    from http2tcp.rules import IPNetwork, Rule
 
 #: The original's own default.
 DEFAULT_LISTEN = TCPAddress("127.0.0.1", 12345)
@@ -40,29 +43,50 @@ _TOKEN_CHARACTERS = frozenset("!#$%&'*+-.^_`|~0123456789abcdefghijklmnopqrstuvwx
 class ServerSettings:
     """The server's. Times are in seconds. Raises SettingsError where they cannot be served."""
 
-    listen: Address = DEFAULT_LISTEN
-    #: Any of them opens a tunnel. Without one, `destination` is all that can be reached.
-    tokens: Sequence[str] = field(default=(), repr=False)
+    #: Where to listen: one address, or several.
+    listen: Address | Sequence[Address] = DEFAULT_LISTEN
+    #: Any of them opens a tunnel: the token itself, or what is known of it. Without one, `destination` is all
+    #: that can be reached.
+    tokens: Sequence[str | Token] = field(default=(), repr=False)
     #: Where a tunnel goes when the client names no destination.
     destination: Address | None = None
+    #: What the tokens without rules of their own may reach; None: everything but link-local and metadata addresses.
+    allow: Sequence[Rule] | None = None
+    #: What no token may reach, whatever else allows it.
+    deny: Sequence[Rule] = ()
     #: Answer at this path only.
     path: str | None = None
     #: The web pages that may open tunnels, as browsers name them: `https://example.com`.
     allow_origins: Sequence[str] = ()
     #: Take CONNECT too, which has no path.
     connect: bool = False
+    #: The front ends whose word counts for the client's address; `unix`: whoever comes by a Unix socket.
+    trusted_proxies: Sequence[IPNetwork | Literal["unix"]] = ()
+    #: The one header field in which they say it.
+    forwarded_header: str = "X-Forwarded-For"
+    #: Every connection begins with a PROXY protocol header.
+    proxy_protocol: bool = False
+    #: Where metrics and health are served; None: nowhere.
+    admin: Address | None = None
+    #: From the accepted connection to the end of its request's head.
     head_timeout: float = 10.0
+    #: To reach a target, its name included.
     connect_timeout: float = 10.0
+    #: How much at once, and for how long; None: as `Limits` has it.
+    limits: Limits | None = None
     #: Break our own silence so often, where the transport has a way to.
     keepalive: float = 25.0
     #: How long sessions may go on after the server was told to drain.
     grace: float = 30.0
+    #: Let the open sessions of a token that was taken away or has expired run on.
+    keep_sessions: bool = False
 
     def __post_init__(self) -> None:
         if isinstance(self.tokens, str):
             raise SettingsError("expected a sequence of tokens; of a string, each character would be one")
         for token in self.tokens:
-            check_token(token)
+            if isinstance(token, str):
+                check_token(token)
         if not self.tokens and self.destination is None:
             raise SettingsError(
                 "a server needs a token (-t or --token-file), "
@@ -74,6 +98,11 @@ class ServerSettings:
             raise SettingsError("expected a sequence of origins; of a string, each character would be one")
         for origin in self.allow_origins:
             check_origin(origin)
+
+    @property
+    def addresses(self) -> Sequence[Address]:
+        """Where to listen."""
+        return [self.listen] if isinstance(self.listen, TCPAddress | UnixAddress) else self.listen
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -16,6 +16,7 @@ from collections.abc import Callable
 import trio
 
 from http2tcp.address import Address, TCPAddress, UnixAddress
+from http2tcp.errors import ListenError
 
 logger = logging.getLogger(__name__)
 
@@ -25,7 +26,8 @@ BACKLOG = 65535
 _EXHAUSTED_PAUSE = 0.1
 _EXHAUSTED = (errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM)
 
-Accepted = Callable[[socket.socket, str], None]
+#: A connection, and whom it comes from; None: by a Unix socket, where peers have no address.
+Accepted = Callable[[socket.socket, TCPAddress | None], None]
 
 
 class Listener:
@@ -83,9 +85,12 @@ class Listener:
             await trio.sleep(_EXHAUSTED_PAUSE)
         self.close()
 
-    def _accept(self) -> tuple[socket.socket, str]:
+    def _accept(self) -> tuple[socket.socket, TCPAddress | None]:
         sock, peer = self._socket.accept()
-        return sock, "unix" if self._unix_path is not None else str(TCPAddress(peer[0], peer[1]))
+        if sock.family not in (socket.AF_INET, socket.AF_INET6):
+            return sock, None
+        # A socket for both families, which only who hands us one makes, shows IPv4 peers as mapped.
+        return sock, TCPAddress(peer[0].removeprefix("::ffff:") if "." in peer[0] else peer[0], peer[1])
 
     def close(self) -> None:
         """Stop listening; a Unix socket's path goes too, unless another process has taken it over."""
@@ -99,13 +104,20 @@ class Listener:
 
 
 async def open_listeners(address: Address, unix_mode: int = 0o666) -> list[Listener]:
-    """Listen on every address of the name; an empty host is every interface. Raises OSError.
+    """Listen on every address of the name; an empty host is every interface. Raises ListenError.
 
     `unix_mode` is a Unix socket's; by default it is as open as a loopback port, and its directory says who may
     reach it.
     """
-    if isinstance(address, UnixAddress):
-        return [Listener(_listen_unix(address.path, unix_mode), address.path)]
+    try:
+        if isinstance(address, UnixAddress):
+            return [Listener(_listen_unix(address.path, unix_mode), address.path)]
+        return await _open_tcp_listeners(address)
+    except OSError as error:
+        raise ListenError(f"cannot listen on {address}: {(error.strerror or str(error)).lower()}") from error
+
+
+async def _open_tcp_listeners(address: TCPAddress) -> list[Listener]:
     try:
         family_hosts = await trio.socket.getaddrinfo(
             address.host.encode("ascii") or None, address.port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE

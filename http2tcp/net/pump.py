@@ -10,7 +10,7 @@ import math
 
 import trio
 
-from http2tcp.net.streams import CHUNK, Stream
+from http2tcp.net.streams import Stream
 
 
 class SourceBroke(Exception):
@@ -59,12 +59,34 @@ class Flow:
             self._scope.deadline = math.inf
 
 
+class WatchedFlow(Flow):
+    """A flow whose every byte puts a deadline off. A class of its own: without an idle timeout nobody pays for it."""
+
+    __slots__ = ("_deadline", "_idle", "_moved")
+
+    def __init__(self, deadline: trio.CancelScope, idle: float) -> None:
+        """`idle`: seconds."""
+        self._deadline = deadline
+        self._idle = idle
+        super().__init__()
+
+    @property
+    def bytes(self) -> int:
+        """As of any flow."""
+        return self._moved
+
+    @bytes.setter
+    def bytes(self, value: int) -> None:
+        self._moved = value
+        self._deadline.deadline = trio.current_time() + self._idle
+
+
 async def copy(source: Stream, sink: Stream, flow: Flow) -> None:
     """Receive and send, one chunk at a time, until EOF. Raises SourceBroke or SinkBroke."""
     while True:
         flow.waits()
         try:
-            data = await source.receive_some(CHUNK)
+            data = await source.receive_some(sink.piece)
         except trio.BrokenResourceError as error:
             raise SourceBroke(str(error)) from error
         flow.received()

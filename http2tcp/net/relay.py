@@ -14,7 +14,7 @@ from typing import NamedTuple
 import trio
 
 from http2tcp.net import splice
-from http2tcp.net.pump import Flow, SinkBroke, SourceBroke, copy
+from http2tcp.net.pump import Flow, SinkBroke, SourceBroke, WatchedFlow, copy
 from http2tcp.net.streams import EOF_PATIENCE, Stream
 
 # How long a side that no longer takes bytes may take to hand over those it had sent.
@@ -31,6 +31,8 @@ class End(Enum):
     RIGHT_BROKE = "right broke"
     #: One side's EOF could not be passed on, and the other stayed silent for its `eof_patience`.
     UNTOLD_EOF = "untold eof"
+    #: Its `Term` was over.
+    TERMINATED = "terminated"
 
 
 class Outcome(NamedTuple):
@@ -49,6 +51,11 @@ class Traffic:
         self.forth = Flow()
         self.back = Flow()
 
+    def watch(self, scope: trio.CancelScope, idle: float) -> None:
+        """Put the scope's deadline off, by so many seconds from now, whenever a byte moves. Before any has."""
+        self.forth = WatchedFlow(scope, idle)
+        self.back = WatchedFlow(scope, idle)
+
     @property
     def left_to_right(self) -> int:
         return self.forth.bytes
@@ -58,16 +65,61 @@ class Traffic:
         return self.back.bytes
 
 
-async def relay(left: Stream, right: Stream, traffic: Traffic) -> Outcome:
+class Term:
+    """How long a relay may go on, where something outside of it may end it. Times are trio's, in seconds."""
+
+    __slots__ = ("_idle", "_on_silence", "_scope", "cause", "words")
+
+    def __init__(self) -> None:
+        self._scope = trio.CancelScope()
+        self._idle = math.inf
+        self._on_silence: tuple[str, object] = "", None
+        #: Why it ended, for the peers and for the caller.
+        self.words = ""
+        self.cause: object = None
+
+    def until(self, deadline: float, words: str, cause: object) -> None:
+        """It ends at this time at the latest; of several times the earliest counts."""
+        if deadline < self._scope.deadline:
+            self._scope.deadline = deadline
+            self.words, self.cause = words, cause
+
+    def renew(self) -> None:
+        """Forget every time that `until` gave."""
+        self._scope.deadline = math.inf
+
+    def idle(self, seconds: float, words: str, cause: object) -> None:
+        """It ends when no byte has moved in either direction for so long. To be set before it begins."""
+        self._idle, self._on_silence = seconds, (words, cause)
+
+    def end(self, words: str, cause: object) -> None:
+        """It ends now."""
+        if not self._scope.cancel_called:
+            self.words, self.cause = words, cause
+            self._scope.cancel()
+
+    async def hold(self, left: _Side, right: _Side, traffic: Traffic) -> Outcome:
+        """The conversation's outcome, or TERMINATED where this was over before."""
+        with self._scope:
+            if self._idle == math.inf:
+                return await _converse(left, right, traffic)
+            with trio.move_on_after(self._idle) as silence:
+                traffic.watch(silence, self._idle)
+                return await _converse(left, right, traffic)
+            self.words, self.cause = self._on_silence
+        return Outcome(End.TERMINATED, self.words)
+
+
+async def relay(left: Stream, right: Stream, traffic: Traffic, term: Term | None = None) -> Outcome:
     """Carry bytes both ways until both directions have ended, then close both streams.
 
-    Cancelling it aborts both.
+    Cancelling it aborts both. Where its `term` is over first, what had arrived is delivered before that.
     """
     sides = _Side(left, End.LEFT_BROKE), _Side(right, End.RIGHT_BROKE)
     left.guard()
     right.guard()
     try:
-        outcome = await _converse(*sides, traffic)
+        outcome = await (term.hold(*sides, traffic) if term else _converse(*sides, traffic))
         if outcome.end is End.CLOSED:
             outcome = await _finish(sides)
         if outcome.end is End.CLOSED:

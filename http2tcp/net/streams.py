@@ -56,6 +56,8 @@ class Stream(trio.abc.HalfCloseableStream):
     eof_patience: float = math.inf
     #: How much it takes at a time best.
     chunk: int = CHUNK
+    #: How much a pump hands it at most, where what it has taken counts only once it has taken all of it.
+    piece: int = CHUNK
     #: True where its own EOF ends both directions soon, whatever the other side does.
     eof_is_last: bool = False
 
@@ -219,6 +221,43 @@ class SocketStream(Stream):
         if self.socket.fileno() >= 0:
             trio.lowlevel.notify_closing(self.socket)
             self.socket.close()
+
+
+class PacedStream(SocketStream):
+    """A socket that takes and gives no more than so many bytes a second in each direction.
+
+    It is no bare descriptor to the relay, so that every byte passes here.
+    """
+
+    def __init__(self, sock: socket.socket, rate: float) -> None:
+        """`rate`: bytes a second."""
+        super().__init__(sock)
+        self._rate = rate
+        # Ten pieces a second are smooth enough, and few enough to cost nothing.
+        self.piece = max(1, min(CHUNK, int(rate / 10)))
+        self._receiving = self._sending = -math.inf
+
+    def source_fd(self) -> int | None:
+        """None: see the class."""
+        return None
+
+    sink_fd = source_fd
+
+    async def receive_some(self, max_bytes: int | None = None) -> bytes:
+        """As `SocketStream.receive_some`, after the time that the bytes before have to take."""
+        await trio.sleep_until(self._receiving)
+        data = await super().receive_some(min(max_bytes or self.piece, self.piece))
+        self._receiving = max(self._receiving, trio.current_time()) + len(data) / self._rate
+        return data
+
+    async def send_all(self, data: Bytes) -> None:
+        """As `SocketStream.send_all`, piece by piece in the time that they have to take."""
+        with memoryview(data) as view:
+            for start in range(0, len(view), self.piece):
+                await trio.sleep_until(self._sending)
+                piece = view[start : start + self.piece]
+                await super().send_all(piece)
+                self._sending = max(self._sending, trio.current_time()) + len(piece) / self._rate
 
 
 def reset_on_close(sock: socket.socket) -> None:

@@ -85,7 +85,7 @@ async def test_a_port_that_is_taken_on_one_interface_of_several_leaves_nothing_l
         taken.bind(("::", 0))
         taken.listen()
         port = taken.getsockname()[1]
-        with pytest.raises(OSError, match="in use"):
+        with pytest.raises(ListenError, match="in use"):
             await open_listeners(TCPAddress("", port))
         with socket.socket() as free:
             free.bind(("0.0.0.0", port))
@@ -168,7 +168,7 @@ async def test_a_unix_target_is_reachable_where_it_is_pinned_and_only_there(tmp_
             async with trio.SocketStream(trio.socket.from_stdlib_socket(sock)) as stream:
                 await echo(stream)
 
-        def accepted(sock: socket.socket, peer: str) -> None:
+        def accepted(sock: socket.socket, peer: TCPAddress | None) -> None:
             nursery.start_soon(echo_once, sock)
 
         nursery.start_soon(listener.accept_forever, accepted)
@@ -391,7 +391,7 @@ async def test_one_connection_that_failed_before_it_was_accepted_does_not_stop_t
     caplog: pytest.LogCaptureFixture,
 ) -> None:
     listener = Listener(FlakyListener(errno.ECONNABORTED, errno.EPROTO))
-    peers: list[str] = []
+    peers: list[TCPAddress | None] = []
     async with trio.open_nursery() as nursery:
 
         def accepted(connection: socket.socket, peer: str) -> None:
@@ -405,7 +405,7 @@ async def test_one_connection_that_failed_before_it_was_accepted_does_not_stop_t
             name = client.getsockname()
             await trio.sleep_forever()
     listener.close()
-    assert peers == [f"127.0.0.1:{name[1]}"]
+    assert peers == [TCPAddress("127.0.0.1", name[1])]
     assert [record for record in caplog.records if record.levelno >= logging.WARNING] == []
 
 

@@ -13,8 +13,7 @@ import trio.testing
 from http2tcp.address import TCPAddress
 from http2tcp.net import dial as dial_module
 from http2tcp.net.dial import Candidate, resolve
-from http2tcp.policy import Policy
-from http2tcp.server import _Connection
+from http2tcp.server import Server, _Connection
 from http2tcp.settings import ServerSettings
 from tests.support.loopback import TOKEN, Answer, asking, parse_answer
 from tests.support.memory_stream import MemoryStream, memory_pair
@@ -26,10 +25,9 @@ def connected(settings: ServerSettings = SETTINGS) -> tuple[_Connection, MemoryS
     """A connection that the server has accepted, and the client's end of it."""
     ours, client = memory_pair()
     connection = _Connection(
-        settings,
-        Policy(settings.tokens, settings.destination),
+        Server(settings),
         ours,  # type: ignore[arg-type]
-        "192.0.2.7:4711",
+        TCPAddress("192.0.2.7", 4711),
     )
     return connection, client
 

@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import math
+from collections.abc import Sequence
 from ipaddress import IPv4Address, IPv6Address, ip_address
 
 import pytest
 
-from http2tcp.address import TCPAddress, UnixAddress
-from http2tcp.errors import Forbidden, Unauthorized
-from http2tcp.policy import Grant, Policy, forbidden
+from http2tcp.address import TCPAddress, UnixAddress, parse_destination
+from http2tcp.errors import AddressError, Forbidden, TokenExpired, Unauthorized
+from http2tcp.policy import Grant, Policy, Token, digest, forbidden
+from http2tcp.rules import parse_rule
 from tests.support.embeddings import EMBEDDINGS, Embed
 
 CLOSED_IPV4 = [
@@ -90,53 +93,190 @@ def test_other_ipv6_addresses_are_open(text: str) -> None:
 
 DB = TCPAddress("db", 5432)
 SSHD = TCPAddress("localhost", 22)
+NOW = 1_800_000_000.0
 
 
 def test_any_of_the_tokens_opens() -> None:
     policy = Policy(["one", "two"], SSHD)
     for token in ("one", "two"):
-        grant = policy.authenticate(token)
+        grant = policy.authenticate(token, NOW)
         assert grant.default == SSHD
-        grant.permit(DB)
+        grant.admit(DB)
 
 
 @pytest.mark.parametrize("token", [None, "", " ", "on", "one ", "ONE", "onetwo", "one\0", "\udcff", "one,two"])
 def test_a_wrong_token_is_refused(token: str | None) -> None:
     with pytest.raises(Unauthorized):
-        Policy(["one", "two"]).authenticate(token)
+        Policy(["one", "two"]).authenticate(token, NOW)
 
 
 def test_a_token_beyond_ascii_is_known_again_by_its_bytes() -> None:
-    Policy(["schlüssel"]).authenticate("schlüssel")
+    Policy(["schlüssel"]).authenticate("schlüssel", NOW)
     with pytest.raises(Unauthorized):
-        Policy(["schlüssel"]).authenticate("schlu\u0308ssel")
+        Policy(["schlüssel"]).authenticate("schlu\u0308ssel", NOW)
 
 
 @pytest.mark.parametrize("token", [None, "whatever"])
 def test_without_a_token_only_the_pinned_destination_can_be_reached(token: str | None) -> None:
-    grant = Policy([], SSHD).authenticate(token)
-    grant.permit(SSHD)
+    grant = Policy([], SSHD).authenticate(token, NOW)
+    grant.admit(SSHD)
     for other in (DB, TCPAddress("localhost", 23), TCPAddress("127.0.0.1", 22), UnixAddress("/run/docker.sock")):
         with pytest.raises(Forbidden):
-            grant.permit(other)
+            grant.admit(other)
 
 
 def test_a_unix_socket_can_be_reached_only_where_the_server_pins_that_very_path() -> None:
     pinned = UnixAddress("/run/sshd.sock")
-    grant = Policy(["one"], pinned).authenticate("one")
-    grant.permit(pinned)
-    grant.permit(DB)
+    grant = Policy(["one"], pinned).authenticate("one", NOW)
+    grant.admit(pinned)
+    grant.admit(DB)
     for path in ("/run/docker.sock", "/run/../run/sshd.sock", "/run/sshd.sock/"):
         with pytest.raises(Forbidden):
-            grant.permit(UnixAddress(path))
+            grant.admit(UnixAddress(path))
     with pytest.raises(Forbidden):
-        Policy(["one"]).authenticate("one").permit(pinned)
+        Policy(["one"]).authenticate("one", NOW).admit(pinned)
 
 
 def test_a_grant_without_anything_pinned_permits_nothing() -> None:
     with pytest.raises(Forbidden):
-        Grant(None, pinned=True).permit(DB)
+        Grant(None, None, pinned=True).admit(DB)
 
 
 def test_a_policy_does_not_show_its_tokens() -> None:
     assert "hunter2" not in repr(Policy(["hunter2"], SSHD))
+
+
+# --- tokens with names, times and rules ---------------------------------------------------------
+
+
+def token(*allow: str, deny: Sequence[str] = (), expires: float = math.inf) -> Token:
+    rules = [parse_rule(text) for text in allow] or None
+    return Token("alice", digest("secret"), expires, rules, [parse_rule(text) for text in deny])
+
+
+def grant(*allow: str, deny: Sequence[str] = ()) -> Grant:
+    """The grant of a token with these rules."""
+    return Policy([token(*allow, deny=deny)]).authenticate("secret", NOW)
+
+
+def admits(rules: Grant, destination: str, *addresses: str) -> bool:
+    """Whether it is admitted, and at least one of these addresses may be dialled."""
+    try:
+        admission = rules.admit(parse_destination(destination))
+    except Forbidden:
+        return False
+    return not addresses or any(admission.permits(ip_address(address)) for address in addresses)
+
+
+def test_a_token_expires_and_the_answer_does_not_say_so() -> None:
+    policy = Policy([token(expires=NOW)])
+    policy.authenticate("secret", NOW - 0.001)
+    with pytest.raises(TokenExpired) as expired:
+        policy.authenticate("secret", NOW)
+    with pytest.raises(Unauthorized) as unknown:
+        policy.authenticate("another", NOW)
+    assert str(expired.value) == str(unknown.value)
+    assert expired.value.headers == unknown.value.headers
+    assert expired.value.name == "alice"
+
+
+def test_a_token_shows_neither_itself_nor_its_digest() -> None:
+    assert digest("secret").hex() not in repr(token())
+    assert repr(digest("secret")) not in repr(token())
+
+
+@pytest.mark.parametrize("destination", ["bastion:22", "BASTION:22", "bastion.:22"])
+def test_a_name_rule_allows_the_name_in_every_case_and_with_the_root_s_dot(destination: str) -> None:
+    assert admits(grant("bastion:22"), destination, "10.0.0.1")
+
+
+@pytest.mark.parametrize("destination", ["bastion:23", "bastion2:22", "x.bastion:22", "bastion..:22", "10.0.0.1:22"])
+def test_a_name_rule_allows_nothing_else(destination: str) -> None:
+    try:
+        parse_destination(destination)
+    except AddressError:
+        return
+    assert not admits(grant("bastion:22"), destination, "10.0.0.1")
+
+
+def test_a_leading_star_allows_what_is_below_the_name_and_not_the_name() -> None:
+    rules = grant("*.prod.svc:22")
+    assert admits(rules, "db.prod.svc:22", "10.0.0.1")
+    assert admits(rules, "a.b.prod.svc.:22", "10.0.0.1")
+    for other in ("prod.svc:22", "xprod.svc:22", "db.prod.svc:23", "db.prod.svc.evil:22"):
+        assert not admits(rules, other, "10.0.0.1")
+
+
+def test_an_address_rule_is_applied_to_what_the_name_resolves_to() -> None:
+    rules = grant("10.20.0.0/16:5432")
+    assert admits(rules, "db:5432", "10.20.1.2")
+    assert admits(rules, "db:5432", "192.0.2.1", "::ffff:10.20.1.2")
+    assert not admits(rules, "db:5432", "10.21.0.1")
+    assert not admits(rules, "db:5433", "10.20.1.2")
+    # These lead through somebody's gateway, whose word it would be that they are the same.
+    assert not admits(rules, "db:5432", "64:ff9b::10.20.1.2", "2002:0a14:0102::")
+
+
+def test_an_address_that_is_written_out_is_judged_at_once() -> None:
+    rules = grant("10.20.0.0/16:5432", "[fd00::/8]:22", "192.0.2.7:*")
+    for inside in ("10.20.1.2:5432", "[::ffff:10.20.1.2]:5432", "[fd00::1]:22", "192.0.2.7:9"):
+        assert admits(rules, inside)
+    for outside in ("10.21.0.1:5432", "10.20.1.2:22", "[fe00::1]:22", "192.0.2.8:9"):
+        assert not admits(rules, outside)
+
+
+def test_deny_wins_whichever_way_the_address_is_spelled() -> None:
+    rules = grant("*:*", deny=["10.20.9.0/24:*", "secret.example:443"])
+    assert not admits(rules, "db:22", "10.20.9.1")
+    assert not admits(rules, "db:22", "::ffff:10.20.9.1", "64:ff9b::10.20.9.1", "2002:0a14:0901::")
+    assert not admits(rules, "secret.example:443")
+    assert admits(rules, "secret.example:80", "10.20.8.1")
+    assert admits(rules, "db:22", "10.20.9.1", "10.20.8.1")
+
+
+def test_a_name_that_is_allowed_has_still_to_pass_deny_and_the_built_in_list() -> None:
+    rules = grant("rebind.example:80", deny=["127.0.0.0/8:*"])
+    assert not admits(rules, "rebind.example:80", "127.0.0.1")
+    assert not admits(rules, "rebind.example:80", "169.254.169.254")
+    assert admits(rules, "rebind.example:80", "192.0.2.1")
+
+
+def test_the_rules_for_all_deny_every_token_and_allow_those_without_their_own() -> None:
+    own, none = token("db:5432"), Token("bob", digest("other"))
+    policy = Policy([own, none], allow=[parse_rule("web:80")], deny=[parse_rule("*:25")])
+    assert admits(policy.authenticate("secret", NOW), "db:5432")
+    assert not admits(policy.authenticate("secret", NOW), "web:80")
+    assert admits(policy.authenticate("other", NOW), "web:80")
+    assert not admits(policy.authenticate("other", NOW), "db:5432")
+    assert not admits(Policy([none], deny=[parse_rule("*:25")]).authenticate("other", NOW), "mail:25")
+
+
+def test_no_star_opens_a_unix_socket() -> None:
+    assert not admits(grant("*:*"), "unix:/run/docker.sock")
+    assert admits(grant("unix:/run/a.sock"), "unix:/run/a.sock")
+    assert not admits(grant("unix:/run/a.sock"), "unix:/run/../run/a.sock")
+
+
+def test_an_empty_allow_allows_nothing() -> None:
+    alone = Policy([Token("alice", digest("secret"), allow=())])
+    assert not admits(alone.authenticate("secret", NOW), "db:22")
+
+
+def test_a_default_destination_is_allowed_by_rules_where_there_are_any() -> None:
+    policy = Policy([token("db:5432")], SSHD)
+    assert not admits(policy.authenticate("secret", NOW), "localhost:22")
+    assert admits(Policy([token()], SSHD).authenticate("secret", NOW), "localhost:22")
+
+
+@pytest.mark.parametrize(
+    ("allow", "told"), [(["db:22"], True), (["*:22"], True), (["10.0.0.0/8:22"], False), ([], True)]
+)
+def test_only_who_may_use_a_name_learns_what_became_of_it(allow: list[str], told: bool) -> None:
+    assert grant(*allow).admit(TCPAddress("db", 22)).by_name == told
+
+
+def test_a_token_that_was_taken_away_is_not_found_and_one_that_stays_is_as_it_is_now() -> None:
+    known = token()
+    later = token(expires=NOW + 5)
+    assert Policy([later]).find(known) is later
+    assert Policy([Token("bob", digest("other"))]).find(known) is None

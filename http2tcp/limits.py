@@ -1,0 +1,194 @@
+"""What the server holds at most, and whom it lets go when that is reached.
+
+Pure counting: no network, no clock; times are handed in. Every limit counts how often it was reached, for
+the metrics. Peers behind which everybody is (loopback, a Unix socket, a trusted proxy) have no share of
+their own: the caller gives None for their address.
+"""
+
+from __future__ import annotations
+
+from collections import OrderedDict
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from ipaddress import IPv6Address
+from typing import Generic, TypeVar
+
+from http2tcp.errors import LimitReached, TooManyRequests
+from http2tcp.policy import Token
+from http2tcp.rules import IPAddress
+
+# What is not a connection: the log, the listeners, epoll, spliced flows' pipes, look-ups under way.
+_RESERVED_DESCRIPTORS = 128
+_RESERVED_SHARE = 1 / 16
+# An attacker with one IPv6 address has all of its /64 (RFC 6177, section 2).
+_IPV6_PREFIX = 64
+# Addresses of which wrong tokens are remembered; of more, the oldest is forgotten.
+_MAX_FAILING = 10_000
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Limits:
+    """Times are in seconds; None: no limit, or for `tunnels` what the descriptors allow."""
+
+    #: Connections whose token has not been accepted yet.
+    unauthenticated: int = 4096
+    #: … of one client address (IPv6: of its /64).
+    unauthenticated_per_address: int = 64
+    #: Wrong tokens a minute from one client address before it is told to wait.
+    failures_per_minute: int = 10
+    tunnels: int | None = None
+    #: Silence in both directions.
+    idle_timeout: float | None = None
+    #: A session's whole life.
+    max_session: float | None = None
+    #: Bytes a second of one tunnel in each direction.
+    max_rate: float | None = None
+
+    def within(self, descriptors: int) -> Limits:
+        """The same, so far lowered that so many descriptors suffice. A tunnel takes two of them."""
+        left = descriptors - max(_RESERVED_DESCRIPTORS, int(descriptors * _RESERVED_SHARE))
+        unauthenticated = max(1, min(self.unauthenticated, left // 4))
+        possible = max(1, (left - unauthenticated) // 2)
+        tunnels = possible if self.tunnels is None else min(self.tunnels, possible)
+        return replace(self, unauthenticated=unauthenticated, tunnels=tunnels)
+
+
+_C = TypeVar("_C")
+
+
+class Waiting(Generic[_C]):
+    """The connections whose token has not been accepted yet.
+
+    When there are too many, the one that has waited longest goes, and of those first one that has said
+    nothing: a newcomer with a good token needs a moment only, and gets it.
+    """
+
+    def __init__(self, limits: Limits, push_out: Callable[[_C], None]) -> None:
+        """`push_out` ends a connection; it is no longer counted when that is called."""
+        self.limits = limits
+        self._push_out = push_out
+        self._silent: OrderedDict[_C, str | None] = OrderedDict()
+        self._speaking: OrderedDict[_C, str | None] = OrderedDict()
+        self._of_address: dict[str, OrderedDict[_C, None]] = {}
+        #: How often each limit was reached.
+        self.reached = 0
+        self.reached_per_address = 0
+
+    def __len__(self) -> int:
+        return len(self._silent) + len(self._speaking)
+
+    def enter(self, connection: _C, address: IPAddress | None) -> None:
+        """A connection was accepted."""
+        self._silent[connection] = None
+        if len(self) > self.limits.unauthenticated:
+            self.reached += 1
+            self._end(next(iter(self._silent if len(self._silent) > 1 else self._speaking or self._silent)))
+        self.comes_from(connection, address)
+
+    def comes_from(self, connection: _C, address: IPAddress | None) -> None:
+        """Its address is known, or known better: a proxy's header said so."""
+        waiting = self._silent if connection in self._silent else self._speaking
+        if connection not in waiting:
+            return
+        self._forget_address(connection, waiting[connection])
+        waiting[connection] = key = None if address is None else group(address)
+        if key is None:
+            return
+        same = self._of_address.setdefault(key, OrderedDict())
+        same[connection] = None
+        if len(same) > self.limits.unauthenticated_per_address:
+            self.reached_per_address += 1
+            self._end(next(iter(same)))
+
+    def speaks(self, connection: _C) -> None:
+        """It has sent something."""
+        if connection in self._silent:
+            self._speaking[connection] = self._silent.pop(connection)
+
+    def leave(self, connection: _C) -> None:
+        """Its token was accepted, or it is over. It may have left before."""
+        for waiting in (self._silent, self._speaking):
+            if connection in waiting:
+                self._forget_address(connection, waiting.pop(connection))
+
+    def _end(self, connection: _C) -> None:
+        self.leave(connection)
+        self._push_out(connection)
+
+    def _forget_address(self, connection: _C, key: str | None) -> None:
+        if key is not None:
+            same = self._of_address[key]
+            del same[connection]
+            if not same:
+                del self._of_address[key]
+
+
+class Tunnels:
+    """The sessions from their accepted token on, all of them and each token's."""
+
+    def __init__(self, limits: Limits) -> None:
+        self.limits = limits
+        self._of_token: dict[bytes, int] = {}
+        self._all = 0
+        #: How often each limit was reached.
+        self.reached = 0
+        self.reached_per_token = 0
+
+    def __len__(self) -> int:
+        return self._all
+
+    def enter(self, token: Token | None) -> None:
+        """One more. Raises LimitReached or TooManyRequests."""
+        if self.limits.tunnels is not None and self._all >= self.limits.tunnels:
+            self.reached += 1
+            raise LimitReached
+        if token is not None:
+            held = self._of_token.get(token.digest, 0)
+            if token.max_tunnels is not None and held >= token.max_tunnels:
+                self.reached_per_token += 1
+                raise TooManyRequests(f"this token has its {token.max_tunnels} tunnels open already")
+            self._of_token[token.digest] = held + 1
+        self._all += 1
+
+    def leave(self, token: Token | None) -> None:
+        """One that had entered is over."""
+        self._all -= 1
+        if token is not None:
+            held = self._of_token[token.digest] - 1
+            if held:
+                self._of_token[token.digest] = held
+            else:
+                del self._of_token[token.digest]
+
+
+class Failures:
+    """Wrong tokens by client address: how many lately, as a bucket that leaks."""
+
+    def __init__(self, limits: Limits) -> None:
+        self.limits = limits
+        self._buckets: OrderedDict[str, tuple[float, float]] = OrderedDict()
+        #: How often the limit was reached.
+        self.reached = 0
+
+    def failed(self, address: IPAddress | None, now: float) -> bool:
+        """Count one; whether the address has had too many. `now` is of a clock that does not jump."""
+        if address is None:
+            return False
+        key = group(address)
+        level, since = self._buckets.pop(key, (0.0, now))
+        per_minute = self.limits.failures_per_minute
+        level = max(0.0, level - (now - since) * per_minute / 60)
+        too_many = level + 1 > per_minute
+        # What is refused does not count: the address is heard again as soon as it slows down.
+        self._buckets[key] = (level if too_many else level + 1, now)
+        self.reached += too_many
+        if len(self._buckets) > _MAX_FAILING:
+            self._buckets.popitem(last=False)
+        return too_many
+
+
+def group(address: IPAddress) -> str:
+    """What counts as one client: an IPv4 address, or an IPv6 address's /64."""
+    if isinstance(address, IPv6Address):
+        return f"{IPv6Address(int(address) >> _IPV6_PREFIX << _IPV6_PREFIX)}/{_IPV6_PREFIX}"
+    return str(address)

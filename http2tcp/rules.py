@@ -1,0 +1,172 @@
+"""Rules of `allow` and `deny`: what each says, and what it matches. Pure.
+
+    bastion:22          a name, as it is asked for
+    *.prod.svc:22       every name below it
+    10.20.0.0/16:5432   addresses, as names resolve to them; one address alone is a network of itself
+    [fd00::/8]:22
+    db:5432-5439        ports: one, a range, or * for all
+    *:443               every host
+    unix:/run/x.sock    a Unix socket, which no other rule matches
+
+A name rule speaks of names and an address rule of addresses: neither ever matches the other's kind, so that
+`deny = ["10.0.0.0/8:*"]` holds for every name that leads there.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Sequence
+from enum import Enum
+from ipaddress import IPv4Address, IPv4Network, IPv6Address, IPv6Network, ip_address, ip_network
+from typing import NamedTuple
+
+from http2tcp.address import Address, TCPAddress, UnixAddress, parse_destination, parse_host
+from http2tcp.errors import AddressError
+
+IPAddress = IPv4Address | IPv6Address
+IPNetwork = IPv4Network | IPv6Network
+
+_MAX_PORT = 65535
+_PORTS = re.compile(r"([0-9]{1,5})(?:-([0-9]{1,5}))?", re.ASCII)
+
+
+class _Kind(Enum):
+    ANY = "any host"
+    NAME = "a name"
+    SUFFIX = "the names below one"
+    NETWORK = "addresses"
+    UNIX = "a Unix socket"
+
+
+class Rule(NamedTuple):
+    """One line of `allow` or `deny`. `str(rule)` is how it was written."""
+
+    text: str
+    kind: _Kind
+    #: The name, the suffix with its dot, or the path.
+    name: str = ""
+    network: IPNetwork | None = None
+    first_port: int = 0
+    last_port: int = _MAX_PORT
+
+    def __str__(self) -> str:
+        return self.text
+
+    def matches_name(self, destination: Address) -> bool:
+        """Whether it is about this name, or Unix socket, as it is asked for. `*` is about every host."""
+        if isinstance(destination, UnixAddress):
+            return self.kind is _Kind.UNIX and destination.path == self.name
+        if not self.first_port <= destination.port <= self.last_port:
+            return False
+        if self.kind is _Kind.ANY:
+            return True
+        if literal(destination) is not None:
+            return False
+        host = _without_dot(destination.host)
+        return (self.kind is _Kind.NAME and host == self.name) or (
+            self.kind is _Kind.SUFFIX and host.endswith(self.name) and host != self.name
+        )
+
+    def matches_address(self, addresses: Sequence[IPAddress], port: int) -> bool:
+        """Whether it is about one of these addresses."""
+        if not self.first_port <= port <= self.last_port:
+            return False
+        if self.kind is _Kind.ANY:
+            return True
+        network = self.network
+        return network is not None and any(
+            address.version == network.version and address in network for address in addresses
+        )
+
+    def is_about_addresses_at(self, port: int) -> bool:
+        """Whether a name has to be looked up to know if this rule is about it."""
+        return self.kind is _Kind.NETWORK and self.first_port <= port <= self.last_port
+
+
+def literal(destination: TCPAddress) -> IPAddress | None:
+    """The address that the destination is written as; None for a name."""
+    try:
+        return ip_address(destination.host.partition("%")[0])
+    except ValueError:
+        return None
+
+
+def _without_dot(name: str) -> str:
+    # RFC 1034, section 3.1: the dot of the root says that nothing follows. One of them.
+    return name.removesuffix(".")
+
+
+def parse_rule(text: str) -> Rule:
+    """One rule, as the module says. Raises AddressError."""
+    if text.startswith("unix:"):
+        path = parse_destination(text)
+        assert isinstance(path, UnixAddress)
+        return Rule(text, _Kind.UNIX, path.path)
+    host, colon, ports = text.rpartition(":")
+    # What ends in a bracket or a mask has no port: its last colon is the address's own.
+    if not colon or not host or "]" in ports or "/" in ports:
+        raise AddressError(f"{text!a}: expected HOST:PORT, such as bastion:22, 10.0.0.0/8:*, [fd00::/8]:22")
+    first, last = _parse_ports(ports, text)
+    if host != "*" and "*" in host.removeprefix("*."):
+        raise AddressError(
+            f"{text!a}: a * stands for all hosts, or for what is before the first dot, as in *.example.com"
+        )
+    if host == "*":
+        return Rule(text, _Kind.ANY, first_port=first, last_port=last)
+    if host.startswith("*."):
+        return Rule(text, _Kind.SUFFIX, f".{_parse_name(host[2:], text)}", None, first, last)
+    network = _parse_network(host, text)
+    if network is not None:
+        return Rule(text, _Kind.NETWORK, "", network, first, last)
+    return Rule(text, _Kind.NAME, _parse_name(host, text), None, first, last)
+
+
+def parse_network(text: str) -> IPNetwork:
+    """An address or a network in CIDR notation, without a port. Raises AddressError."""
+    network = _parse_network(text, text)
+    if network is None:
+        raise AddressError(f"{text!a}: expected an address or a network, such as 10.0.0.0/8")
+    return network
+
+
+def _parse_network(host: str, text: str) -> IPNetwork | None:
+    """None where it is a name."""
+    bare = host[1:-1] if host.startswith("[") and host.endswith("]") else host
+    if "/" not in bare and ":" not in bare and not bare.replace(".", "").isdecimal():
+        return None
+    try:
+        network = ip_network(bare, strict=False)
+    except ValueError:
+        raise AddressError(
+            f"{text!a}: {bare!a} is no address and no network, such as 10.0.0.0/8 or [fd00::/8]"
+        ) from None
+    if "/" in bare and network.network_address != ip_address(bare.partition("/")[0]):
+        # 10.1.2.3/8 may have been meant as the one address or as the network; a guess could open too much.
+        raise AddressError(f"{text!a}: {bare} has bits behind its mask; the network is {network}")
+    if isinstance(network, IPv6Network) and network.network_address.ipv4_mapped is not None:
+        raise AddressError(f"{text!a}: write IPv4 addresses as such; the IPv6 forms of them are recognised")
+    return network
+
+
+def _parse_name(name: str, text: str) -> str:
+    host = _without_dot(parse_host(name)) if name else ""
+    if not host or ip_like(host):
+        raise AddressError(f"{text!a}: expected a host name, or an address, before the port")
+    return host
+
+
+def ip_like(host: str) -> bool:
+    """Whether a resolver may take it for an IPv4 address, in whatever spelling: no real name ends in a number."""
+    last = host.rpartition(".")[2]
+    return last.isdecimal() or last.startswith("0x")
+
+
+def _parse_ports(ports: str, text: str) -> tuple[int, int]:
+    if ports == "*":
+        return 1, _MAX_PORT
+    found = _PORTS.fullmatch(ports)
+    first = int(found[1]) if found else 0
+    last = int(found[2]) if found and found[2] else first
+    if not 1 <= first <= last <= _MAX_PORT:
+        raise AddressError(f"{text!a}: expected a port after the last colon: 22, 8000-8099, or * for all")
+    return first, last

@@ -1,0 +1,132 @@
+"""Whom the server lets go when it is full: who waits longest without a token, and never who has just come."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from ipaddress import ip_address
+
+import pytest
+
+from http2tcp.errors import LimitReached, TooManyRequests
+from http2tcp.limits import Failures, Limits, Tunnels, Waiting, group
+from http2tcp.policy import Token, digest
+
+ONE, OTHER = ip_address("192.0.2.1"), ip_address("192.0.2.2")
+ALICE = Token("alice", digest("a"), max_tunnels=2)
+
+
+def waiting(**limits: int) -> tuple[Waiting[str], list[str]]:
+    pushed_out: list[str] = []
+    return Waiting(replace(Limits(), **limits), pushed_out.append), pushed_out  # type: ignore[arg-type]
+
+
+def test_when_it_is_full_the_oldest_silent_connection_goes_and_not_the_newcomer() -> None:
+    pool, gone = waiting(unauthenticated=3)
+    for name in "abc":
+        pool.enter(name, None)
+    pool.speaks("a")
+    pool.enter("d", None)
+    assert gone == ["b"]
+    assert len(pool) == 3
+    pool.enter("e", None)
+    pool.enter("f", None)
+    assert gone == ["b", "c", "d"]
+    assert pool.reached == 3
+
+
+def test_where_all_others_speak_the_oldest_of_them_goes() -> None:
+    pool, gone = waiting(unauthenticated=2)
+    for name in "ab":
+        pool.enter(name, None)
+        pool.speaks(name)
+    pool.enter("c", None)
+    assert gone == ["a"]
+
+
+def test_who_has_left_makes_room() -> None:
+    pool, gone = waiting(unauthenticated=1, unauthenticated_per_address=1)
+    pool.enter("a", ONE)
+    pool.leave("a")
+    pool.leave("a")
+    pool.enter("b", ONE)
+    assert not gone
+    assert len(pool) == 1
+
+
+def test_one_address_has_its_share_and_takes_no_place_of_others() -> None:
+    pool, gone = waiting(unauthenticated=100, unauthenticated_per_address=2)
+    pool.enter("other", OTHER)
+    for name in "abc":
+        pool.enter(name, ONE)
+    assert gone == ["a"]
+    assert pool.reached_per_address == 1
+    for name in ("front", "end", "peers"):
+        pool.enter(name, None)
+    assert gone == ["a"]
+
+
+def test_a_whole_ipv6_site_counts_as_one_client() -> None:
+    assert group(ip_address("2001:db8::1")) == group(ip_address("2001:db8::ffff:1"))
+    assert group(ip_address("2001:db8::1")) != group(ip_address("2001:db8:0:1::1"))
+
+
+def test_an_address_that_becomes_known_later_is_counted_then() -> None:
+    pool, gone = waiting(unauthenticated_per_address=1)
+    for name in "ab":
+        pool.enter(name, None)
+    pool.comes_from("a", ONE)
+    pool.comes_from("b", ONE)
+    assert gone == ["a"]
+    pool.comes_from("a", OTHER)  # it is gone; nothing is counted
+    pool.leave("b")
+    assert len(pool) == 0
+
+
+def test_tunnels_are_limited_in_all_and_for_each_token() -> None:
+    tunnels = Tunnels(replace(Limits(), tunnels=3))
+    tunnels.enter(ALICE)
+    tunnels.enter(ALICE)
+    with pytest.raises(TooManyRequests, match="its 2 tunnels"):
+        tunnels.enter(ALICE)
+    tunnels.enter(None)
+    with pytest.raises(LimitReached):
+        tunnels.enter(None)
+    assert (len(tunnels), tunnels.reached, tunnels.reached_per_token) == (3, 1, 1)
+    tunnels.leave(ALICE)
+    tunnels.enter(ALICE)
+
+
+def test_wrong_tokens_are_counted_by_address_and_forgiven_with_time() -> None:
+    failures = Failures(replace(Limits(), failures_per_minute=3))
+    assert [failures.failed(ONE, 0.0) for _ in range(5)] == [False, False, False, True, True]
+    assert not failures.failed(OTHER, 0.0)
+    assert not failures.failed(ONE, 20.0)
+    assert failures.failed(ONE, 20.0)
+    assert not failures.failed(ONE, 1000.0)
+    assert failures.reached == 3
+
+
+def test_nobody_is_told_to_wait_for_the_wrong_tokens_of_others_behind_the_same_front_end() -> None:
+    failures = Failures(Limits(failures_per_minute=1))
+    assert not any(failures.failed(None, 0.0) for _ in range(100))
+
+
+def test_the_addresses_of_many_failures_do_not_fill_the_memory() -> None:
+    failures = Failures(Limits())
+    for number in range(10_050):
+        failures.failed(ip_address(number), 0.0)
+    assert len(failures._buckets) == 10_000
+
+
+@pytest.mark.parametrize("descriptors", [20, 256, 1024, 20_000, 1_000_000])
+def test_what_is_allowed_at_once_fits_into_the_descriptors(descriptors: int) -> None:
+    limits = Limits(tunnels=10_000_000).within(descriptors)
+    assert limits.tunnels is not None
+    assert limits.tunnels > 0
+    assert limits.unauthenticated > 0
+    if descriptors >= 256:
+        assert limits.tunnels * 2 + limits.unauthenticated + 100 <= descriptors
+
+
+def test_a_lower_limit_stays() -> None:
+    assert Limits(tunnels=5, unauthenticated=7).within(20_000) == Limits(tunnels=5, unauthenticated=7)
