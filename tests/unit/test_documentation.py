@@ -12,7 +12,11 @@ from http2tcp.protocol.transport import TOKENS
 
 ROOT = Path(__file__).parents[2]
 
-WRITTEN = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md")), *sorted((ROOT / "examples").iterdir())]
+WRITTEN = [
+    ROOT / "README.md",
+    *sorted((ROOT / "docs").rglob("*.md")),
+    *sorted(file for file in (ROOT / "examples").rglob("*") if file.is_file()),
+]
 MAP = re.compile(r"map \$http_upgrade \$\w+ \{(.*?)\}", re.DOTALL)
 #: The lines of HAProxy, Apache and Caddy.
 LISTS = re.compile(r"^.*(?:req\.hdr\(Upgrade\) -i|\{HTTP:Upgrade\} !~|\{header\.Upgrade\}\.matches).*$", re.MULTILINE)
