@@ -33,19 +33,26 @@ Accepted = Callable[[socket.socket, TCPAddress | None], None]
 class Listener:
     """One listening socket."""
 
-    def __init__(self, sock: socket.socket, unix_path: str | None = None) -> None:
+    def __init__(self, sock: socket.socket, unix_path: str | None = None, *, shared: bool = False) -> None:
+        """`unix_path` is taken away at the end.
+
+        A socket that is `shared` stays open elsewhere: who holds it gives it to our successor, and with it all
+        connections that we have not accepted.
+        """
         sock.setblocking(False)
         self._socket = sock
+        self._shared = shared
         self._unix_path = unix_path
         self._inode = os.stat(unix_path).st_ino if unix_path else None
 
     @property
     def address(self) -> Address:
         """What it listens on; the port is the real one where 0 was asked for."""
-        if self._unix_path is not None:
-            return UnixAddress(self._unix_path)
-        host, port = self._socket.getsockname()[:2]
-        return TCPAddress(host, port)
+        name = self._socket.getsockname()
+        if self._socket.family in (socket.AF_INET, socket.AF_INET6):
+            return TCPAddress(name[0], name[1])
+        # Bytes where Linux has an abstract name, which begins with a zero octet.
+        return UnixAddress(name if isinstance(name, str) else name.decode(errors="replace").replace("\0", "@"))
 
     async def accept_forever(self, accepted: Accepted) -> None:
         """Hand every connection and its peer's name to `accepted`, until cancelled."""
@@ -69,8 +76,11 @@ class Listener:
                 exhausted = False
 
     def accept_queued(self, accepted: Accepted) -> bool:
-        """Hand on what the kernel has accepted already; False where descriptors ran out before the last."""
-        while True:
+        """Hand on what the kernel has accepted already; False where descriptors ran out before the last.
+
+        What is queued at a shared socket is left for the successor.
+        """
+        while not self._shared:
             try:
                 accepted(*self._accept())
             except BlockingIOError:
@@ -78,6 +88,7 @@ class Listener:
             except OSError as error:
                 if error.errno in _EXHAUSTED:
                     return False
+        return True
 
     async def accept_rest(self, accepted: Accepted) -> None:
         """Hand on what is queued as descriptors become free, and close."""
