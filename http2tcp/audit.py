@@ -28,7 +28,9 @@ class Reason(Enum):
     TARGET_BROKE = "target_broke"
     #: Neither side said anything for the idle timeout.
     IDLE = "idle"
-    #: The token's time, or the session's, was over.
+    #: It had lasted as long as a session may.
+    MAX_SESSION = "max_session"
+    #: The token's time was over.
     EXPIRED = "expired"
     #: The token was taken away.
     REVOKED = "revoked"

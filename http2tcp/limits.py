@@ -137,9 +137,14 @@ class Tunnels:
     def __len__(self) -> int:
         return self._all
 
+    @property
+    def full(self) -> bool:
+        """Whether nobody gets one more."""
+        return self.limits.tunnels is not None and self._all >= self.limits.tunnels
+
     def enter(self, token: Token | None) -> None:
         """One more. Raises LimitReached or TooManyRequests."""
-        if self.limits.tunnels is not None and self._all >= self.limits.tunnels:
+        if self.full:
             self.reached += 1
             raise LimitReached
         if token is not None:

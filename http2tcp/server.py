@@ -11,7 +11,8 @@ import logging
 import math
 import socket
 import time
-from collections.abc import Sequence
+from collections.abc import AsyncIterator, Sequence
+from contextlib import asynccontextmanager
 from ipaddress import ip_address
 
 import trio
@@ -36,6 +37,7 @@ from http2tcp.errors import (
     UpgradeRequired,
 )
 from http2tcp.limits import Failures, Limits, Tunnels, Waiting
+from http2tcp.metrics import Metrics
 from http2tcp.net.capsules import CapsuleStream
 from http2tcp.net.dial import DialError, DialFailure, Dialled, dial
 from http2tcp.net.listen import Listener, open_listeners
@@ -84,6 +86,8 @@ class Server:
         #: When they end: the grace after `drain`.
         self.ends_at = math.inf
         self.draining = False
+        self.metrics = Metrics(time.time())
+        self.admin_addresses: Sequence[Address] = ()
         self.settings = settings
         self.policy = _policy(settings)
 
@@ -97,6 +101,15 @@ class Server:
         self.limits = self.waiting.limits = self.tunnels.limits = self.failures.limits = _limits(settings)
         for session in list(self.sessions):
             session.settings_changed()
+        self.metrics.reloaded(time.time())
+
+    def unready(self) -> str:
+        """Why it takes no tunnel now; empty where it does."""
+        if self.draining:
+            return "draining"
+        if self.tunnels.full:
+            return f"all of its {len(self.tunnels)} tunnels are open"
+        return ""
 
     async def run(
         self,
@@ -110,9 +123,10 @@ class Server:
         try:
             for address in self.settings.addresses:
                 listeners += await open_listeners(address)
-            async with trio.open_nursery() as sessions:
+            async with self._observed(), trio.open_nursery() as sessions:
 
                 def accepted(sock: socket.socket, peer: TCPAddress | None) -> None:
+                    self.metrics.accepted.add()
                     sessions.start_soon(_Connection(self, SocketStream(sock), peer).run)
 
                 async with trio.open_nursery() as accepting:
@@ -133,6 +147,27 @@ class Server:
                     session.limit_term()
                 # Those that are not open by then.
                 sessions.cancel_scope.deadline = self.ends_at + _LAST_WORDS
+        finally:
+            for listener in listeners:
+                listener.close()
+
+    @asynccontextmanager
+    async def _observed(self) -> AsyncIterator[None]:
+        """What goes on inside can be asked for at the admin listener, to its end. Raises ListenError."""
+        if self.settings.admin is None:
+            yield
+            return
+        from http2tcp.admin import serve_admin
+        from http2tcp.footprint import footprint
+        from http2tcp.metrics import families
+
+        listeners = await open_listeners(self.settings.admin)
+        self.admin_addresses = [listener.address for listener in listeners]
+        try:
+            async with trio.open_nursery() as nursery:
+                nursery.start_soon(serve_admin, listeners, [*families(self), *footprint()], self.unready)
+                yield
+                nursery.cancel_scope.cancel()
         finally:
             for listener in listeners:
                 listener.close()
@@ -159,6 +194,7 @@ class _Connection:
         self._opening = trio.CancelScope()
         self._grant: Grant | None = None
         self._token: Token | None = None
+        self._accepted_at = trio.current_time()
         self._dial_time = 0.0
         self._opened_at = 0.0
         self.term = Term()
@@ -166,7 +202,7 @@ class _Connection:
     async def run(self) -> None:
         """A tunnel's whole life."""
         reason, words = Reason.STOPPED, ""
-        give_up = trio.current_time() + self._settings.head_timeout
+        give_up = self._accepted_at + self._settings.head_timeout
         self._server.waiting.enter(self, self._address())
         try:
             with self._opening:
@@ -176,6 +212,7 @@ class _Connection:
                 reason, words = await self._switch_and_relay(request, target)
         except Refusal as refusal:
             self._session.refused(refusal)
+            self._server.metrics.refused(refusal)
             await self._refuse(refusal, give_up)
         except _Departed:
             logger.debug("session %s: the client left before it had asked", self._session.id)
@@ -183,11 +220,15 @@ class _Connection:
             # One tunnel's bug must not end the others.
             logger.exception("session %s failed; please report this", self._session.id)
             reason = Reason.FAILED
-            await self._refuse(InternalError(), give_up)
+            failure = InternalError()
+            if not self._opened_at:
+                self._server.metrics.refused(failure)
+            await self._refuse(failure, give_up)
         finally:
             self._stream.abort()
             self._leave()
             self._session.ended(reason, words)
+            self._server.metrics.ended(self._session.traffic, reason.value)
 
     def push_out(self) -> None:
         """Others need its place: it has waited longest without a token."""
@@ -258,6 +299,8 @@ class _Connection:
         try:
             grant = self._server.policy.authenticate(request.token, time.time())
         except Unauthorized as error:
+            if request.token is not None:
+                self._server.metrics.authentication_failures.add()
             if request.token is not None and self._server.failures.failed(self._address(), trio.current_time()):
                 raise TooManyRequests from None
             if request.is_connect:
@@ -276,6 +319,7 @@ class _Connection:
             with trio.fail_after(self._settings.connect_timeout):
                 dialled = await dial(destination, admission.permits, known.set)
             self._dial_time = trio.current_time() - started
+            self._server.metrics.dials.observe(self._dial_time)
             return dialled
         except trio.TooSlowError:
             raise _too_slow(admission, self._settings.connect_timeout, named=known.is_set()) from None
@@ -286,6 +330,7 @@ class _Connection:
 
     async def _switch_and_relay(self, request: TunnelRequest, target: Dialled) -> tuple[Reason, str]:
         self._session.opened(target.address, request.carrier)
+        self._server.metrics.opened(self._session.traffic, request.carrier)
         self._server.sessions.add(self)
         self._opened_at = trio.current_time()
         self.limit_term()
@@ -295,6 +340,7 @@ class _Connection:
         try:
             keepalive = self._settings.keepalive
             await self._stream.send_all(accept(request, keepalive=keepalive, dial_time=self._dial_time))
+            self._server.metrics.handshakes.observe(trio.current_time() - self._accepted_at)
         except trio.BrokenResourceError as error:
             return Reason.CLIENT_BROKE, str(error)
         else:
@@ -310,7 +356,7 @@ class _Connection:
         self.term.until(self._server.ends_at, "the server was stopped", Reason.STOPPED)
         if limits.max_session is not None:
             words = f"a session lasts {limits.max_session:g} s at most"
-            self.term.until(self._opened_at + limits.max_session, words, Reason.EXPIRED)
+            self.term.until(self._opened_at + limits.max_session, words, Reason.MAX_SESSION)
         if self._token is not None and not self._server.settings.keep_sessions:
             self.term.until(now + self._token.expires - time.time(), "the token has expired", Reason.EXPIRED)
 

@@ -1,0 +1,252 @@
+"""What a server counts of itself, and all that /metrics says of it. Pure: it is told, and it asks.
+
+No label holds a destination, a client's address or anything else that a client makes up. Every vocabulary is
+closed, but for the names that the operator gave to tokens. docs/metrics.md says what each family is for.
+"""
+
+from __future__ import annotations
+
+import math
+import sys
+from collections.abc import Callable, Mapping, Sequence
+from typing import TYPE_CHECKING, Protocol
+
+from http2tcp import __version__
+from http2tcp.exposition import Counter, Family, Histogram, Reading, Values
+from http2tcp.protocol.transport import Transport
+
+if TYPE_CHECKING:
+    from http2tcp.errors import Refusal
+    from http2tcp.server import Server
+
+# From a target in the same rack to one that has not answered by the end of a patient client's own limit.
+_SECONDS = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 20)
+
+#: What carries a tunnel, as `TunnelRequest.carrier` names it.
+CARRIERS = (*(transport.value for transport in Transport), "connect")
+
+#: Every refusal, by its status and its error in Proxy-Status.
+REFUSALS = (
+    ("400", "http_request_error"),
+    ("401", "http_request_denied"),
+    ("403", "destination_ip_prohibited"),
+    ("403", "http_request_denied"),
+    ("404", "http_request_error"),
+    ("407", "http_request_denied"),
+    ("408", "http_request_error"),
+    ("426", "http_request_error"),
+    ("429", "connection_limit_reached"),
+    ("431", "http_request_error"),
+    ("500", "proxy_internal_error"),
+    ("502", "connection_refused"),
+    ("502", "destination_ip_unroutable"),
+    ("502", "destination_unavailable"),
+    ("502", "dns_error"),
+    ("503", "connection_limit_reached"),
+    ("504", "connection_timeout"),
+    ("504", "dns_timeout"),
+)
+
+#: `audit.Reason`.
+ENDINGS = ("closed", "client_broke", "target_broke", "idle", "max_session", "expired", "revoked", "stopped", "failed")
+
+
+class _Traffic(Protocol):
+    """What `net.relay.Traffic` is here."""
+
+    @property
+    def left_to_right(self) -> int: ...
+
+    @property
+    def right_to_left(self) -> int: ...
+
+
+class Metrics:
+    """What has happened since the server began."""
+
+    def __init__(self, now: float) -> None:
+        """`now`, when it begins, is POSIX time in seconds, as all times here."""
+        self.accepted = Counter("http2tcp_connections_accepted_total", "Connections that were accepted.")
+        self.sessions_opened = Counter(
+            "http2tcp_sessions_opened_total",
+            "Tunnels that opened.",
+            ["transport"],
+            [(carrier,) for carrier in CARRIERS],
+        )
+        self.sessions_ended = Counter(
+            "http2tcp_sessions_ended_total",
+            "Tunnels that ended.",
+            ["reason"],
+            [(ending,) for ending in ENDINGS],
+        )
+        self.refusals = Counter(
+            "http2tcp_refused_total",
+            "Requests that got no tunnel, by their status and their error in Proxy-Status.",
+            ["status", "reason"],
+            REFUSALS,
+        )
+        self.authentication_failures = Counter(
+            "http2tcp_authentication_failures_total",
+            "Requests with a token that is wrong or has expired.",
+        )
+        self.dials = Histogram(
+            "http2tcp_dial_seconds",
+            "From the look-up of a target's name to its connection, where it was reached.",
+            _SECONDS,
+        )
+        self.handshakes = Histogram(
+            "http2tcp_handshake_seconds",
+            "From the accepted connection to its 101, the dial included.",
+            _SECONDS,
+        )
+        self.reloads = Counter(
+            "http2tcp_config_reloads_total",
+            "Configurations that were read anew, and taken or not.",
+            ["result"],
+            [("success",), ("failure",)],
+        )
+        #: Whether the latest one was taken, and when one was; the first came with the start.
+        self.reload_taken = True
+        self.taken_at = now
+        self._open: dict[_Traffic, str] = {}
+        self._bytes_up = self._bytes_down = 0
+
+    def opened(self, traffic: _Traffic, carrier: str) -> None:
+        """A tunnel opened; its bytes count from now on."""
+        self.sessions_opened.add(carrier)
+        self._open[traffic] = carrier
+
+    def ended(self, traffic: _Traffic, reason: str) -> None:
+        """A connection is over. It counts where it had opened a tunnel."""
+        if self._open.pop(traffic, None) is None:
+            return
+        self.sessions_ended.add(reason)
+        self._bytes_up += traffic.left_to_right
+        self._bytes_down += traffic.right_to_left
+
+    def refused(self, refusal: Refusal) -> None:
+        """A request got this in place of a tunnel."""
+        self.refusals.add(str(refusal.status), refusal.proxy_error)
+
+    def reloaded(self, now: float) -> None:
+        """A configuration that was read anew is in force."""
+        self.reloads.add("success")
+        self.reload_taken = True
+        self.taken_at = now
+
+    def reload_failed(self) -> None:
+        """One was broken, and the old one stays."""
+        self.reloads.add("failure")
+        self.reload_taken = False
+
+    def sessions_open(self) -> Mapping[Values, float]:
+        """How many are open, by what carries them."""
+        carriers = list(self._open.values())
+        return {(carrier,): carriers.count(carrier) for carrier in CARRIERS}
+
+    def bytes(self) -> Mapping[Values, float]:
+        """Bytes in each direction, those of the open tunnels included."""
+        return {
+            ("up",): self._bytes_up + sum(traffic.left_to_right for traffic in self._open),
+            ("down",): self._bytes_down + sum(traffic.right_to_left for traffic in self._open),
+        }
+
+
+def families(server: Server) -> list[Family]:
+    """All that can be said of a server, in the order of docs/metrics.md."""
+    metrics = server.metrics
+    return [
+        _gauge(
+            "http2tcp_build_info",
+            "Always 1.",
+            lambda: {(__version__, ".".join(map(str, sys.version_info[:3]))): 1},
+            ["version", "python"],
+        ),
+        _gauge("http2tcp_draining", "1 from the signal to stop on.", lambda: {(): server.draining}),
+        metrics.accepted,
+        _gauge(
+            "http2tcp_connections_unauthenticated",
+            "Connections whose token has not been accepted yet.",
+            lambda: {(): len(server.waiting)},
+        ),
+        _gauge("http2tcp_sessions_open", "Tunnels that are open.", metrics.sessions_open, ["transport"]),
+        metrics.sessions_opened,
+        metrics.sessions_ended,
+        metrics.refusals,
+        metrics.authentication_failures,
+        Reading(
+            "counter",
+            "http2tcp_bytes_total",
+            "Bytes that tunnels carried, up to targets and down to clients.",
+            metrics.bytes,
+            ["direction"],
+        ),
+        metrics.dials,
+        metrics.handshakes,
+        _gauge("http2tcp_limit", "The limits; +Inf where there is none.", lambda: _limits(server), ["limit"]),
+        Reading(
+            "counter",
+            "http2tcp_limit_reached_total",
+            "How often each limit refused or ended something.",
+            lambda: _reached(server),
+            ["limit"],
+        ),
+        _gauge(
+            "http2tcp_token_expiry_timestamp_seconds",
+            "When the named tokens expire that do, in POSIX time.",
+            lambda: {
+                (token.name,): token.expires
+                for token in server.policy.tokens
+                if token.name and token.expires != math.inf
+            },
+            ["token"],
+        ),
+        metrics.reloads,
+        _gauge(
+            "http2tcp_config_last_reload_successful",
+            "0 where the latest configuration was broken, and an older one is in force.",
+            lambda: {(): metrics.reload_taken},
+        ),
+        _gauge(
+            "http2tcp_config_last_reload_success_timestamp_seconds",
+            "When the configuration in force was read, in POSIX time.",
+            lambda: {(): metrics.taken_at},
+        ),
+    ]
+
+
+def _gauge(name: str, help: str, read: Callable[[], Mapping[Values, float]], labels: Sequence[str] = ()) -> Reading:
+    return Reading("gauge", name, help, read, labels)
+
+
+def _limits(server: Server) -> Mapping[Values, float]:
+    limits, settings = server.limits, server.settings
+    return {
+        (name,): math.inf if limit is None else limit
+        for name, limit in {
+            "max_unauthenticated": limits.unauthenticated,
+            "max_unauthenticated_per_address": limits.unauthenticated_per_address,
+            "failures_per_minute": limits.failures_per_minute,
+            "max_tunnels": limits.tunnels,
+            "head_timeout": settings.head_timeout,
+            "connect_timeout": settings.connect_timeout,
+            "idle_timeout": limits.idle_timeout,
+            "max_session": limits.max_session,
+            "max_rate": limits.max_rate,
+        }.items()
+    }
+
+
+def _reached(server: Server) -> Mapping[Values, float]:
+    refused, ended = server.metrics.refusals.of, server.metrics.sessions_ended.of
+    return {
+        ("max_unauthenticated",): server.waiting.reached,
+        ("max_unauthenticated_per_address",): server.waiting.reached_per_address,
+        ("failures_per_minute",): server.failures.reached,
+        ("max_tunnels",): server.tunnels.reached,
+        ("token_max_tunnels",): server.tunnels.reached_per_token,
+        ("head_timeout",): refused("408", "http_request_error"),
+        ("connect_timeout",): refused("504", "connection_timeout") + refused("504", "dns_timeout"),
+        ("idle_timeout",): ended("idle"),
+        ("max_session",): ended("max_session"),
+    }
