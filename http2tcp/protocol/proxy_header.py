@@ -1,0 +1,145 @@
+"""Sans-IO receiver of the PROXY protocol, versions 1 and 2. Never blocks, never logs.
+
+https://www.haproxy.org/download/2.6/doc/proxy-protocol.txt, whose sections are named below. Whether a
+header comes is configured and never guessed: a connection that begins in another way is an error, told at
+its first wrong byte. A header is taken to its last byte and no further, for TLS may follow it: `needed` is
+how much may be read without reading too far. No error quotes what came.
+"""
+
+from __future__ import annotations
+
+import re
+from ipaddress import IPv4Address, IPv6Address, ip_address
+from typing import NamedTuple
+
+from http2tcp.protocol.forwarded import unmapped
+
+# Section 2.1 counts it: two IPv6 addresses at their longest after UNKNOWN.
+MAX_LINE = 107
+# A length has 16 bits. HAProxy's own buffer has 16 KiB, and the TLVs of a client's certificate fit in it.
+MAX_BLOCK = 16 * 1024
+
+_NAME = b"PROXY "
+_SIGNATURE = b"\r\n\r\n\0\r\nQUIT\n"
+_FIXED = 16  # the signature, version and command, family and transport, length
+_SHORTEST_LINE = len(b"PROXY UNKNOWN\r\n")
+# What follows at least, by the number of blanks so far: "s :: 0 0", ":: 0 0", " 0 0", and so on.
+_REST = {2: len(b" :: 0 0\r\n"), 3: len(b" 0 0\r\n"), 4: len(b" 0\r\n")}
+
+_PORT = r"(0|[1-9][0-9]{0,4})"
+_TCP = re.compile(rf"PROXY TCP([46]) ([0-9A-Fa-f:.]+) ([0-9A-Fa-f:.]+) {_PORT} {_PORT}")
+_UNKNOWN = re.compile(rb"PROXY UNKNOWN(?: [^\r\n]*)?")
+
+_LOCAL, _PROXY = 0x20, 0x21
+_UNSPECIFIED, _INET, _INET6, _UNIX = range(4)
+# Two addresses, and their ports where they have any.
+_BLOCK = {_UNSPECIFIED: 0, _INET: 12, _INET6: 36, _UNIX: 216}
+_TRANSPORTS = range(3)  # none, stream, datagram
+
+
+class ProxyHeaderError(Exception):
+    """The connection does not begin with a PROXY header that is sound. `str(error)` is fit for a log."""
+
+
+class ProxyHeader(NamedTuple):
+    """Who is at the other end of the connection that the proxy passes on."""
+
+    #: None: the proxy itself (LOCAL), or one without an IP address (UNKNOWN, UNSPEC, AF_UNIX).
+    source: IPv4Address | IPv6Address | None = None
+    port: int = 0
+
+
+class ProxyHeaderReader:
+    """Reads one header. Read no more than `needed` bytes, feed them with `receive`, ask `next_event`."""
+
+    def __init__(self) -> None:
+        self._buffer = bytearray()
+
+    def receive(self, data: bytes) -> None:
+        """Take bytes from the wire, at most `needed`."""
+        assert len(data) <= self.needed, "what follows the header is not ours"
+        self._buffer += data
+
+    @property
+    def needed(self) -> int:
+        """How many bytes are missing at least; while `next_event` gives None it is not 0."""
+        size = len(self._buffer)
+        if self._buffer.startswith(_SIGNATURE):
+            return (_FIXED if size < _FIXED else _FIXED + self._block_size) - size
+        if size < _SHORTEST_LINE:
+            return _SHORTEST_LINE - size
+        if self._buffer.endswith(b"\r\n"):
+            return 0
+        rest = 1 if self._buffer.endswith(b"\r") else 2
+        # UNKNOWN is followed by anything.
+        return max(rest, _REST.get(self._buffer.count(b" "), 0)) if self._buffer.startswith(b"PROXY TCP") else rest
+
+    @property
+    def _block_size(self) -> int:
+        return int.from_bytes(self._buffer[14:16], "big")
+
+    def next_event(self) -> ProxyHeader | None:
+        """The header, or None where more bytes are needed. Raises ProxyHeaderError."""
+        if _begins(self._buffer, _NAME):
+            return self._read_line()
+        if _begins(self._buffer, _SIGNATURE):
+            return self._read_block()
+        raise ProxyHeaderError("it does not begin with a PROXY header")
+
+    def _read_line(self) -> ProxyHeader | None:
+        """Version 1, section 2.1."""
+        line = bytes(self._buffer)
+        missing = self.needed
+        # A lone LF ends no line, and no address holds one.
+        if b"\n" in line[:-1]:
+            raise _malformed()
+        if len(line) + missing > MAX_LINE:
+            raise ProxyHeaderError("the line of its PROXY header has no end")
+        if missing:
+            return None
+        line = line.removesuffix(b"\r\n")
+        if _UNKNOWN.fullmatch(line):
+            return ProxyHeader()
+        match = _TCP.fullmatch(line.decode("latin-1"))
+        if match is None:
+            raise _malformed()
+        family, source, destination, *ports = match.groups()
+        try:
+            addresses = ip_address(source), ip_address(destination)
+        except ValueError:
+            raise _malformed() from None
+        if any(address.version != int(family) for address in addresses) or max(map(int, ports)) > 0xFFFF:
+            raise _malformed()
+        return ProxyHeader(unmapped(addresses[0]), int(ports[0]))
+
+    def _read_block(self) -> ProxyHeader | None:
+        """Version 2, section 2.2."""
+        if len(self._buffer) > 12 and self._buffer[12] not in (_LOCAL, _PROXY):
+            raise _malformed()
+        if len(self._buffer) < _FIXED:
+            return None
+        local = self._buffer[12] == _LOCAL
+        family, transport = divmod(self._buffer[13], 16)
+        # LOCAL's family is to be ignored, its length is not.
+        if not local and (transport not in _TRANSPORTS or self._block_size < _BLOCK.get(family, 1 << 16)):
+            raise _malformed()
+        if self._block_size > MAX_BLOCK:
+            raise ProxyHeaderError("its PROXY header is too large")
+        if self.needed:
+            return None
+        # What follows the addresses are TLVs: a receiver may skip them.
+        block = bytes(self._buffer[_FIXED:])
+        if not local and transport and family == _INET:
+            return ProxyHeader(IPv4Address(block[:4]), int.from_bytes(block[8:10], "big"))
+        if not local and transport and family == _INET6:
+            return ProxyHeader(unmapped(IPv6Address(block[:16])), int.from_bytes(block[32:34], "big"))
+        return ProxyHeader()
+
+
+def _begins(data: bytearray, start: bytes) -> bool:
+    """Whether it begins so, or may yet."""
+    return data.startswith(start[: len(data)])
+
+
+def _malformed() -> ProxyHeaderError:
+    return ProxyHeaderError("its PROXY header is malformed")
