@@ -50,11 +50,7 @@ def client_context(
     *, ca_file: str | None = None, cert: str | None = None, key: str | None = None, verify: bool = True
 ) -> ssl.SSLContext:
     """A context that verifies against `ca_file` or else the system's authorities. Raises OSError."""
-    context = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
-    # Python before 3.11.4 has OpenSSL 3 take an end without close_notify for a clean one.
-    context.options &= ~getattr(ssl, "OP_IGNORE_UNEXPECTED_EOF", 0)
-    # An HTTP/2 front end would drop the Upgrade field (RFC 9113, section 8.2.2).
-    context.set_alpn_protocols(["http/1.1"])
+    context = bare_context(ssl.PROTOCOL_TLS_CLIENT)
     if not verify:
         context.check_hostname = False
         context.verify_mode = ssl.CERT_NONE
@@ -65,6 +61,16 @@ def client_context(
     if cert is not None:
         # Without a password OpenSSL would ask for it on the terminal, and wait.
         context.load_cert_chain(cert, key, password="")
+    return context
+
+
+def bare_context(protocol: int) -> ssl.SSLContext:
+    """A context of either side, without certificates: http/1.1 alone, and a cut is a cut."""
+    context = ssl.SSLContext(protocol)
+    # Python before 3.11.4 has OpenSSL 3 take an end without close_notify for a clean one.
+    context.options &= ~getattr(ssl, "OP_IGNORE_UNEXPECTED_EOF", 0)
+    # HTTP/2 has no Upgrade: a front end that spoke it would drop the field (RFC 9113, section 8.2.2).
+    context.set_alpn_protocols(["http/1.1"])
     return context
 
 
@@ -111,7 +117,10 @@ class TLSStream(Stream):
         if self._ended:
             return b""
         wanted = min(max_bytes or _CHUNK, _CHUNK)
-        first = await self._when_ready(lambda: self.socket.recv(min(wanted, _RECORD)))
+        try:
+            first = await self._when_ready(lambda: self._recv(min(wanted, _RECORD)))
+        except ssl.SSLZeroReturnError:
+            first = b""  # the peer's close_notify, after ours
         records, size = [first], len(first)
         # OpenSSL gives a record at a time; take what has arrived in one go.
         while records[-1] and size < wanted:
@@ -122,6 +131,9 @@ class TLSStream(Stream):
             size += len(records[-1])
         self._ended = not records[-1]
         return b"".join(records)
+
+    def _recv(self, size: int) -> bytes:
+        return b"" if self._ended else self.socket.recv(size)
 
     async def send_all(self, data: Bytes) -> None:
         """Send everything. Cancelling it tears the stream: nothing can be sent after that."""
@@ -134,7 +146,10 @@ class TLSStream(Stream):
             while sent < len(view):
                 # Bound by name, since the retry must be of the same bytes.
                 rest = view[sent:]
-                sent += await self._when_ready(lambda: self.socket.send(rest))  # noqa: B023
+                try:
+                    sent += await self._when_ready(lambda: self.socket.send(rest))  # noqa: B023
+                except ssl.SSLZeroReturnError:
+                    raise trio.BrokenResourceError("the other side had ended TLS already") from None
             self._torn = False
 
     async def wait_send_all_might_not_block(self) -> None:
@@ -170,7 +185,8 @@ class TLSStream(Stream):
         trio.lowlevel.notify_closing(self.socket)
         self.socket.close()
 
-    async def _handshake(self) -> None:
+    async def handshake(self) -> None:
+        """Before anything else. Raises ssl.SSLError or OSError."""
         while True:
             try:
                 self.socket.do_handshake()
@@ -192,8 +208,7 @@ class TLSStream(Stream):
             except ssl.SSLWantWriteError:
                 await self._writable()
             except ssl.SSLZeroReturnError:
-                # From sending; the peer's close_notify alone is an EOF, which receiving returns.
-                raise trio.BrokenResourceError("the other side had ended TLS already") from None
+                raise
             except ssl.SSLError as error:
                 raise trio.BrokenResourceError(what_broke(error)) from error
             except OSError as error:
@@ -252,7 +267,7 @@ async def open_tls(
         stream.abort()
         raise
     try:
-        await tls._handshake()
+        await tls.handshake()
         check_pin(tls.socket.getpeercert(binary_form=True), pins)
     except BaseException:
         tls.abort()

@@ -12,7 +12,7 @@ import termios
 import threading
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 import trustme
@@ -156,3 +156,98 @@ def s_server(certificate: Path, *options: str) -> Iterator[SServer]:
         if server is not None:
             server.listening.join(PATIENCE)
         process.stdout.close()
+
+
+@contextmanager
+def tls_client(context: ssl.SSLContext, habit: Habit, *, name: str = "localhost") -> Iterator[socket.socket]:
+    """A client for one connection: the server's end of it. What the handshake or `habit` raises is raised at the end.
+
+    The connection is closed without close_notify; `habit` calls `unwrap` where it is to be sent.
+    """
+    failures: list[BaseException] = []
+
+    def talk() -> None:
+        try:
+            with context.wrap_socket(theirs, server_hostname=name, suppress_ragged_eofs=False) as tls:
+                habit(tls)
+        except BaseException as error:
+            failures.append(error)
+
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        theirs = socket.create_connection(listener.getsockname(), PATIENCE)
+        ours, _ = listener.accept()
+    thread = threading.Thread(target=talk, daemon=True)
+    thread.start()
+    with ours:
+        yield ours
+        thread.join(PATIENCE)
+    assert not thread.is_alive(), "the client's side hangs"
+    if failures:
+        raise failures[0]
+
+
+class BIOClient:
+    """A client whose TLS runs apart from its socket, which blocks: it can half-close, and stop anywhere."""
+
+    def __init__(self, context: ssl.SSLContext, sock: socket.socket) -> None:
+        self._socket = sock
+        self._incoming, self._outgoing = ssl.MemoryBIO(), ssl.MemoryBIO()
+        self.tls = context.wrap_bio(self._incoming, self._outgoing, server_hostname="localhost")
+
+    def hello(self) -> bytes:
+        """The first flight, unsent."""
+        with suppress(ssl.SSLWantReadError):
+            self.tls.do_handshake()
+        return self._outgoing.read()
+
+    def handshake(self, piece: int = 65536) -> None:
+        """Shake hands, and send so many bytes at a time."""
+        while True:
+            try:
+                self.tls.do_handshake()
+                done = True
+            except ssl.SSLWantReadError:
+                done = False
+            self.flush(piece)
+            if done:
+                return
+            self._receive()
+
+    def flush(self, piece: int = 65536) -> None:
+        """Send what TLS has to say, so many bytes at a time."""
+        flight = self._outgoing.read()
+        for start in range(0, len(flight), piece):
+            self._socket.sendall(flight[start : start + piece])
+
+    def _receive(self) -> None:
+        data = self._socket.recv(65536)
+        if data:
+            self._incoming.write(data)
+        else:
+            self._incoming.write_eof()
+
+    def send(self, data: bytes) -> None:
+        """Send all of it."""
+        self.tls.write(data)
+        self.flush()
+
+    def send_eof(self) -> None:
+        """Send close_notify, and go on."""
+        with suppress(ssl.SSLWantReadError):
+            self.tls.unwrap()
+        self.flush()
+
+    def read_all(self) -> bytes:
+        """Everything until the server's close_notify. Raises ssl.SSLEOFError where it does not come."""
+        heard = bytearray()
+        while True:
+            try:
+                part = self.tls.read(65536)
+            except ssl.SSLWantReadError:
+                self._receive()
+                continue
+            except ssl.SSLZeroReturnError:
+                part = b""
+            if not part:
+                return bytes(heard)
+            heard += part

@@ -1,0 +1,278 @@
+"""The server's side of TLS, for hosts without a front end: handshakes, with a certificate that can be replaced.
+
+TLS 1.2 or newer, with OpenSSL's own choice of ciphers. Every name that a client asks for gets the one
+certificate. A client that offers HTTP/2 alone in ALPN is answered without ALPN, since Python has no way to
+refuse it there; what it then sends is refused as no HTTP/1.1.
+"""
+
+from __future__ import annotations
+
+import logging
+import math
+import os
+import re
+import socket
+import ssl
+import stat
+from base64 import b64decode
+from contextlib import ExitStack
+from datetime import UTC, datetime
+from typing import NoReturn
+
+import trio
+
+from http2tcp.errors import SettingsError
+from http2tcp.net.streams import SocketStream
+from http2tcp.net.tls import TLSStream, bare_context, what_broke
+from http2tcp.protocol.certificate import CertificateError, parse_certificate
+
+logger = logging.getLogger(__name__)
+
+_CERTIFICATE = re.compile(rb"-----BEGIN CERTIFICATE-----(.+?)-----END CERTIFICATE-----", re.DOTALL)
+_KEY = b"PRIVATE KEY-----"
+
+# How long a client whose handshake failed may take to read the alert that says why.
+_LINGER = 1.0
+# A close_notify in TLS 1.2 with CBC and SHA-384, the longest, has less than 100 bytes.
+_ALERT = 4096
+
+
+class PlainHTTP(Exception):
+    """The client speaks HTTP without TLS."""
+
+
+class HandshakeFailed(Exception):
+    """No TLS session. `str(error)` says why, in a few words that are fit for a log."""
+
+
+def server_context(certificate: str, key: str | None = None) -> ssl.SSLContext:
+    """Load a certificate and its key. Warns of what clients or operators will not like. Raises SettingsError.
+
+    `certificate`: a PEM file, the server's own before those that lead to its authority.
+    `key`: the PEM file with its key; None: the same file.
+    """
+    chain = _read(certificate, "certificate")
+    first = _CERTIFICATE.search(chain)
+    if first is None:
+        raise SettingsError(f"{certificate} holds no certificate in PEM")
+    if key is None and _KEY not in chain:
+        raise SettingsError(f"{certificate} holds no private key in PEM; --tls-key names the file that does")
+    if key is not None and _KEY not in _read(key, "key"):
+        raise SettingsError(f"{key} holds no private key in PEM")
+    context = bare_context(ssl.PROTOCOL_TLS_SERVER)
+    context.minimum_version = ssl.TLSVersion.TLSv1_2
+    # A client could keep us busy with it, and TLS 1.3 has none.
+    context.options |= ssl.OP_NO_RENEGOTIATION
+    _load(context, certificate, key or certificate)
+    if _everybody_can_read(key or certificate):
+        logger.warning("the key in %s can be read by everybody on this machine: chmod o-r it", key or certificate)
+    _tell_dates(certificate, first[1])
+    return context
+
+
+def _load(context: ssl.SSLContext, certificate: str, key: str) -> None:
+    try:
+        context.load_cert_chain(certificate, key, password=_ask_nobody)
+    except _Encrypted:
+        words = "is encrypted, and nobody is there to be asked for its passphrase: store it without one"
+        raise SettingsError(f"the key in {key} {words}") from None
+    except OSError as error:
+        if isinstance(error, ssl.SSLError) and error.reason == "KEY_VALUES_MISMATCH":
+            words = f"the key in {key} is not that of the first certificate in {certificate}"
+            raise SettingsError(words) from None
+        files = certificate if key == certificate else f"{certificate} with {key}"
+        raise SettingsError(f"cannot use the certificate and key of {files}: {_reason(error)}") from None
+
+
+def _tell_dates(path: str, base64: bytes) -> None:
+    try:
+        certificate = parse_certificate(b64decode(base64))
+    except (CertificateError, ValueError):
+        return  # OpenSSL takes it, and so may clients
+    now, day = datetime.now(UTC), "%Y-%m-%d"
+    if certificate.not_after < now:
+        words = "the certificate in %s expired on %s: clients refuse it until it is renewed"
+        logger.warning(words, path, certificate.not_after.strftime(day))
+    elif certificate.not_before > now:
+        words = "the certificate in %s is not valid before %s: clients refuse it until then"
+        logger.warning(words, path, certificate.not_before.strftime(day))
+    else:
+        logger.info("the certificate in %s is good until %s", path, certificate.not_after.strftime(day))
+
+
+async def accept_tls(stream: SocketStream, context: ssl.SSLContext) -> ServerTLSStream:
+    """Shake hands as a server, on a connection from which nothing was read too far.
+
+    The caller sets the deadline. Raises PlainHTTP, which leaves the stream and all its bytes, or HandshakeFailed,
+    after which it is closed.
+    """
+    try:
+        # RFC 8446, section 5.1: a handshake begins with 22, which is no letter.
+        if (await _peek(stream)).isalpha():
+            raise PlainHTTP
+        tls = ServerTLSStream(
+            context.wrap_socket(
+                stream.socket, server_side=True, do_handshake_on_connect=False, suppress_ragged_eofs=False
+            )
+        )
+    except PlainHTTP:
+        raise
+    except OSError as error:
+        stream.abort()
+        raise HandshakeFailed(_reason(error)) from error
+    except BaseException:
+        stream.abort()
+        raise
+    try:
+        await tls.handshake()
+    except ssl.SSLError as error:
+        await _deliver_alert(tls)
+        raise HandshakeFailed(what_broke(error)) from error
+    except OSError as error:
+        tls.abort()
+        raise HandshakeFailed(_reason(error)) from error
+    except BaseException:
+        tls.abort()
+        raise
+    return tls
+
+
+class _Encrypted(Exception):
+    """A key wants a passphrase."""
+
+
+def _ask_nobody() -> NoReturn:
+    # Without an answer of ours OpenSSL would ask for it on the terminal, and wait.
+    raise _Encrypted
+
+
+def _read(path: str, what: str) -> bytes:
+    try:
+        with open(path, "rb") as file:
+            return file.read()
+    except OSError as error:
+        raise SettingsError(f"cannot read the {what} {path}: {_reason(error)}") from None
+
+
+def _everybody_can_read(path: str) -> bool:
+    try:
+        return bool(os.stat(path).st_mode & stat.S_IROTH)
+    except OSError:
+        return False
+
+
+def _reason(error: OSError) -> str:
+    if isinstance(error, ssl.SSLError):
+        return (error.reason or "unknown error").lower().replace("_", " ")
+    return (error.strerror or "failed").lower()
+
+
+async def _peek(stream: SocketStream) -> bytes:
+    """The first byte, which stays where it is; b"" is EOF."""
+    while True:
+        await trio.lowlevel.wait_readable(stream.socket)
+        try:
+            return stream.socket.recv(1, socket.MSG_PEEK)
+        except (BlockingIOError, InterruptedError):
+            continue
+
+
+async def _deliver_alert(tls: ServerTLSStream) -> None:
+    """OpenSSL has sent an alert where there is one. Closing with bytes unread would reset it away."""
+    raw = SocketStream(socket.socket(fileno=tls.socket.detach()))
+    with trio.move_on_after(_LINGER):
+        try:
+            await raw.linger()
+        except trio.BrokenResourceError:
+            pass
+    raw.abort()
+
+
+class ServerTLSStream(TLSStream):
+    """A TLS session that has half-close. Make one with `accept_tls`.
+
+    A client cannot have it, since it does not know what its front end makes of it. Here a close_notify leads
+    to whoever reads it: our own client, for one, which still sends what its stdin has.
+    """
+
+    half_close = True
+    eof_patience = math.inf
+
+    def __init__(self, tls: ssl.SSLSocket) -> None:
+        super().__init__(tls)
+        self._said_all = False
+
+    async def send_eof(self) -> None:
+        """Send close_notify and go on receiving (RFC 8446, section 6.1). Raises BrokenResourceError."""
+        await trio.lowlevel.checkpoint()
+        if self.socket.fileno() < 0:
+            raise trio.ClosedResourceError("this stream was already closed")
+        if self._said_all:
+            return
+        if self._torn:
+            raise trio.BrokenResourceError("an earlier send was cancelled half-way")
+        # There is nothing to send after it, whether it is sent whole or not.
+        self._said_all = self._torn = True
+        # OpenSSL takes decrypted bytes that nobody has fetched yet for a breach of the protocol.
+        while size := self.socket.pending():
+            self._ahead += self.socket.recv(size)
+        notify = await self._when_ready(self._close_notify)
+        while notify:
+            try:
+                notify = notify[socket.socket.send(self.socket, notify) :]
+            except (BlockingIOError, InterruptedError):
+                await self._writable()
+            except OSError:
+                return  # whoever receives finds out why
+
+    def _close_notify(self) -> bytes:
+        """Have OpenSSL say it; what of it is still to be sent.
+
+        Python's `unwrap` goes on to look for the peer's close_notify, and breaks the session where it finds data
+        instead. While it looks, the descriptor leads to a socket on which nothing ever comes.
+        """
+        fd = self.socket.fileno()
+        with ExitStack() as opened:
+            try:
+                kept = os.dup(fd)
+                opened.callback(os.close, kept)
+                aside, record = map(opened.enter_context, socket.socketpair())
+            except OSError:
+                # No descriptor is left, or this is Windows, whose sockets are none.
+                self._unwrap()
+                return b""
+            # kqueue forgets a descriptor that is exchanged; whoever waits has to ask anew.
+            trio.lowlevel.notify_closing(fd)
+            aside.setblocking(False)
+            record.setblocking(False)
+            try:
+                os.dup2(aside.fileno(), fd, inheritable=False)
+                self._unwrap()
+            finally:
+                os.dup2(kept, fd, inheritable=False)
+            return record.recv(_ALERT)
+
+    async def _readable(self) -> None:
+        try:
+            await super()._readable()
+        except trio.ClosedResourceError:
+            return  # exchanged, or closed, which whoever waited finds out
+
+    async def _writable(self) -> None:
+        try:
+            await super()._writable()
+        except trio.ClosedResourceError:
+            return
+
+    def _unwrap(self) -> None:
+        try:
+            self.socket.unwrap()
+        except ssl.SSLWantReadError:
+            return
+        # The peer's came first. Without TLS the socket would give and take whatever anybody puts on the wire.
+        self._ended = True
+
+    async def linger(self) -> None:
+        """See `Stream.linger`. It says close_notify first, which the peer may be waiting for."""
+        await self.send_eof()
+        await super().linger()
