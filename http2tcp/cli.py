@@ -27,6 +27,7 @@ if TYPE_CHECKING:
 logger = logging.getLogger("http2tcp")
 
 ENV_PREFIX = "HTTP2TCP"
+_Source = click.core.ParameterSource
 EXIT_BUG = 1
 EXIT_USAGE = 2
 
@@ -42,8 +43,8 @@ Examples:
 In ~/.ssh/config:
   ProxyCommand http2tcp -c -e https://example.com/~http2tcp/ -d %h:%p
 
-Every option but --check, --json and the last three can come from the environment: HTTP2TCP_TOKEN for
---token, and so on.
+Every option but --check, --json, --ssh-config and the last three can come from the environment:
+HTTP2TCP_TOKEN for --token, and so on.
 
 Exit status: 0 done, 2 usage, 64 to 75 the hop that failed, 1 a bug.
 """
@@ -62,6 +63,14 @@ class _Parsed(click.ParamType):  # type: ignore[type-arg]  # generic from click 
     def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:
         if not isinstance(value, str):
             return value
+        if ctx is not None and ctx.params.get("ssh_config") is not None:
+            from http2tcp.ssh_config import has_token, sample
+
+            # The block repeats the text; what ssh will make of it is checked by a sample.
+            ctx.meta.setdefault(_text_of(param), []).append(value)
+            if (self is _HEADER and value.startswith("@")) or (self is _FILE and has_token(value)):
+                return ()  # a file that ssh's user has; here it is not opened
+            value = sample(value)
         try:
             return self._parse(value)
         except Http2tcpError as error:
@@ -166,6 +175,7 @@ _LISTEN = _Parsed("[HOST:]PORT", parse_listen)
 _ENDPOINT = _Parsed("URL", parse_endpoint)
 _SECONDS = _Parsed("SECONDS", _parse_seconds)
 _FILE = _Parsed("FILE", _parse_file)
+_HEADER = _Parsed("NAME: VALUE", _parse_header)
 
 
 # --- the command ------------------------------------------------------------------------------
@@ -220,6 +230,7 @@ def _both(*names: str, **attributes: Any) -> Callable[[Callable[..., Any]], Call
     help="Let this site's web pages open tunnels, as in https://example.com.  [repeatable]",
 )
 @_server("--connect", is_flag=True, help="Take CONNECT too, for nc -X connect, corkscrew or curl -p.")
+@_server("--admin", type=_LISTEN, help="Tell /metrics, /healthz and /readyz here; never to the world.")
 @_server("--connect-timeout", type=_SECONDS, default="10", help="To reach a target.  [default: 10]")
 @_server("--grace", type=_SECONDS, default="30", help="For open tunnels after SIGTERM.  [default: 30]")
 @_client("-c", "--client", is_flag=True, help="Open a tunnel, for stdin and stdout or from -l, -L or -D.")
@@ -233,7 +244,7 @@ def _both(*names: str, **attributes: Any) -> Callable[[Callable[..., Any]], Call
 @_client(
     "-H",
     "--header",
-    type=_Parsed("NAME: VALUE", _parse_header),
+    type=_HEADER,
     multiple=True,
     help="Add a header field; @FILE reads lines.  [repeatable]",
 )
@@ -270,6 +281,13 @@ def _both(*names: str, **attributes: Any) -> Callable[[Callable[..., Any]], Call
 @_client("--insecure", is_flag=True, help="Trust any certificate.")
 @_client("--check", is_flag=True, allow_from_autoenv=False, help="Say how far each hop of the way works, and end.")
 @_client("--json", is_flag=True, allow_from_autoenv=False, help="With --check: one JSON document.")
+@_client(
+    "--ssh-config",
+    metavar="NAME",
+    is_eager=True,
+    allow_from_autoenv=False,
+    help="Print these options as the block of Host NAME in ~/.ssh/config, and end.",
+)
 @_both("-t", "--token", metavar="TOKEN", help="The shared secret. It shows in ps; a file does not.")
 @_both("--token-file", metavar="FILE", help="Read the token from a file's first line.")
 @_both(
@@ -302,6 +320,10 @@ def command(ctx: click.Context, /, **options: Any) -> int:
         # No message shows them: where quotes are forgotten, they are a piece of a secret.
         raise SettingsError("expected options alone, but one word belongs to none: are quotes missing around a value?")
     mode = _mode(ctx, options)
+    if mode == "ssh-config":
+        # As bytes: the name of a file need not be UTF-8.
+        sys.stdout.buffer.write(os.fsencode(_host_block(ctx, options)))
+        return 0
     if options["json"] and not options["check"]:
         raise SettingsError("--json is the form of --check's report, and needs --check")
     if options["check"] and mode != "client":
@@ -317,7 +339,7 @@ def command(ctx: click.Context, /, **options: Any) -> int:
         case "server":
             from http2tcp.process import run_server
 
-            return run_server(_server_settings(ctx, options))
+            return run_server(_server_settings(ctx, options), lambda: _server_settings(ctx, options))
         case _:
             settings = _client_settings(ctx, options)
             if options["check"]:
@@ -340,6 +362,13 @@ def _head_start(settings: ClientSettings) -> HeadStart | None:
 
 
 def _mode(ctx: click.Context, options: dict[str, Any]) -> str:
+    if options["ssh_config"] is not None:
+        others = ("server", "check", "json", "demo")
+        if any(options[name] and _on_command_line(ctx, name) for name in others):
+            raise SettingsError(
+                "--ssh-config prints a client's options: expected it without -s, --check, --json and --demo"
+            )
+        return "ssh-config"
     if options["demo"]:
         return "demo"
     chosen = [mode for mode in ("server", "client") if options[mode]]
@@ -351,36 +380,41 @@ def _mode(ctx: click.Context, options: dict[str, Any]) -> str:
 
 
 def _server_settings(ctx: click.Context, options: dict[str, Any]) -> ServerSettings:
-    from http2tcp.settings import DEFAULT_LISTEN, ServerSettings
+    from http2tcp.settings import ServerSettings
 
     token = _token(ctx, options)
     return ServerSettings(
-        listen=options["listen"] or DEFAULT_LISTEN,
+        listen=options["listen"] or (),
         tokens=() if token is None else (token,),
         destination=options["destination"],
         path=options["path"],
         allow_origins=options["allow_origin"],
         connect=options["connect"],
+        admin=options["admin"],
         connect_timeout=options["connect_timeout"],
         grace=options["grace"],
         keepalive=options["keepalive"],
     )
 
 
-def _client_settings(ctx: click.Context, options: dict[str, Any]) -> ClientSettings:
+def _client_settings(
+    ctx: click.Context, options: dict[str, Any], secrets: tuple[str | None, Proxy | None] | None = None
+) -> ClientSettings:
+    """`secrets` are a token and a proxy in the place of those that the options name."""
     from http2tcp.settings import DEFAULT_USER_AGENT, ClientSettings, TLSSettings
 
     if options["endpoint"] is None:
         raise SettingsError("a client needs an endpoint (-e), as in -e https://example.com/~http2tcp/")
+    token, proxy = secrets if secrets is not None else (_token(ctx, options), _proxy(ctx, options))
     return ClientSettings(
         endpoint=options["endpoint"],
         destination=options["destination"],
         forwards=_forwards(options),
-        token=_token(ctx, options),
+        token=token,
         transport=options["transport"],
         user_agent=options["user_agent"] or DEFAULT_USER_AGENT,
         headers=tuple(field for fields in options["header"] for field in fields),
-        proxy=_proxy(ctx, options),
+        proxy=proxy,
         fdpass=options["fdpass"],
         keepalive=options["keepalive"],
         tls=TLSSettings(
@@ -392,6 +426,39 @@ def _client_settings(ctx: click.Context, options: dict[str, Any]) -> ClientSetti
             verify=not options["insecure"],
         ),
     )
+
+
+def _host_block(ctx: click.Context, options: dict[str, Any]) -> str:
+    """What --ssh-config prints. Neither the token's file nor any other is opened."""
+    from http2tcp.proxy_choice import parse_proxy
+    from http2tcp.ssh_config import Written, host_block, own_command, sample
+
+    chosen = {_token_source(ctx, options), _proxy_source(ctx, options)}
+    if "token" in chosen:
+        raise SettingsError(
+            "--ssh-config prints no secret: put the token into a file, and give it as --token-file FILE"
+        )
+    left_out = {"client", "ssh_config", "token", "token_file", "proxy", "no_proxy"} - chosen
+    written = []
+    for param in ctx.command.params:
+        name = param.name or ""
+        spoken = ctx.get_parameter_source(name) in (_Source.COMMANDLINE, _Source.ENVIRONMENT)
+        if not spoken or name in left_out or getattr(param, "group", "Both") == "Server":
+            continue
+        for text in ctx.meta.get(_text_of(param), [options[name]]):
+            if text is not False:
+                file = param.make_metavar(ctx) == "FILE"
+                written.append(Written(param.opts[0], None if text is True else text, file))
+    proxy = None
+    if "proxy" in chosen and not options["proxy"].startswith("@"):
+        proxy = parse_proxy(sample(options["proxy"]), "--proxy")
+    settings = _client_settings(ctx, options, (None, proxy))
+    return host_block(options["ssh_config"], written, settings, own_command())
+
+
+def _text_of(param: click.Parameter | None) -> str:
+    """Where an option's text is kept for --ssh-config."""
+    return f"http2tcp.{param.name if param is not None else None}"
 
 
 def _forwards(options: dict[str, Any]) -> tuple[Forward, ...]:
@@ -408,13 +475,10 @@ def _proxy(ctx: click.Context, options: dict[str, Any]) -> Proxy | None:
     """The proxy that an option names, or else the environment; the command line beats our own variables."""
     from http2tcp.settings import environment_proxy
 
-    chosen = [name for name in ("proxy", "no_proxy") if options[name] not in (None, False)]
-    spoken = [name for name in chosen if _on_command_line(ctx, name)] or chosen
-    if len(spoken) > 1:
-        raise SettingsError("--proxy and --no-proxy are at odds: the one names a proxy, the other wants none")
-    if not spoken:
+    chosen = _proxy_source(ctx, options)
+    if chosen is None:
         return environment_proxy(options["endpoint"])
-    if spoken == ["no_proxy"]:
+    if chosen == "no_proxy":
         return None
     from http2tcp.proxy_choice import parse_proxy
 
@@ -426,6 +490,14 @@ def _proxy(ctx: click.Context, options: dict[str, Any]) -> Proxy | None:
         raise SettingsError(f"{source}: {error}") from None
 
 
+def _proxy_source(ctx: click.Context, options: dict[str, Any]) -> str | None:
+    chosen = [name for name in ("proxy", "no_proxy") if options[name] not in (None, False)]
+    spoken = [name for name in chosen if _on_command_line(ctx, name)] or chosen
+    if len(spoken) > 1:
+        raise SettingsError("--proxy and --no-proxy are at odds: the one names a proxy, the other wants none")
+    return spoken[0] if spoken else None
+
+
 # --- the token --------------------------------------------------------------------------------
 
 
@@ -433,17 +505,22 @@ def _token(ctx: click.Context, options: dict[str, Any]) -> str | None:
     """The one token that was given, by value or by file; the command line beats the environment."""
     from http2tcp.settings import check_token
 
-    sources = [name for name in ("token", "token_file") if _given(name, options)]
-    spoken = [name for name in sources if _on_command_line(ctx, name)] or sources
-    if not spoken:
+    source = _token_source(ctx, options)
+    if source is None:
         return None
-    if len(spoken) > 1:
-        raise SettingsError("expected one token: either by value (-t) or by file (--token-file)")
     # click takes a variable that is set but empty for one that is unset; an empty secret is a mistake.
-    text = options[spoken[0]] or ""
-    token = (_read_secret(text, "token file") if spoken[0] == "token_file" else text).strip()
+    text = options[source] or ""
+    token = (_read_secret(text, "token file") if source == "token_file" else text).strip()
     check_token(token)
     return token
+
+
+def _token_source(ctx: click.Context, options: dict[str, Any]) -> str | None:
+    sources = [name for name in ("token", "token_file") if _given(name, options)]
+    spoken = [name for name in sources if _on_command_line(ctx, name)] or sources
+    if len(spoken) > 1:
+        raise SettingsError("expected one token: either by value (-t) or by file (--token-file)")
+    return spoken[0] if spoken else None
 
 
 def _given(name: str, options: dict[str, Any]) -> bool:
@@ -451,7 +528,7 @@ def _given(name: str, options: dict[str, Any]) -> bool:
 
 
 def _on_command_line(ctx: click.Context, name: str) -> bool:
-    return ctx.get_parameter_source(name) is click.core.ParameterSource.COMMANDLINE
+    return ctx.get_parameter_source(name) is _Source.COMMANDLINE
 
 
 def _read_secret(path: str, what: str) -> str:

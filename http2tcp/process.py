@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Generic, TypeVar
 
 import trio
 
-from http2tcp.address import Address, is_loopback
+from http2tcp.address import is_loopback
 from http2tcp.errors import Http2tcpError, SettingsError
 from http2tcp.log import log_in_background
 
@@ -23,41 +23,32 @@ if TYPE_CHECKING:
 logger = logging.getLogger("http2tcp")
 
 _STDOUT = 1
-# Names that the server looks up at once. A thread that waits costs 30 kB.
-_LOOK_UPS = 256
 
 OnSignal = Callable[[signal.Signals, trio.CancelScope], None]
 
 
-def run_server(settings: ServerSettings) -> int:
-    """Serve until SIGTERM or SIGINT and the end of the grace, or until a second one; the exit status."""
-    from http2tcp.descriptors import allow_many
-    from http2tcp.server import Server
+def run_server(settings: ServerSettings, reread: Callable[[], ServerSettings] | None = None) -> int:
+    """Serve until SIGTERM or SIGINT and the end of the grace, or until a second one; the exit status.
 
-    allow_many()
-    server = Server(settings)
-    drain = trio.Event()
+    SIGHUP gives the server what `reread` returns, or leaves it as it is where that raises Http2tcpError.
+    Raises ListenError or SettingsError.
+    """
+    from http2tcp.service import Service
 
-    def on_signal(number: signal.Signals, everything: trio.CancelScope) -> None:
-        if drain.is_set():
-            logger.warning("%s again: ending at once", number.name)
-            everything.cancel()
-        else:
-            logger.info("%s: draining; open tunnels have %g s", number.name, settings.grace)
-            drain.set()
-
-    def started(addresses: Sequence[Address]) -> None:
-        reach = "any destination, with the token" if settings.tokens else f"{settings.destination} alone, for everybody"
-        logger.info("listening on %s; open to %s", _and(addresses), reach)
-
-    async def serve_and_announce() -> None:
-        # One look-up a thread: those for which no name server answers are not to hold up the others soon.
-        trio.to_thread.current_default_thread_limiter().total_tokens = _LOOK_UPS
-        await server.run(drain=drain, task_status=_Announcement(started))
-
+    signals = [signal.SIGINT, signal.SIGTERM, *_hang_up()]
+    service = Service(settings, reread)
     log_in_background()
-    _run(serve_and_announce, [signal.SIGINT, signal.SIGTERM], on_signal)
+    _run(service.run, signals, service.on_signal)
     return 0
+
+
+def _hang_up() -> list[signal.Signals]:
+    """SIGHUP, where it is not ignored: under nohup it stays so."""
+    if not hasattr(signal, "SIGHUP") or signal.getsignal(signal.SIGHUP) is signal.SIG_IGN:
+        return []
+    # Outside of trio it is ignored: it comes while we begin, or leave and the line that says why is still unwritten.
+    signal.signal(signal.SIGHUP, signal.SIG_IGN)
+    return [signal.SIGHUP]
 
 
 def run_client(settings: ClientSettings, head_start: HeadStart | None = None) -> int:
@@ -74,12 +65,8 @@ def run_client(settings: ClientSettings, head_start: HeadStart | None = None) ->
             raise SettingsError("--fdpass is for ssh with ProxyUseFdpass yes: here stdout is no Unix socket of ssh's")
 
     _warn(settings)
-    signals = [signal.SIGINT, signal.SIGTERM]
-    # ssh ends its ProxyCommand by SIGHUP: a clean end. Under nohup it is ignored, and stays so.
-    if hasattr(signal, "SIGHUP") and signal.getsignal(signal.SIGHUP) is not signal.SIG_IGN:
-        signals.append(signal.SIGHUP)
-        # Outside of trio it is ignored: it comes while we leave, and the line that says why is still unwritten.
-        signal.signal(signal.SIGHUP, signal.SIG_IGN)
+    # ssh ends its ProxyCommand by SIGHUP: a clean end.
+    signals = [signal.SIGINT, signal.SIGTERM, *_hang_up()]
     status = 0
 
     def on_signal(number: signal.Signals, everything: trio.CancelScope) -> None:
@@ -177,10 +164,6 @@ class _Announcement(Generic[_T]):
 
     def started(self, value: Sequence[_T] | None = None) -> None:
         self._announce(value or ())
-
-
-def _and(addresses: Sequence[Address]) -> str:
-    return " and ".join(map(str, addresses))
 
 
 def _warn(settings: ClientSettings) -> None:

@@ -17,7 +17,7 @@ from ipaddress import ip_address
 
 import trio
 
-from http2tcp.address import Address, TCPAddress, parse_destination, parse_target
+from http2tcp.address import Address, TCPAddress, is_loopback, parse_destination, parse_target
 from http2tcp.audit import Reason, Session
 from http2tcp.descriptors import allowed
 from http2tcp.errors import (
@@ -76,7 +76,11 @@ async def serve(
 class Server:
     """A server, and what its connections share."""
 
-    def __init__(self, settings: ServerSettings) -> None:
+    def __init__(
+        self, settings: ServerSettings, *, listeners: Sequence[Listener] = (), admin_listeners: Sequence[Listener] = ()
+    ) -> None:
+        """Listeners that somebody else has opened take the place of the settings'. They are closed at the end."""
+        self._listeners, self._admin_listeners = list(listeners), list(admin_listeners)
         self.limits = _limits(settings)
         self.waiting: Waiting[_Connection] = Waiting(self.limits, _Connection.push_out)
         self.tunnels = Tunnels(self.limits)
@@ -119,9 +123,9 @@ class Server:
     ) -> None:
         """See `serve`."""
         drain = trio.Event() if drain is None else drain
-        listeners: list[Listener] = []
+        listeners = self._listeners
         try:
-            for address in self.settings.addresses:
+            for address in () if listeners else self.settings.addresses:
                 listeners += await open_listeners(address)
             async with self._observed(), trio.open_nursery() as sessions:
 
@@ -154,15 +158,21 @@ class Server:
     @asynccontextmanager
     async def _observed(self) -> AsyncIterator[None]:
         """What goes on inside can be asked for at the admin listener, to its end. Raises ListenError."""
-        if self.settings.admin is None:
+        listeners = self._admin_listeners
+        if self.settings.admin is None and not listeners:
             yield
             return
         from http2tcp.admin import serve_admin
         from http2tcp.footprint import footprint
         from http2tcp.metrics import families
 
-        listeners = await open_listeners(self.settings.admin)
+        if self.settings.admin is not None:
+            listeners += await open_listeners(self.settings.admin)
         self.admin_addresses = [listener.address for listener in listeners]
+        logger.info("metrics and health on %s", " and ".join(map(str, self.admin_addresses)))
+        for address in self.admin_addresses:
+            if isinstance(address, TCPAddress) and not is_loopback(address.host):
+                logger.warning("--admin asks for no token, and other machines reach %s: see who may", address)
         try:
             async with trio.open_nursery() as nursery:
                 nursery.start_soon(serve_admin, listeners, [*families(self), *footprint()], self.unready)
@@ -245,8 +255,13 @@ class _Connection:
     def _leave(self) -> None:
         self._server.waiting.leave(self)
         self._server.sessions.discard(self)
+        self._free_tunnel()
+
+    def _free_tunnel(self) -> None:
+        """Others may have its place; a client that is slow to read its refusal holds none."""
         if self._grant is not None:
             self._server.tunnels.leave(self._grant.token)
+            self._grant = None
 
     def _address(self) -> IPAddress | None:
         """The client's address, where it is the client's alone: not that of a front end, behind which all are."""

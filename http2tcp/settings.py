@@ -21,8 +21,8 @@ if TYPE_CHECKING:
     from http2tcp.proxy_choice import Proxy
     from http2tcp.rules import IPNetwork, Rule
 
-#: The original's own default.
-DEFAULT_LISTEN = TCPAddress("127.0.0.1", 12345)
+# The original's own default.
+_DEFAULT_LISTEN = TCPAddress("127.0.0.1", 12345)
 DEFAULT_USER_AGENT = f"http2tcp/{__version__}"
 
 # Without one of them there is no proxy, and no module about proxies is loaded.
@@ -43,8 +43,8 @@ _TOKEN_CHARACTERS = frozenset("!#$%&'*+-.^_`|~0123456789abcdefghijklmnopqrstuvwx
 class ServerSettings:
     """The server's. Times are in seconds. Raises SettingsError where they cannot be served."""
 
-    #: Where to listen: one address, or several.
-    listen: Address | Sequence[Address] = DEFAULT_LISTEN
+    #: Where to listen: one address, or several. None: where the service manager does, or else 127.0.0.1:12345.
+    listen: Address | Sequence[Address] = ()
     #: Any of them opens a tunnel: the token itself, or what is known of it. Without one, `destination` is all
     #: that can be reached.
     tokens: Sequence[str | Token] = field(default=(), repr=False)
@@ -98,11 +98,15 @@ class ServerSettings:
             raise SettingsError("expected a sequence of origins; of a string, each character would be one")
         for origin in self.allow_origins:
             check_origin(origin)
+        if self.admin is not None and any(_overlap(self.admin, address) for address in self.addresses):
+            raise SettingsError(
+                f"--admin needs an address of its own: at {self.admin} tunnels are served, for everybody who gets there"
+            )
 
     @property
     def addresses(self) -> Sequence[Address]:
         """Where to listen."""
-        return [self.listen] if isinstance(self.listen, TCPAddress | UnixAddress) else self.listen
+        return [self.listen] if isinstance(self.listen, TCPAddress | UnixAddress) else self.listen or [_DEFAULT_LISTEN]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -178,6 +182,13 @@ class ClientSettings:
             raise SettingsError("this endpoint's template needs a destination (-d)")
         if isinstance(self.destination, UnixAddress) and self.endpoint.needs_target:
             raise SettingsError("this endpoint's template has no place for a Unix socket: it names a host and a port")
+
+
+def _overlap(one: Address, other: Address) -> bool:
+    """Whether two listeners cannot have both. Of names that lead to one address, the kernel will tell."""
+    if isinstance(one, UnixAddress) or isinstance(other, UnixAddress):
+        return one == other
+    return one.port == other.port != 0 and (one.host == other.host or "" in (one.host, other.host))
 
 
 def environment_proxy(endpoint: Endpoint) -> Proxy | None:

@@ -73,7 +73,7 @@ def http2tcp(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
     def start(*arguments: str, **variables: str) -> Ran:
         ran = Ran()
 
-        def run_server(settings: ServerSettings) -> int:
+        def run_server(settings: ServerSettings, reread: object) -> int:
             ran.server_settings = settings
             return 0
 

@@ -26,7 +26,7 @@ PIN = bytes(range(32))
 
 def test_a_server_with_a_token_alone_listens_where_the_original_does(http2tcp: Run) -> None:
     server = http2tcp("-s", "-t", "secret").server
-    assert server.listen == TCPAddress("127.0.0.1", 12345)
+    assert server.addresses == [TCPAddress("127.0.0.1", 12345)]
     assert list(server.tokens) == ["secret"]
     assert server.destination is None
     assert server.path is None
@@ -158,6 +158,7 @@ VARIABLES: dict[str, tuple[str, tuple[str, ...], Any, Any]] = {
         lambda ran: list(ran.server.allow_origins),
         ["https://a.example", "http://b:8080"],
     ),
+    "admin": ("9090", SERVER, lambda ran: ran.server.admin, TCPAddress("127.0.0.1", 9090)),
     "connect_timeout": ("3", SERVER, lambda ran: ran.server.connect_timeout, 3),
     "grace": ("4.5", SERVER, lambda ran: ran.server.grace, 4.5),
     "client": ("1", ("-e", ENDPOINT), lambda ran: ran.client_settings is not None, True),

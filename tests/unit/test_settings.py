@@ -6,7 +6,7 @@ import dataclasses
 
 import pytest
 
-from http2tcp.address import TCPAddress, UnixAddress, parse_endpoint
+from http2tcp.address import TCPAddress, UnixAddress, parse_endpoint, parse_listen
 from http2tcp.errors import SettingsError
 from http2tcp.protocol.transport import Transport
 from http2tcp.settings import ClientSettings, ServerSettings, TLSSettings, check_token
@@ -17,7 +17,7 @@ ENDPOINT = parse_endpoint("https://example.com/")
 
 def test_a_server_listens_on_loopback_unless_told_otherwise() -> None:
     settings = ServerSettings(tokens=["tok"])
-    assert settings.listen == TCPAddress("127.0.0.1", 12345)
+    assert settings.addresses == [TCPAddress("127.0.0.1", 12345)]
     assert (settings.head_timeout, settings.connect_timeout, settings.grace) == (10, 10, 30)
 
 
@@ -26,6 +26,36 @@ def test_a_server_without_a_token_or_a_destination_says_which_of_the_two_to_add(
         ServerSettings()
     assert "-t" in str(caught.value)
     assert "-d" in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("listen", "admin"),
+    [
+        ("127.0.0.1:9090", "127.0.0.1:9090"),
+        (":9090", "127.0.0.1:9090"),
+        ("127.0.0.1:9090", ":9090"),
+        ("unix:/run/http2tcp.sock", "unix:/run/http2tcp.sock"),
+    ],
+)
+def test_what_the_operator_alone_may_see_is_not_told_where_everybody_asks(listen: str, admin: str) -> None:
+    addresses = [parse_listen("127.0.0.1:12345"), parse_listen(listen)]
+    with pytest.raises(SettingsError, match=r"--admin needs an address of its own"):
+        ServerSettings(tokens=["tok"], listen=addresses, admin=parse_listen(admin))
+
+
+@pytest.mark.parametrize(
+    ("listen", "admin"),
+    [
+        ("127.0.0.1:9091", "127.0.0.1:9090"),
+        ("127.0.0.1:0", "127.0.0.1:0"),
+        (":0", "127.0.0.1:0"),
+        ("10.0.0.1:9090", "127.0.0.1:9090"),
+        ("unix:/run/http2tcp.sock", "unix:/run/admin.sock"),
+        ("unix:/run/http2tcp.sock", ":9090"),
+    ],
+)
+def test_the_admin_listener_may_be_beside_the_other(listen: str, admin: str) -> None:
+    ServerSettings(tokens=["tok"], listen=[parse_listen(listen)], admin=parse_listen(admin))
 
 
 @pytest.mark.parametrize("destination", [SSHD, UnixAddress("/run/sshd.sock")])
