@@ -64,7 +64,7 @@ def test_the_page_tells_of_variables_and_exit_status(page: str) -> None:
     assert "Exit status: 0 done" in words
     # The page says that the last three options have no variable: so they have to be the last three.
     options = re.findall(r"^  (?:-\w, )?(--[\w-]+)", page, re.MULTILINE)
-    assert "Every option but --check, --json and the last three can come from the environment" in words
+    assert "Every option but --check, --json, --ssh-config and the last three can come from the environment" in words
     assert options[-3:] == ["--demo", "--version", "--help"]
 
 

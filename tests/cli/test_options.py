@@ -201,7 +201,7 @@ VARIABLES: dict[str, tuple[str, tuple[str, ...], Any, Any]] = {
     "verbose": ("1", CLIENT, lambda ran: ran.started, True),
     "quiet": ("1", CLIENT, lambda ran: ran.started, True),
 }
-ACTIONS = {"check", "json", "demo", "version", "help"}
+ACTIONS = {"check", "json", "ssh_config", "demo", "version", "help"}
 
 
 def _parameters() -> list[click.Parameter]:
