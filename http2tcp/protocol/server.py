@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import re
 from base64 import b64decode
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from urllib.parse import parse_qsl, unquote
 
 import h11
@@ -77,6 +77,8 @@ class TunnelRequest:
     origin: str | None = None
     #: What the answer has to be made from, on websocket.
     websocket_key: str = ""
+    #: The values of the field that may name the client's address, line by line. Anybody can have written them.
+    forwarded: tuple[bytes, ...] = field(default=(), repr=False)
 
     @property
     def is_connect(self) -> bool:
@@ -93,9 +95,10 @@ class TunnelRequest:
 class RequestReader:
     """Reads one request head. Feed it with `receive`, ask it with `next_event`."""
 
-    def __init__(self, *, connect: bool = False) -> None:
-        """`connect`: take CONNECT too."""
+    def __init__(self, *, connect: bool = False, forwarded_header: str | None = None) -> None:
+        """`connect`: take CONNECT too. `forwarded_header`: the field that may name the client's address."""
         self._connect = connect
+        self._forwarded_header = forwarded_header
         self._buffer = bytearray()
         self._scanned = 0
         self._line_seen = False
@@ -124,7 +127,7 @@ class RequestReader:
             return None
         head = bytes(self._buffer[:head_size])
         del self._buffer[:head_size]
-        return _parse_head(head, connect=self._connect)
+        return _parse_head(head, connect=self._connect, forwarded_header=self._forwarded_header)
 
     @property
     def trailing_data(self) -> bytes:
@@ -132,7 +135,7 @@ class RequestReader:
         return bytes(self._buffer)
 
 
-def _parse_head(head: bytes, *, connect: bool) -> TunnelRequest:
+def _parse_head(head: bytes, *, connect: bool, forwarded_header: str | None) -> TunnelRequest:
     lines = head[:-4].split(b"\r\n")
     if len(lines) - 1 > MAX_FIELDS:
         raise HeadTooLarge
@@ -162,10 +165,14 @@ def _parse_head(head: bytes, *, connect: bool) -> TunnelRequest:
     if _only(fields, b"content-length") not in (None, b"0") or len(fields.get(b"authorization", [])) > 1:
         raise BadRequest
     if connect:
-        return _parse_connect(request, fields)
-    if request.method != b"GET" or request.http_version != b"1.1" or host is None:
+        parsed = _parse_connect(request, fields)
+    elif request.method != b"GET" or request.http_version != b"1.1" or host is None:
         raise BadRequest
-    return _parse_upgrade_request(request, fields)
+    else:
+        parsed = _parse_upgrade_request(request, fields)
+    if forwarded_header is None:
+        return parsed
+    return replace(parsed, forwarded=tuple(fields.get(forwarded_header.lower().encode(), ())))
 
 
 def _parse_connect(request: h11.Request, fields: _Fields) -> TunnelRequest:

@@ -78,6 +78,27 @@ def test_what_follows_the_head_is_the_tunnels_and_never_a_second_request(more: b
     assert reader.trailing_data == more
 
 
+@pytest.mark.parametrize("name", ["X-Forwarded-For", "x-forwarded-for", "X-FORWARDED-FOR"])
+def test_the_one_header_for_the_clients_address_is_handed_on_line_by_line(name: str) -> None:
+    reader = RequestReader(forwarded_header=name)
+    reader.receive(
+        good("X-Forwarded-For: 6.6.6.6", "X-Real-IP: 7.7.7.7", "x-forwarded-for:  8.8.8.8, \xff ", "Forwarded: a")
+    )
+    request = reader.next_event()
+    assert request is not None
+    assert request.forwarded == (b"6.6.6.6", b"8.8.8.8, \xff")
+    assert "6.6.6.6" not in repr(request)
+
+
+def test_no_other_header_is_taken_for_it() -> None:
+    for name in (None, "X-Real-IP"):
+        reader = RequestReader(forwarded_header=name)
+        reader.receive(good("X-Forwarded-For: 6.6.6.6", "Forwarded: for=6.6.6.6", "X-Real-IPs: 6.6.6.6"))
+        request = reader.next_event()
+        assert request is not None
+        assert request.forwarded == ()
+
+
 @pytest.mark.parametrize(
     ("text", "path", "addr"),
     [
