@@ -17,7 +17,8 @@ from http2tcp.address import Address, UnixAddress
 from http2tcp.errors import Forbidden, TokenExpired, Unauthorized
 from http2tcp.rules import IPAddress, Rule, literal
 
-_FORBIDDEN: tuple[IPv4Network | IPv6Network, ...] = (
+#: What is closed to everybody.
+BUILT_IN: tuple[IPv4Network | IPv6Network, ...] = (
     IPv4Network("169.254.0.0/16"),  # link-local (RFC 3927), and the metadata service of most clouds
     IPv4Network("100.100.100.200/32"),  # Alibaba Cloud
     IPv4Network("168.63.129.16/32"),  # Azure's WireServer
@@ -39,13 +40,17 @@ _6TO4 = IPv6Network("2002::/16")  # RFC 3056, section 2
 _TEREDO = IPv6Network("2001::/32")  # RFC 4380, section 4
 _ISATAP = (0x00005EFE, 0x02005EFE)  # RFC 5214, section 6.1: these 32 bits, then the IPv4 address
 
+# Why, in an operator's words.
+_NOT_OPENED = "no rule of allow opens it"
+_NOT_NAMED = "no rule of allow names this Unix socket"
+
 
 def forbidden(address: IPAddress) -> bool:
     """Whether the built-in list keeps the address from everybody: link-local and cloud metadata."""
     return any(
         address_there in network
         for address_there in _leads_to(address)
-        for network in _FORBIDDEN
+        for network in BUILT_IN
         if network.version == address_there.version
     )
 
@@ -160,23 +165,25 @@ class Grant:
     def admit(self, destination: Address) -> Admission:
         """The destination as it was asked for. Its addresses have still to be judged. Raises Forbidden."""
         if self.pinned and destination != self.default:
-            raise Forbidden
+            raise Forbidden(rule="without a token, the default destination alone is open")
         if (rule := _about(self.deny, destination)) is not None:
             raise Forbidden(rule=f"deny {rule}")
         if self.allow is None:
             # The file system is not the network: a Unix socket has to be named by somebody.
             if isinstance(destination, UnixAddress) and destination != self.default:
-                raise Forbidden
+                raise Forbidden(rule=_NOT_NAMED)
             return Admission(destination, None, self.deny, by_name=True)
         if (rule := _about(self.allow, destination)) is not None:
             return Admission(destination, None, self.deny, by_name=True, rule=rule)
         if isinstance(destination, UnixAddress):
-            raise Forbidden
+            raise Forbidden(rule=_NOT_NAMED)
         networks = [rule for rule in self.allow if rule.is_about_addresses_at(destination.port)]
         admission = Admission(destination, networks, self.deny, by_name=False)
         address = literal(destination)
-        if not networks or (address is not None and not admission.permits(address)):
-            raise Forbidden
+        if not networks:
+            raise Forbidden(rule=_NOT_OPENED)
+        if address is not None and (refusal := admission.refusal(address)):
+            raise Forbidden(rule=refusal)
         return admission
 
 
@@ -199,7 +206,17 @@ class Admission:
 
     def permits(self, address: IPAddress) -> bool:
         """Whether this address of the destination may be dialled."""
-        return not forbidden(address) and self.refusing(address) is None and self.admitting(address)
+        return not self.refusal(address)
+
+    def refusal(self, address: IPAddress) -> str:
+        """What keeps this address of the destination from being dialled; empty where it may be."""
+        if forbidden(address):
+            return "link-local and metadata addresses are closed to everybody"
+        if (rule := self.refusing(address)) is not None:
+            return f"deny {rule}"
+        if self.networks is not None and self.admitting(address) is None:
+            return _NOT_OPENED
+        return ""
 
     def refusing(self, address: IPAddress) -> Rule | None:
         """The rule of `deny` that closes an address, in whatever form it comes."""
@@ -207,11 +224,9 @@ class Admission:
         inside = list(_leads_to(address))
         return next((rule for rule in self.deny if rule.matches_address(inside, self.destination.port)), None)
 
-    def admitting(self, address: IPAddress) -> bool:
-        """Whether `allow` opens an address, as such or as IPv4-mapped; other forms lead through a gateway."""
-        if self.networks is None:
-            return True
+    def admitting(self, address: IPAddress) -> Rule | None:
+        """The rule of `networks` that opens an address, as such or IPv4-mapped: other forms lead through a gateway."""
         assert not isinstance(self.destination, UnixAddress), "it has no addresses"
         port = self.destination.port
         mapped = address.ipv4_mapped if isinstance(address, IPv6Address) else None
-        return any(rule.matches_address([mapped or address], port) for rule in self.networks)
+        return next((rule for rule in self.networks or () if rule.matches_address([mapped or address], port)), None)

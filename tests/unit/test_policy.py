@@ -280,3 +280,46 @@ def test_a_token_that_was_taken_away_is_not_found_and_one_that_stays_is_as_it_is
     later = token(expires=NOW + 5)
     assert Policy([later]).find(known) is later
     assert Policy([Token("bob", digest("other"))]).find(known) is None
+
+
+# --- why not --------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("allow", "deny", "destination", "why"),
+    [
+        (["db:22"], ["db:*"], "db:22", "deny db:*"),
+        (["db:22"], [], "web:22", "no rule of allow"),
+        (["db:22", "10.0.0.0/8:22"], [], "web:23", "no rule of allow"),
+        (["10.0.0.0/8:22"], ["10.9.0.0/16:*"], "10.9.1.1:22", "deny 10.9.0.0/16:*"),
+        (["10.0.0.0/8:22"], [], "192.0.2.1:22", "no rule of allow"),
+        (["169.254.0.0/16:80"], [], "169.254.169.254:80", "closed to everybody"),
+        (["*:*"], [], "unix:/run/a.sock", "Unix socket"),
+        ([], [], "unix:/run/a.sock", "Unix socket"),
+    ],
+)
+def test_an_operator_is_told_what_closes_a_destination(
+    allow: list[str], deny: list[str], destination: str, why: str
+) -> None:
+    with pytest.raises(Forbidden) as refused:
+        grant(*allow, deny=deny).admit(parse_destination(destination))
+    assert why in refused.value.rule
+    # The client is not.
+    assert str(refused.value) == Forbidden.text
+
+
+def test_an_operator_is_told_which_rule_opens_or_closes_an_address() -> None:
+    admission = grant("10.0.0.0/8:22", "[fd00::/8]:22", deny=["10.9.0.0/16:*"]).admit(TCPAddress("db", 22))
+    assert str(admission.admitting(ip_address("::ffff:10.1.2.3"))) == "10.0.0.0/8:22"
+    assert str(admission.admitting(ip_address("fd00::1"))) == "[fd00::/8]:22"
+    assert admission.admitting(ip_address("192.0.2.1")) is None
+    assert admission.refusal(ip_address("10.1.2.3")) == ""
+    assert admission.refusal(ip_address("10.9.2.3")) == "deny 10.9.0.0/16:*"
+    assert "no rule of allow" in admission.refusal(ip_address("192.0.2.1"))
+    assert "everybody" in admission.refusal(ip_address("::ffff:169.254.169.254"))
+
+
+def test_without_a_token_an_operator_is_told_so() -> None:
+    with pytest.raises(Forbidden) as refused:
+        Policy([], SSHD).authenticate(None, NOW).admit(DB)
+    assert "without a token" in refused.value.rule
