@@ -12,7 +12,7 @@ import pytest
 import trio
 import trio.testing
 
-from http2tcp.net.relay import End, Outcome, Traffic, relay
+from http2tcp.net.relay import End, Outcome, Term, Traffic, relay
 from http2tcp.net.streams import CHUNK
 from tests.support.memory_stream import MemoryStream, memory_pair
 
@@ -311,3 +311,91 @@ async def test_idle_tunnels_stay_open_for_days(autojump_clock: trio.testing.Mock
         await world.client.send_all(b"still there?")
         assert await world.target.receive_some() == b"still there?"
         assert not world.ended.is_set()
+
+
+# --- what ends it from outside ------------------------------------------------------------------
+
+
+@asynccontextmanager
+async def limited(term: Term, autojump_clock: trio.testing.MockClock) -> AsyncIterator[Relayed]:
+    left, client = memory_pair()
+    right, target = memory_pair()
+    world = Relayed(client, target, left, right)
+    async with trio.open_nursery() as nursery:
+
+        async def run() -> None:
+            world.outcome = await relay(left, right, world.traffic, term)
+            world.ended.set()
+
+        nursery.start_soon(run)
+        yield world
+        await world.ended.wait()
+
+
+async def test_a_relay_ends_at_its_time_and_both_sides_see_that_it_was_cut(
+    autojump_clock: trio.testing.MockClock,
+) -> None:
+    term = Term()
+    term.until(trio.current_time() + 60, "too late", "late")
+    term.until(trio.current_time() + 50, "in time", "early")
+    term.until(trio.current_time() + 70, "later still", "late")
+    async with limited(term, autojump_clock) as world:
+        await world.client.send_all(b"before")
+        assert await world.target.receive_some() == b"before"
+        for side in (world.client, world.target):
+            with pytest.raises(trio.BrokenResourceError):
+                await side.receive_some()
+        assert trio.current_time() == pytest.approx(50, abs=0.1)
+    assert world.outcome == Outcome(End.TERMINATED, "in time")
+    assert term.cause == "early"
+
+
+async def test_a_renewed_term_forgets_the_times_before(autojump_clock: trio.testing.MockClock) -> None:
+    term = Term()
+    term.until(trio.current_time() + 10, "expired", "old")
+    async with limited(term, autojump_clock) as world:
+        await trio.sleep(5)
+        term.renew()
+        term.until(trio.current_time() + 100, "expired", "new")
+        await trio.sleep(50)
+        assert not world.ended.is_set()
+    assert (trio.current_time(), term.cause) == (pytest.approx(105, abs=0.1), "new")
+
+
+async def test_a_relay_that_is_ended_delivers_what_had_arrived(autojump_clock: trio.testing.MockClock) -> None:
+    term = Term()
+    async with limited(term, autojump_clock) as world:
+        await world.target.send_all(b"x" * 1000)
+        await trio.testing.wait_all_tasks_blocked()
+        term.end("revoked", "revoked")
+        term.end("again", "again")
+        assert await world.client.receive_some() == b"x" * 1000
+    assert world.outcome == Outcome(End.TERMINATED, "revoked")
+
+
+@pytest.mark.parametrize("speaker", ["client", "target"])
+async def test_only_silence_in_both_directions_is_idle(speaker: str, autojump_clock: trio.testing.MockClock) -> None:
+    term = Term()
+    term.idle(60, "idle for 60 s", "idle")
+    async with limited(term, autojump_clock) as world:
+        sender, receiver = (world.client, world.target) if speaker == "client" else (world.target, world.client)
+        for _ in range(5):
+            await trio.sleep(50)
+            await sender.send_all(b"!")
+            assert await receiver.receive_some() == b"!"
+        assert not world.ended.is_set()
+    assert trio.current_time() == pytest.approx(310, abs=0.1)
+    assert (world.outcome, term.cause) == (Outcome(End.TERMINATED, "idle for 60 s"), "idle")
+    assert world.traffic.left_to_right + world.traffic.right_to_left == 5
+
+
+async def test_a_tunnel_whose_peer_takes_nothing_is_idle_too(autojump_clock: trio.testing.MockClock) -> None:
+    term = Term()
+    term.idle(60, "idle for 60 s", "idle")
+    async with limited(term, autojump_clock) as world:
+        world.target.stall()
+        with trio.move_on_after(1):
+            for _ in range(3):
+                await world.client.send_all(b"x" * CHUNK)
+    assert term.cause == "idle"
+    assert trio.current_time() < 70

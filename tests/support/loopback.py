@@ -5,7 +5,7 @@ from __future__ import annotations
 import socket
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
 from contextlib import asynccontextmanager, contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import trio
@@ -15,7 +15,7 @@ from http2tcp.forwarder import forward
 from http2tcp.forwards import Forward
 from http2tcp.net.streams import reset_on_close
 from http2tcp.protocol.transport import Transport
-from http2tcp.server import serve
+from http2tcp.server import Server
 from http2tcp.settings import ClientSettings, ServerSettings
 
 #: No log may ever show it.
@@ -103,10 +103,10 @@ async def served(**settings: Any) -> AsyncIterator[Served]:
     async with trio.open_nursery() as nursery:
 
         async def run(*, task_status: trio.TaskStatus[Any]) -> None:
-            await serve(ServerSettings(**settings), drain=drain, task_status=task_status)
+            await server.server.run(drain=drain, task_status=task_status)
             server.ended.set()
 
-        server = Served(drain, nursery.cancel_scope)
+        server = Served(Server(ServerSettings(**settings)), drain, nursery.cancel_scope)
         server.addresses = await nursery.start(run)
         yield server
         nursery.cancel_scope.cancel()
@@ -116,6 +116,7 @@ async def served(**settings: Any) -> AsyncIterator[Served]:
 class Served:
     """A server that runs."""
 
+    server: Server
     drain: trio.Event
     scope: trio.CancelScope
     addresses: Any = ()
@@ -130,6 +131,10 @@ class Served:
     @property
     def url(self) -> str:
         return f"http://{self.address}/"
+
+    def reload(self, **changes: Any) -> None:
+        """As SIGHUP does, with these settings changed."""
+        self.server.reload(replace(self.server.settings, **changes))
 
 
 @asynccontextmanager
