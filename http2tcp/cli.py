@@ -63,7 +63,8 @@ class _Parsed(click.ParamType):  # type: ignore[type-arg]  # generic from click 
     def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:
         if not isinstance(value, str):
             return value
-        if ctx is not None and ctx.params.get("ssh_config") is not None:
+        # While options are parsed, click has a mark of its own, and not None, for what was not given.
+        if ctx is not None and isinstance(ctx.params.get("ssh_config"), str):
             from http2tcp.ssh_config import has_token, sample
 
             # The block repeats the text; what ssh will make of it is checked by a sample.
