@@ -1,27 +1,55 @@
-"""One record when a session opens and one when it ends, or one when it is refused.
+"""What every connection leaves in the log: one record when it opens a tunnel and one when that ends, or one of
+why there was none.
 
-A record is a line of `key=value` pairs in a fixed order. It holds no token, no request line and no text
-that a client made up: addresses are parsed before they get here.
+A record is a `Record`: keys and values for JSON, and a line of `key=value` pairs in the same order. It holds no
+token, no request line and no text that a client made up: addresses are parsed before they get here, and a
+token's name is the operator's. docs/log.md is the reference.
+
+What has not come as far as a request (it left, it was silent, it had to make room) is told with -v alone, and so
+is a wrong token from an address that is being told to wait: thousands of such connections are no event.
 """
 
 from __future__ import annotations
 
 import logging
 import os
+import re
 import string
 import time
 from enum import Enum
+from typing import TYPE_CHECKING
 from urllib.parse import quote
 
-from http2tcp.address import Address
-from http2tcp.errors import Refusal
+from http2tcp.address import Address, TCPAddress
+from http2tcp.errors import Forbidden, Refusal
 from http2tcp.net.relay import Traffic
+
+if TYPE_CHECKING:
+    from http2tcp.rules import IPAddress
 
 logger = logging.getLogger(__name__)
 
+# Of so many sessions that one could count them, two in a million share an id.
+_ID_BYTES = 6
+# What is told of these is English and not a word.
+_PROSE = ("rule", "detail")
+_WORD = re.compile(r"[!-~]+")
+
+
+class Event(Enum):
+    """What a record is about."""
+
+    OPENED = "opened"
+    ENDED = "ended"
+    REFUSED = "refused"
+    #: It brought a token, and that is not known or has expired.
+    AUTHENTICATION_FAILED = "authentication_failed"
+    #: It opened no tunnel, and got no answer either.
+    ABANDONED = "abandoned"
+
 
 class Reason(Enum):
-    """Why a session ended."""
+    """Why a session ended, or was abandoned."""
 
     CLOSED = "closed"
     CLIENT_BROKE = "client_broke"
@@ -38,46 +66,131 @@ class Reason(Enum):
     STOPPED = "stopped"
     #: A bug of ours; a traceback is in the log.
     FAILED = "failed"
+    #: The client went before it was answered.
+    CLIENT_LEFT = "client_left"
+    #: Others needed its place, and it had waited longest without a token.
+    PUSHED_OUT = "pushed_out"
+
+
+class Record(dict[str, object]):
+    """Keys and values in their order; its text is a line."""
+
+    __slots__ = ()
+
+    def __str__(self) -> str:
+        event, *pairs = self.items()
+        words = [str(event[1]).replace("_", " ")]
+        for key, value in pairs:
+            if isinstance(value, float):
+                words.append(f"{key}={value:.3f}")
+            else:
+                words.append(f"{key}={ascii(value) if key in _PROSE else _word(str(value))}")
+        return " ".join(words)
 
 
 class Session:
-    """The record of one connection from its first byte to its last."""
+    """The records of one connection from its first byte to its last."""
 
-    def __init__(self, client: str) -> None:
-        self.id = os.urandom(4).hex()
+    __slots__ = (
+        *("id", "traffic", "_cause", "_client", "_dialled", "_is_over", "_is_stranger", "_opened_at", "_port"),
+        *("_target", "_token", "_transport", "_via"),
+    )
+
+    def __init__(self, peer: TCPAddress | None) -> None:
+        """`peer` is who has connected; None: by a Unix socket, where peers have no address."""
+        #: Both sides' logs have it.
+        self.id = os.urandom(_ID_BYTES).hex()
         self.traffic = Traffic()
-        self._client = client
-        self._where = ""
+        self._client = "unix" if peer is None else peer.host
+        self._port = None if peer is None else peer.port
+        self._via: str | None = None
+        self._token = self._cause = self._target = self._dialled = self._transport = ""
+        #: Its token has not been accepted.
+        self._is_stranger = True
+        self._is_over = False
         self._opened_at: float | None = None
+
+    def client_is(self, address: IPAddress, port: int | None = None) -> None:
+        """The peer is a proxy, and this is who it speaks for."""
+        if self._via is None:
+            self._via = self._client if self._port is None else str(TCPAddress(self._client, self._port))
+        self._client, self._port = str(address), port
+
+    def authenticated(self, token_name: str = "") -> None:
+        """Its token was accepted, or none is asked for."""
+        self._is_stranger = False
+        self._token = token_name
+
+    def failed_authentication(self, token_name: str | None = None) -> None:
+        """It brought a token that is not known, or one of this name that has expired. A refusal follows."""
+        self._cause = "unknown" if token_name is None else "expired"
+        self._token = token_name or ""
 
     def asked(self, target: Address) -> None:
         """The client asks for this target; later records name it."""
-        self._where = f" target={_word(target)}"
+        self._target = str(target)
 
-    def opened(self, dialled: Address, carrier: str) -> None:
-        """The target has accepted; `carrier` is the transport, or `connect`."""
+    def opened(self, dialled: Address, carrier: str, dial_time: float) -> None:
+        """The target has accepted, after so many seconds; `carrier` is the transport, or `connect`."""
         self._opened_at = time.monotonic()
-        self._where += f" dialled={_word(dialled)} transport={carrier}"
-        logger.info("opened session=%s client=%s%s", self.id, self._client, self._where)
+        self._dialled = str(dialled)
+        self._transport = carrier
+        record = self._record(Event.OPENED)
+        record["dial_seconds"] = round(dial_time, 3)
+        self._log(logging.INFO, record)
 
     def refused(self, refusal: Refusal) -> None:
-        """The client got this refusal."""
-        logger.info(
-            "refused session=%s client=%s%s status=%d error=%s",
-            *(self.id, self._client, self._where, refusal.status, refusal.proxy_error),
-        )
+        """The client gets this refusal."""
+        self._is_over = True
+        record = self._record(Event.AUTHENTICATION_FAILED if self._cause else Event.REFUSED)
+        record["status"] = refusal.status
+        record["error"] = refusal.proxy_error
+        if self._cause:
+            record["cause"] = self._cause
+        if isinstance(refusal, Forbidden) and refusal.rule:
+            record["rule"] = refusal.rule
+        unheard = refusal.status == 408 or (bool(self._cause) and refusal.status == 429)
+        self._log(logging.DEBUG if unheard else logging.INFO, record)
 
     def ended(self, reason: Reason, words: str = "") -> None:
-        """It is over, for this reason. Nothing is written where it never opened."""
-        if self._opened_at is None:
+        """It is over, for this reason. Nothing is written where a refusal said so already."""
+        if self._is_over:
             return
-        logger.info(
-            "ended session=%s client=%s%s bytes_up=%d bytes_down=%d seconds=%.3f reason=%s%s",
-            *(self.id, self._client, self._where, self.traffic.left_to_right, self.traffic.right_to_left),
-            *(time.monotonic() - self._opened_at, reason.value, f" detail={words!a}" if words else ""),
-        )
+        self._is_over = True
+        if self._opened_at is None:
+            record = self._record(Event.ABANDONED)
+        else:
+            record = self._record(Event.ENDED)
+            record["bytes_up"] = self.traffic.left_to_right
+            record["bytes_down"] = self.traffic.right_to_left
+            record["seconds"] = round(time.monotonic() - self._opened_at, 3)
+        record["reason"] = reason.value
+        if words:
+            record["detail"] = words
+        self._log(logging.DEBUG if self._is_stranger else logging.INFO, record)
+
+    def _record(self, event: Event) -> Record:
+        record = Record(event=event.value, session=self.id, client=self._client)
+        if self._port is not None:
+            record["port"] = self._port
+        if self._via is not None:
+            record["via"] = self._via
+        if self._token:
+            record["token"] = self._token
+        if self._target:
+            record["target"] = self._target
+        if self._dialled:
+            record["dialled"] = self._dialled
+            record["transport"] = self._transport
+        return record
+
+    def _log(self, level: int, record: Record) -> None:
+        if logger.isEnabledFor(level):
+            # Without a look for the calling line, which would cost as much as all the rest.
+            extra = {"expendable": True} if self._is_stranger else None
+            logger.handle(logger.makeRecord(logger.name, level, "", 0, record, (), None, extra=extra))
 
 
-def _word(address: Address) -> str:
-    """An address as one word: a Unix socket's path may hold blanks, and they end a value."""
-    return quote(str(address), safe=string.punctuation)
+def _word(text: str) -> str:
+    """As one word: a Unix socket's path and a token's name may hold blanks, and they end a value."""
+    return text if _WORD.fullmatch(text) else quote(text, safe=string.punctuation, errors="replace")

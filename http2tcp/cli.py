@@ -234,6 +234,13 @@ def _both(*names: str, **attributes: Any) -> Callable[[Callable[..., Any]], Call
 @_server("--admin", type=_LISTEN, help="Tell /metrics, /healthz and /readyz here; never to the world.")
 @_server("--connect-timeout", type=_SECONDS, default="10", help="To reach a target.  [default: 10]")
 @_server("--grace", type=_SECONDS, default="30", help="For open tunnels after SIGTERM.  [default: 30]")
+@_server(
+    "--log-format",
+    type=click.Choice(["text", "json"]),
+    default="text",
+    help="text, or json: one object a line.  [default: text]",
+)
+@_server("--log-file", metavar="FILE", help="Log to this file and not to stderr; it may be rotated.")
 @_client("-c", "--client", is_flag=True, help="Open a tunnel, for stdin and stdout or from -l, -L or -D.")
 @_client("-e", "--endpoint", type=_ENDPOINT, help="The server's location, as in https://example.com/~http2tcp/.")
 @_client(
@@ -331,7 +338,7 @@ def command(ctx: click.Context, /, **options: Any) -> int:
         raise SettingsError("--check is for a client: expected it with -c, and with the options of that client")
     normal = logging.WARNING if mode == "demo" else logging.INFO
     level = logging.ERROR if options["quiet"] else logging.DEBUG if options["verbose"] else normal
-    start_logging(level, service=mode == "server")
+    start_logging(level, hold_back=mode == "server")
     match mode:
         case "demo":
             from http2tcp.demo import run_demo
@@ -395,6 +402,8 @@ def _server_settings(ctx: click.Context, options: dict[str, Any]) -> ServerSetti
         connect_timeout=options["connect_timeout"],
         grace=options["grace"],
         keepalive=options["keepalive"],
+        log_format=options["log_format"],
+        log_file=options["log_file"],
     )
 
 
@@ -583,11 +592,16 @@ def _run(arguments: Sequence[str] | None) -> int:
 
 
 def _complain(sentence: str, exit_code: int) -> int:
+    from http2tcp.log import flush, mark, stderr_is_journal
+
+    flush()
+    words = f"http2tcp: {sentence}"
     try:
         # None where it was closed when we began; print would take stdout instead.
         if sys.stderr is not None:
             # ssh may have made the terminal raw, where a line's end alone does not lead back to the margin.
-            print(f"http2tcp: {sentence}", file=sys.stderr, end="\r\n" if sys.stderr.isatty() else "\n")
+            end = "\r\n" if sys.stderr.isatty() else "\n"
+            print(mark(words, logging.ERROR) if stderr_is_journal() else words, file=sys.stderr, end=end)
     except OSError:
         pass  # nobody listens, but the exit status still tells
     return exit_code

@@ -34,10 +34,11 @@ def run_server(settings: ServerSettings, reread: Callable[[], ServerSettings] | 
     Raises ListenError or SettingsError.
     """
     from http2tcp.service import Service
+    from http2tcp.service_log import log_as_service
 
+    log_as_service(settings.log_format, settings.log_file)
     signals = [signal.SIGINT, signal.SIGTERM, *_hang_up()]
     service = Service(settings, reread)
-    log_in_background()
     _run(service.run, signals, service.on_signal)
     return 0
 

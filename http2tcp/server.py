@@ -32,6 +32,7 @@ from http2tcp.errors import (
     Refusal,
     TargetTimeout,
     TargetUnreachable,
+    TokenExpired,
     TooManyRequests,
     Unauthorized,
     UpgradeRequired,
@@ -200,7 +201,7 @@ class _Connection:
         self._settings = server.settings
         self._stream = stream
         self._peer = peer
-        self._session = Session("unix" if peer is None else str(peer))
+        self._session = Session(peer)
         self._opening = trio.CancelScope()
         self._grant: Grant | None = None
         self._token: Token | None = None
@@ -220,20 +221,18 @@ class _Connection:
                 admission = self._authorise(request)
                 target = await self._dial(request, admission)
                 reason, words = await self._switch_and_relay(request, target)
+            if self._opening.cancelled_caught:
+                reason = Reason.PUSHED_OUT
         except Refusal as refusal:
-            self._session.refused(refusal)
-            self._server.metrics.refused(refusal)
             await self._refuse(refusal, give_up)
         except _Departed:
-            logger.debug("session %s: the client left before it had asked", self._session.id)
+            reason = Reason.CLIENT_LEFT
         except Exception:
             # One tunnel's bug must not end the others.
             logger.exception("session %s failed; please report this", self._session.id)
             reason = Reason.FAILED
-            failure = InternalError()
             if not self._opened_at:
-                self._server.metrics.refused(failure)
-            await self._refuse(failure, give_up)
+                await self._refuse(InternalError(), give_up)
         finally:
             self._stream.abort()
             self._leave()
@@ -315,6 +314,7 @@ class _Connection:
             grant = self._server.policy.authenticate(request.token, time.time())
         except Unauthorized as error:
             if request.token is not None:
+                self._session.failed_authentication(error.name if isinstance(error, TokenExpired) else None)
                 self._server.metrics.authentication_failures.add()
             if request.token is not None and self._server.failures.failed(self._address(), trio.current_time()):
                 raise TooManyRequests from None
@@ -322,6 +322,7 @@ class _Connection:
                 raise ProxyAuthenticationRequired from error
             raise
         self._server.waiting.leave(self)
+        self._session.authenticated("" if grant.token is None else grant.token.name)
         return grant
 
     async def _dial(self, request: TunnelRequest, admission: Admission) -> Dialled:
@@ -344,7 +345,7 @@ class _Connection:
             raise _Departed from None
 
     async def _switch_and_relay(self, request: TunnelRequest, target: Dialled) -> tuple[Reason, str]:
-        self._session.opened(target.address, request.carrier)
+        self._session.opened(target.address, request.carrier, self._dial_time)
         self._server.metrics.opened(self._session.traffic, request.carrier)
         self._server.sessions.add(self)
         self._opened_at = trio.current_time()
@@ -397,6 +398,8 @@ class _Connection:
 
     async def _refuse(self, refusal: Refusal, give_up: float) -> None:
         """Send the refusal and see it delivered: closing with bytes unread would reset it away."""
+        self._session.refused(refusal)
+        self._server.metrics.refused(refusal)
         # Before the token is accepted nobody is waited for beyond the head's own deadline.
         with trio.move_on_after(_LINGER) as linger:
             if refusal.status in (400, 401, 404, 407, 408, 426, 429, 431):

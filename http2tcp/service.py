@@ -31,7 +31,7 @@ _LOOK_UPS = 256
 # What a socket unit calls the admin listener's socket (FileDescriptorName=).
 _ADMIN = "admin"
 # What only a new process can change.
-_FIXED = ("listen", "admin")
+_FIXED = ("listen", "admin", "log_format", "log_file")
 # What the command line calls otherwise.
 _FLAGS = {
     "allow_origins": "allow_origin",

@@ -80,6 +80,10 @@ class ServerSettings:
     grace: float = 30.0
     #: Let the open sessions of a token that was taken away or has expired run on.
     keep_sessions: bool = False
+    #: The log is the process's: these two are for `http2tcp -s`, and `serve` leaves them alone.
+    log_format: Literal["text", "json"] = "text"
+    #: None: stderr.
+    log_file: str | None = None
 
     def __post_init__(self) -> None:
         if isinstance(self.tokens, str):

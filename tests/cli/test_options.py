@@ -161,6 +161,8 @@ VARIABLES: dict[str, tuple[str, tuple[str, ...], Any, Any]] = {
     "admin": ("9090", SERVER, lambda ran: ran.server.admin, TCPAddress("127.0.0.1", 9090)),
     "connect_timeout": ("3", SERVER, lambda ran: ran.server.connect_timeout, 3),
     "grace": ("4.5", SERVER, lambda ran: ran.server.grace, 4.5),
+    "log_format": ("json", SERVER, lambda ran: ran.server.log_format, "json"),
+    "log_file": ("/var/log/x", SERVER, lambda ran: ran.server.log_file, "/var/log/x"),
     "client": ("1", ("-e", ENDPOINT), lambda ran: ran.client_settings is not None, True),
     "endpoint": (ENDPOINT, ("-c",), lambda ran: str(ran.client.endpoint), ENDPOINT),
     "transport": ("http2tcp/1.0", CLIENT, lambda ran: ran.client.transport, Transport.HTTP2TCP),

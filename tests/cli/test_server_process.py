@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import re
 import signal
 import socket
@@ -49,13 +50,23 @@ class ServerProcess:
 
 
 @asynccontextmanager
-async def serving(*arguments: str, **variables: str) -> AsyncIterator[ServerProcess]:
-    """A server with TOKEN on a free port; its address is known unless it is told to be quiet."""
-    command = http2tcp("-s", "-l", "127.0.0.1:0", *arguments)
+async def serving(*arguments: str, journal: bool = False, **variables: str) -> AsyncIterator[ServerProcess]:
+    """A server with TOKEN on a free port; its address is known unless it is told to be quiet.
+
+    `journal` makes its stderr what systemd would have connected to the journal.
+    """
+    listen = () if "-l" in arguments else ("-l", "127.0.0.1:0")
+    command = http2tcp("-s", *listen, *arguments)
+    reader, writer = os.pipe()
+    if journal:
+        status = os.fstat(writer)
+        variables["JOURNAL_STREAM"] = f"{status.st_dev}:{status.st_ino}"
     env = environment(HTTP2TCP_TOKEN=TOKEN, **variables)
     process = await trio.lowlevel.open_process(
-        command, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.PIPE, env=env
+        command, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=writer, env=env
     )
+    os.close(writer)
+    process.stderr = trio.lowlevel.FdStream(reader)
     server = ServerProcess(process)
     try:
         if "-q" not in arguments:
@@ -171,7 +182,7 @@ async def test_a_tunnel_is_one_line_when_it_opens_and_one_when_it_ends() -> None
         assert re.match(r"\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d\.\d{3}Z ", line), line
         assert f"target=localhost:{where.rpartition(':')[2]} " in line
         assert f"dialled={where} " in line
-        assert "client=127.0.0.1:" in line
+        assert "client=127.0.0.1 port=" in line
         assert TOKEN not in line
     assert " opened session=" in opened
     assert " ended session=" in ended
@@ -234,11 +245,27 @@ async def test_quiet_says_nothing_while_all_is_well(tmp_path: Path) -> None:
         assert await server.ended() == (0, "")
 
 
-async def test_in_the_journal_the_time_is_the_journals() -> None:
+async def test_in_the_journal_the_time_is_the_journals_and_every_line_has_its_priority() -> None:
+    async with serving(journal=True) as server:
+        server.process.terminate()
+        _, said = await server.ended()
+    assert re.fullmatch("<6>SIGTERM: draining; [^\n]*\n", said)
+
+
+async def test_the_journals_variable_alone_is_no_journal() -> None:
+    """It is inherited by whatever a service starts, whose stderr may be a file."""
     async with serving(JOURNAL_STREAM="8:12345") as server:
         server.process.terminate()
         _, said = await server.ended()
-    assert said.startswith("SIGTERM")
+    assert re.match(r"\d{4}-\d\d-\d\dT\S+Z SIGTERM", said)
+
+
+async def test_in_the_journal_what_keeps_it_from_starting_is_an_error() -> None:
+    async with serving("-q", "-l", "unix:/nowhere/at/all.sock", journal=True) as server:
+        status, said = await server.ended()
+    assert status == 73
+    assert said.startswith("<3>http2tcp: cannot listen on ")
+    assert said.count("\n") == 1
 
 
 async def test_a_log_that_nobody_takes_stops_no_tunnel() -> None:

@@ -328,9 +328,9 @@ async def test_a_session_has_one_line_when_it_opens_and_one_when_it_ends(
     opened, ended = records(caplog)
     port = where.rpartition(":")[2]
     session = opened.split(" ")[1]
-    assert opened.startswith(f"opened {session} client=127.0.0.1:")
+    assert opened.startswith(f"opened {session} client=127.0.0.1 port=")
     assert f" target=localhost:{port} dialled=127.0.0.1:{port} transport={transport.value}" in opened
-    assert ended.startswith(f"ended {session} client=127.0.0.1:")
+    assert ended.startswith(f"ended {session} client=127.0.0.1 port=")
     assert " bytes_up=5 bytes_down=5 seconds=" in ended
     assert ended.endswith(" reason=closed")
 
@@ -365,7 +365,8 @@ async def test_a_refused_request_has_one_line(caplog: pytest.LogCaptureFixture) 
         await exchange(server.address, asking("localhost:22", token="wrong"))
     first, second = records(caplog)
     assert first.endswith(" target=169.254.169.254:80 status=403 error=destination_ip_prohibited")
-    assert second.endswith(" status=401 error=http_request_denied")
+    assert second.startswith("authentication failed session=")
+    assert second.endswith(" status=401 error=http_request_denied cause=unknown")
     assert "target" not in second
 
 

@@ -1,116 +1,305 @@
-"""One record when a session opens and one when it ends, or one when it is refused; no secret in any."""
+"""What every connection leaves in the log: exactly one record that says how it ended, and no secret in any."""
 
 from __future__ import annotations
 
 import logging
 import re
+from collections.abc import Callable
+from ipaddress import ip_address
 
 import pytest
 
 from http2tcp.address import TCPAddress, UnixAddress
-from http2tcp.audit import Reason, Session
-from http2tcp.errors import Forbidden, TargetUnreachable, Unauthorized
+from http2tcp.audit import Event, Reason, Record, Session
+from http2tcp.errors import (
+    Forbidden,
+    HeadTimeout,
+    ProxyAuthenticationRequired,
+    TargetUnreachable,
+    TooManyRequests,
+    Unauthorized,
+)
 
-CLIENT = "192.0.2.1:40000"
+CLIENT = TCPAddress("192.0.2.1", 40000)
 DB = TCPAddress("db", 5432)
+
+Lines = Callable[[], list[str]]
 
 
 @pytest.fixture
-def records(caplog: pytest.LogCaptureFixture):
+def records(caplog: pytest.LogCaptureFixture) -> Lines:
     """Every record so far, as text, at any level."""
     caplog.set_level(logging.DEBUG)
     return lambda: [record.getMessage() for record in caplog.records]
 
 
-def opened() -> Session:
+def asked() -> Session:
     session = Session(CLIENT)
+    session.authenticated("alice")
     session.asked(DB)
-    session.opened(TCPAddress("10.0.0.7", 5432), "tcp")
     return session
 
 
-def test_a_session_has_a_record_when_it_opens_and_one_when_it_ends(records) -> None:
+def opened() -> Session:
+    session = asked()
+    session.opened(TCPAddress("10.0.0.7", 5432), "tcp", 0.0123)
+    return session
+
+
+# --- one record when it opens, one when it is over ------------------------------------------------
+
+
+def test_a_session_has_a_record_when_it_opens_and_one_when_it_ends(records: Lines) -> None:
     session = opened()
     session.traffic.forth.bytes = 1000
     session.traffic.back.bytes = 7
     session.ended(Reason.CLOSED)
     first, last = records()
-    where = f"session={session.id} client={CLIENT} target=db:5432 dialled=10.0.0.7:5432 transport=tcp"
-    assert first == f"opened {where}"
+    where = f"session={session.id} client=192.0.2.1 port=40000 token=alice target=db:5432 dialled=10.0.0.7:5432"
+    assert first == f"opened {where} transport=tcp dial_seconds=0.012"
     assert re.fullmatch(
-        re.escape(f"ended {where} bytes_up=1000 bytes_down=7 seconds=") + r"\d+\.\d{3} reason=closed", last
+        re.escape(f"ended {where} transport=tcp bytes_up=1000 bytes_down=7 seconds=") + r"\d+\.\d{3} reason=closed",
+        last,
     )
 
 
-def test_a_session_that_broke_says_on_which_side_and_how(records) -> None:
+def test_a_session_that_broke_says_on_which_side_and_how(records: Lines) -> None:
     opened().ended(Reason.TARGET_BROKE, "the connection broke: Connection reset by peer")
     assert records()[-1].endswith("reason=target_broke detail='the connection broke: Connection reset by peer'")
 
 
 @pytest.mark.parametrize("reason", Reason)
-def test_every_reason_is_one_word(records, reason: Reason) -> None:
+def test_every_reason_is_one_word(records: Lines, reason: Reason) -> None:
     opened().ended(reason)
     assert records()[-1].endswith(f"reason={reason.value}")
     assert re.fullmatch("[a-z_]+", reason.value)
 
 
-def test_a_refused_session_has_one_record(records) -> None:
-    session = Session(CLIENT)
-    session.asked(DB)
+def test_a_refused_session_has_one_record(records: Lines) -> None:
+    session = asked()
     session.refused(TargetUnreachable("cannot reach db:5432", proxy_error="connection_refused"))
     session.ended(Reason.STOPPED)
     assert records() == [
-        f"refused session={session.id} client={CLIENT} target=db:5432 status=502 error=connection_refused"
+        f"refused session={session.id} client=192.0.2.1 port=40000 token=alice target=db:5432 "
+        "status=502 error=connection_refused"
     ]
 
 
-def test_a_session_that_was_refused_before_it_named_a_target_has_one_record(records) -> None:
+def test_a_session_that_was_refused_before_it_named_a_target_has_one_record(records: Lines) -> None:
     session = Session(CLIENT)
     session.refused(Unauthorized())
     session.ended(Reason.STOPPED)
-    assert records() == [f"refused session={session.id} client={CLIENT} status=401 error=http_request_denied"]
+    assert records() == [
+        f"refused session={session.id} client=192.0.2.1 port=40000 status=401 error=http_request_denied"
+    ]
 
 
-def test_a_session_that_never_opened_has_no_end(records) -> None:
-    Session(CLIENT).ended(Reason.STOPPED)
-    assert records() == []
+def test_a_session_that_was_stopped_before_it_opened_has_one_record(records: Lines) -> None:
+    session = asked()
+    session.ended(Reason.STOPPED)
+    session.ended(Reason.FAILED)
+    assert records() == [
+        f"abandoned session={session.id} client=192.0.2.1 port=40000 token=alice target=db:5432 reason=stopped"
+    ]
 
 
-def test_the_text_of_a_refusal_is_not_in_the_log(records) -> None:
+def test_a_refusal_names_the_rule_for_the_operator(records: Lines) -> None:
+    session = asked()
+    session.refused(Forbidden(rule="deny 10.20.9.0/24:*"))
+    assert records()[0].endswith(" status=403 error=http_request_denied rule='deny 10.20.9.0/24:*'")
+
+
+# --- what is told with -v alone -------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("reason", [Reason.CLIENT_LEFT, Reason.PUSHED_OUT, Reason.STOPPED])
+def test_a_connection_that_never_asked_is_told_with_verbose_alone(
+    caplog: pytest.LogCaptureFixture, reason: Reason
+) -> None:
+    caplog.set_level(logging.DEBUG)
+    session = Session(CLIENT)
+    session.ended(reason)
+    (record,) = caplog.records
+    assert record.levelno == logging.DEBUG
+    assert record.getMessage() == f"abandoned session={session.id} client=192.0.2.1 port=40000 reason={reason.value}"
+
+
+def test_a_session_that_had_a_good_token_is_always_told(caplog: pytest.LogCaptureFixture) -> None:
+    caplog.set_level(logging.INFO)
+    asked().ended(Reason.STOPPED)
+    assert len(caplog.records) == 1
+
+
+def test_thousands_of_silent_connections_are_no_lines(caplog: pytest.LogCaptureFixture) -> None:
+    caplog.set_level(logging.INFO)
+    Session(CLIENT).refused(HeadTimeout())
+    assert caplog.records == []
+
+
+def test_only_what_strangers_cause_is_expendable(caplog: pytest.LogCaptureFixture) -> None:
+    """A flood of it is dropped before a session's record is."""
+    caplog.set_level(logging.DEBUG)
+    Session(CLIENT).refused(Unauthorized())
+    Session(CLIENT).ended(Reason.CLIENT_LEFT)
+    asked().refused(Forbidden())
+    opened().ended(Reason.CLOSED)
+    assert [hasattr(record, "expendable") for record in caplog.records] == [True, True, False, False, False]
+
+
+# --- authentication failures ----------------------------------------------------------------------
+
+
+def test_a_token_that_is_not_known_has_a_line_of_its_own(records: Lines) -> None:
+    session = Session(CLIENT)
+    session.failed_authentication()
+    session.refused(Unauthorized())
+    session.ended(Reason.STOPPED)
+    assert records() == [
+        f"authentication failed session={session.id} client=192.0.2.1 port=40000 "
+        "status=401 error=http_request_denied cause=unknown"
+    ]
+
+
+def test_a_token_that_has_expired_is_named(records: Lines) -> None:
+    session = Session(CLIENT)
+    session.failed_authentication("alice")
+    session.refused(ProxyAuthenticationRequired())
+    assert " token=alice status=407 " in records()[0]
+    assert records()[0].endswith(" cause=expired")
+
+
+def test_wrong_tokens_of_who_was_told_to_wait_are_no_lines(caplog: pytest.LogCaptureFixture) -> None:
+    """Whoever bans by these lines has had enough of them by then."""
+    caplog.set_level(logging.INFO)
+    session = Session(CLIENT)
+    session.failed_authentication()
+    session.refused(TooManyRequests())
+    assert caplog.records == []
+
+
+def test_a_token_that_has_its_tunnels_open_already_is_a_refusal(records: Lines) -> None:
+    session = asked()
+    session.refused(TooManyRequests("this token has its 2 tunnels open already"))
+    assert records()[0].startswith("refused session=")
+    assert " token=alice target=db:5432 status=429 " in records()[0]
+
+
+# --- who -------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("peer", "words"),
+    [
+        (TCPAddress("2001:db8::1", 40000), "client=2001:db8::1 port=40000"),
+        (TCPAddress("fe80::1%eth0", 40000), "client=fe80::1%eth0 port=40000"),
+        (None, "client=unix"),
+    ],
+)
+def test_a_client_is_named_by_its_address_alone(records: Lines, peer: TCPAddress | None, words: str) -> None:
+    session = Session(peer)
+    session.refused(Unauthorized())
+    assert f" {words} status=401" in records()[0]
+
+
+@pytest.mark.parametrize(
+    ("peer", "via"), [(CLIENT, "192.0.2.1:40000"), (TCPAddress("::1", 7), "[::1]:7"), (None, "unix")]
+)
+def test_a_client_behind_a_proxy_is_named_and_the_proxy_too(records: Lines, peer: TCPAddress | None, via: str) -> None:
+    session = Session(peer)
+    session.client_is(ip_address("203.0.113.9"))
+    session.refused(Unauthorized())
+    assert f" client=203.0.113.9 via={via} status=401" in records()[0]
+
+
+def test_of_two_proxies_that_name_the_client_the_nearer_is_told(records: Lines) -> None:
+    """A PROXY header by the balancer, and a forwarded address in the head."""
+    session = Session(CLIENT)
+    session.client_is(ip_address("198.51.100.1"), 5)
+    session.client_is(ip_address("203.0.113.9"))
+    session.refused(Unauthorized())
+    assert " client=203.0.113.9 via=192.0.2.1:40000 status=401" in records()[0]
+
+
+def test_a_client_that_a_proxy_names_with_its_port_has_it(records: Lines) -> None:
+    session = Session(CLIENT)
+    session.client_is(ip_address("2001:db8::9"), 1234)
+    session.refused(Unauthorized())
+    assert " client=2001:db8::9 port=1234 via=192.0.2.1:40000 status=401" in records()[0]
+
+
+def test_sessions_can_be_told_apart() -> None:
+    ids = {Session(CLIENT).id for _ in range(1000)}
+    assert len(ids) == 1000
+    assert all(re.fullmatch("[0-9a-f]{12}", each) for each in ids)
+
+
+# --- nothing that a client made up ------------------------------------------------------------------
+
+
+def test_the_text_of_a_refusal_is_not_in_the_log(records: Lines) -> None:
     """It may quote what the client sent."""
     Session(CLIENT).refused(Forbidden("client made this up"))
     assert "made" not in records()[0]
 
 
-def test_sessions_can_be_told_apart(records) -> None:
-    assert len({Session(CLIENT).id for _ in range(100)}) == 100
-
-
 @pytest.mark.parametrize("path", ["/a b reason=closed", "/ü", "/'\"\\", "/a=b", "/\u202e"])
-def test_a_target_is_one_word_so_that_no_client_can_add_fields_to_a_record(records, path: str) -> None:
+def test_a_target_is_one_word_so_that_no_client_can_add_fields_to_a_record(records: Lines, path: str) -> None:
     session = Session(CLIENT)
     session.asked(UnixAddress(path))
-    session.opened(UnixAddress(path), "tcp")
+    session.opened(UnixAddress(path), "tcp", 0)
     (record,) = records()
     assert record.isascii()
     words = record.split(" ")
     assert [word.partition("=")[0] for word in words] == [
-        "opened",
-        "session",
-        "client",
-        "target",
-        "dialled",
-        "transport",
+        *("opened", "session", "client", "port", "target", "dialled", "transport", "dial_seconds")
     ]
 
 
-def test_an_addresss_own_characters_stay_readable(records) -> None:
+@pytest.mark.parametrize("name", ["alice b reason=closed", "älice", "\udcff", "a\nb"])
+def test_a_tokens_name_is_one_word_too(records: Lines, name: str) -> None:
+    session = Session(CLIENT)
+    session.authenticated(name)
+    session.refused(Forbidden())
+    (record,) = records()
+    assert record.isascii()
+    assert record.isprintable()
+    assert [word.partition("=")[0] for word in record.split(" ")][4:] == ["token", "status", "error"]
+
+
+def test_an_addresss_own_characters_stay_readable(records: Lines) -> None:
     session = Session(CLIENT)
     session.asked(TCPAddress("fe80::1%eth0", 22))
-    session.opened(UnixAddress("/run/sshd.sock"), "tcp")
+    session.opened(UnixAddress("/run/sshd.sock"), "tcp", 0)
     assert "target=[fe80::1%eth0]:22 dialled=unix:/run/sshd.sock " in records()[0]
 
 
-def test_a_detail_cannot_begin_a_new_line(records) -> None:
+def test_a_detail_cannot_begin_a_new_line(records: Lines) -> None:
     opened().ended(Reason.CLIENT_BROKE, "a\nended session=0 reason=closed\x1b[2J")
     assert records()[-1].isprintable()
+
+
+# --- for programs -----------------------------------------------------------------------------------
+
+
+def test_a_record_is_a_dict_for_other_handlers_of_the_standard_librarys_log(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    caplog.set_level(logging.INFO)
+    session = opened()
+    session.ended(Reason.CLOSED)
+    first, last = (record.msg for record in caplog.records)
+    assert isinstance(first, Record)
+    assert isinstance(last, Record)
+    assert first == {
+        "event": "opened",
+        "session": session.id,
+        "client": "192.0.2.1",
+        "port": 40000,
+        "token": "alice",
+        "target": "db:5432",
+        "dialled": "10.0.0.7:5432",
+        "transport": "tcp",
+        "dial_seconds": 0.012,
+    }
+    assert list(last)[-4:] == ["bytes_up", "bytes_down", "seconds", "reason"]
+    assert [first["event"], last["event"]] == [Event.OPENED.value, Event.ENDED.value]

@@ -45,14 +45,27 @@ def test_a_reader_that_has_stopped_holds_nobody_up_and_learns_what_it_missed(mon
     for number in range(1000):
         handler.handle(record(str(number)))
     reader.go_on.set()
-    # The end finds room in the queue as soon as the reader goes on.
-    while handler._records.full():
-        pass
     handler.close()
     dropped = next(line for line in reader.lines if "dropped" in line)
     kept = [line for line in reader.lines if "dropped" not in line]
     assert int(dropped.split()[0]) + len(kept) == 1000
     assert len(kept) <= 12
+
+
+def test_a_flood_of_what_strangers_cause_leaves_room_for_the_records_of_sessions(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(log, "_WAITING", 100)
+    reader = Reader()
+    handler = BackgroundHandler(reader)
+    for number in range(1000):
+        handler.handle(logging.makeLogRecord({"msg": f"stranger {number}", "expendable": True}))
+    for number in range(20):
+        handler.handle(record(f"session {number}"))
+    reader.go_on.set()
+    handler.close()
+    assert [line for line in reader.lines if line.startswith("session")] == [f"session {n}" for n in range(20)]
+    assert sum(line.startswith("stranger") for line in reader.lines) <= 80
 
 
 def test_the_end_of_the_process_does_not_wait_for_a_reader_that_has_stopped(monkeypatch: pytest.MonkeyPatch) -> None:
