@@ -1,0 +1,119 @@
+"""Rules against names that lie: a resolver that changes its mind, and a token that wants to learn of names."""
+
+from __future__ import annotations
+
+import socket
+from collections.abc import Sequence
+from typing import Any
+
+import pytest
+import trio
+
+from http2tcp.policy import Token, digest
+from http2tcp.rules import parse_rule
+from tests.support.loopback import TOKEN, Answer, asking, echo, exchange, open_raw, served, target
+
+
+class Names(trio.abc.HostnameResolver):
+    """Answers from a table; a name with several answers gives the next one each time."""
+
+    def __init__(self, **names: list[list[str]]) -> None:
+        self._names = {name.replace("_", "."): list(answers) for name, answers in names.items()}
+        self.asked: list[str] = []
+
+    async def getaddrinfo(
+        self, host: Any, port: Any, family: int = 0, type: int = 0, proto: int = 0, flags: int = 0
+    ) -> list[Any]:
+        await trio.lowlevel.checkpoint()
+        name = host.decode() if isinstance(host, bytes) else str(host)
+        if name == "127.0.0.1":
+            return [(socket.AF_INET, socket.SOCK_STREAM, 6, "", (name, port))]
+        self.asked.append(name)
+        if name == "slow.example":
+            await trio.sleep_forever()
+        if name == "broken.example":
+            raise socket.gaierror(socket.EAI_AGAIN, "Temporary failure")
+        if name not in self._names:
+            raise socket.gaierror(socket.EAI_NONAME, "Name or service not known")
+        answers = self._names[name]
+        found = answers.pop(0) if len(answers) > 1 else answers[0]
+        return [
+            (socket.AF_INET6, socket.SOCK_STREAM, 6, "", (address, port, 0, 0))
+            if ":" in address
+            else (socket.AF_INET, socket.SOCK_STREAM, 6, "", (address, port))
+            for address in found
+        ]
+
+    async def getnameinfo(self, sockaddr: Any, flags: int) -> Any:
+        raise NotImplementedError
+
+
+def token(*allow: str, deny: Sequence[str] = ()) -> Token:
+    return Token(
+        "alice", digest(TOKEN), allow=[parse_rule(text) for text in allow] or None, deny=[*map(parse_rule, deny)]
+    )
+
+
+async def test_a_name_that_answers_differently_the_second_time_is_dialled_where_it_was_checked() -> None:
+    async with target(echo) as where, served(tokens=[token("rebind.example:*")]) as server:
+        port = where.rpartition(":")[2]
+        names = Names(rebind_example=[["127.0.0.1"], ["169.254.169.254"]])
+        trio.socket.set_custom_hostname_resolver(names)
+        stream, _ = await open_raw(server.address, asking(f"rebind.example:{port}"))
+        async with stream:
+            await stream.send_all(b"hello")
+            assert await stream.receive_some() == b"hello"
+        assert names.asked == ["rebind.example"]
+        refused = await exchange(server.address, asking(f"rebind.example:{port}"))
+        assert (refused.status, refused.error) == (403, "destination_ip_prohibited")
+
+
+async def test_addresses_that_are_closed_are_dropped_and_the_rest_is_dialled() -> None:
+    async with target(echo) as where, served(tokens=[token(deny=["10.0.0.0/8:*"])]) as server:
+        port = where.rpartition(":")[2]
+        answers = ["169.254.169.254", "10.1.2.3", "::ffff:10.1.2.3", "64:ff9b::a9fe:a9fe", "127.0.0.1"]
+        trio.socket.set_custom_hostname_resolver(Names(mixed_example=[answers]))
+        stream, _ = await open_raw(server.address, asking(f"mixed.example:{port}"))
+        await stream.aclose()
+
+
+async def test_a_token_with_addresses_alone_gets_one_answer_for_every_name_that_leads_elsewhere() -> None:
+    trio.socket.set_custom_hostname_resolver(
+        Names(
+            elsewhere_example=[["192.0.2.1"]],
+            metadata_example=[["169.254.169.254"]],
+            denied_example=[["10.9.9.9"]],
+        )
+    )
+    tokens = [token("10.0.0.0/8:22", "gone.example:22", deny=["10.9.0.0/16:*", "secret.example:22"])]
+    async with served(tokens=tokens, connect_timeout=0.2) as server:
+        answers: list[Answer] = []
+        for name in ("elsewhere", "metadata", "denied", "missing", "broken", "slow", "secret"):
+            answers.append(await exchange(server.address, asking(f"{name}.example:22")))
+        # The port alone is enough to say so.
+        answers.append(await exchange(server.address, asking("missing.example:23")))
+        for written_out in ("192.0.2.1:22", "[::1]:22", "unix:/run/x.sock", "169.254.169.254:22"):
+            answers.append(await exchange(server.address, asking(written_out)))
+        assert {(answer.status, answer.error, answer.body) for answer in answers} == {
+            (403, "http_request_denied", b"this destination is not allowed\n")
+        }
+        assert len({tuple(sorted(answer.headers)) for answer in answers}) == 1
+        # What became of a name that it may use is told.
+        assert (await exchange(server.address, asking("gone.example:22"))).error == "dns_error"
+
+
+async def test_names_that_no_rule_could_allow_are_not_even_looked_up() -> None:
+    names = Names()
+    trio.socket.set_custom_hostname_resolver(names)
+    async with served(tokens=[token("db.example:22", "10.0.0.0/8:5432")]) as server:
+        for destination in ("other.example:22", "db.example:23"):
+            assert (await exchange(server.address, asking(destination))).status == 403
+    assert names.asked == []
+
+
+@pytest.mark.parametrize("spelling", ["127.1", "2130706433", "0x7f.1", "0177.0.0.1", "127.0.0.1", "[::ffff:127.0.0.1]"])
+async def test_a_denied_address_is_denied_however_it_is_spelled(spelling: str) -> None:
+    async with target(echo) as where, served(tokens=[token(deny=["127.0.0.0/8:*"])]) as server:
+        port = where.rpartition(":")[2]
+        refused = await exchange(server.address, asking(f"{spelling}:{port}"))
+        assert refused.status == 403, refused
