@@ -27,6 +27,8 @@ if TYPE_CHECKING:
 logger = logging.getLogger("http2tcp")
 
 ENV_PREFIX = "HTTP2TCP"
+# A name of our own: a unit that runs ssh may have a `token` that is for somebody else.
+_CREDENTIAL = "http2tcp.token"
 _Source = click.core.ParameterSource
 EXIT_BUG = 1
 EXIT_USAGE = 2
@@ -512,15 +514,30 @@ def _proxy_source(ctx: click.Context, options: dict[str, Any]) -> str | None:
 
 
 def _token(ctx: click.Context, options: dict[str, Any]) -> str | None:
-    """The one token that was given, by value or by file; the command line beats the environment."""
+    """The one token that was given, by value or by file, or else the service manager's.
+
+    The command line beats the environment.
+    """
     from http2tcp.settings import check_token
 
     source = _token_source(ctx, options)
     if source is None:
-        return None
+        return _credential()
     # click takes a variable that is set but empty for one that is unset; an empty secret is a mistake.
     text = options[source] or ""
     token = (_read_secret(text, "token file") if source == "token_file" else text).strip()
+    check_token(token)
+    return token
+
+
+def _credential() -> str | None:
+    """The token that a unit hands to its service by LoadCredential= and the like: systemd.exec(5)."""
+    from http2tcp.settings import check_token
+
+    path = os.path.join(os.environ.get("CREDENTIALS_DIRECTORY", ""), _CREDENTIAL)
+    if not os.path.isabs(path) or not os.path.exists(path):
+        return None
+    token = _read_secret(path, "credential").strip()
     check_token(token)
     return token
 

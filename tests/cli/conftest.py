@@ -64,6 +64,7 @@ def bare_environment(monkeypatch: pytest.MonkeyPatch) -> None:
     """The settings of whoever runs the tests are not theirs to find."""
     for name in [name for name in os.environ if name.startswith("HTTP2TCP_") or name.upper().endswith("_PROXY")]:
         monkeypatch.delenv(name)
+    monkeypatch.delenv("CREDENTIALS_DIRECTORY", raising=False)
 
 
 @pytest.fixture

@@ -158,3 +158,52 @@ def test_a_server_with_neither_token_nor_destination_says_which_to_add(http2tcp:
 
 def test_a_server_without_a_token_serves_its_one_destination(http2tcp: Run) -> None:
     assert list(http2tcp(*SERVER).server.tokens) == []
+
+
+# --- a unit's credential ------------------------------------------------------------------------
+
+
+@pytest.fixture
+def credentials(tmp_path: Path) -> Path:
+    """What systemd makes of LoadCredential=http2tcp.token:FILE, and of a credential of somebody else's."""
+    directory = tmp_path / "credentials"
+    directory.mkdir()
+    for name, text in (("http2tcp.token", "from-unit\n"), ("token", "s3cret")):
+        (directory / name).write_text(text)
+        (directory / name).chmod(0o400)
+    return directory
+
+
+@BOTH
+def test_a_unit_s_credential_is_the_token_where_no_other_is_given(
+    http2tcp: Run, mode: tuple[str, ...], credentials: Path, file: Path
+) -> None:
+    where = str(credentials)
+    assert token_of(http2tcp(*mode, CREDENTIALS_DIRECTORY=where)) == "from-unit"
+    assert token_of(http2tcp(*mode, "-t", "x", CREDENTIALS_DIRECTORY=where)) == "x"
+    assert token_of(http2tcp(*mode, HTTP2TCP_TOKEN="x", CREDENTIALS_DIRECTORY=where)) == "x"
+    assert token_of(http2tcp(*mode, "--token-file", str(file), CREDENTIALS_DIRECTORY=where)) == "from-file"
+
+
+@BOTH
+def test_a_unit_s_credentials_for_others_are_not_for_us(
+    http2tcp: Run, mode: tuple[str, ...], credentials: Path
+) -> None:
+    (credentials / "http2tcp.token").unlink()
+    assert token_of(http2tcp(*mode, CREDENTIALS_DIRECTORY=str(credentials))) is None
+    assert token_of(http2tcp(*mode, CREDENTIALS_DIRECTORY="")) is None
+
+
+@BOTH
+def test_an_empty_credential_is_a_mistake(http2tcp: Run, mode: tuple[str, ...], credentials: Path) -> None:
+    (credentials / "http2tcp.token").chmod(0o600)
+    (credentials / "http2tcp.token").write_text("\n")
+    assert "empty" in complaint(http2tcp(*mode, CREDENTIALS_DIRECTORY=str(credentials)))
+
+
+def test_a_credential_that_cannot_be_read_is_named(http2tcp: Run, credentials: Path) -> None:
+    (credentials / "http2tcp.token").unlink()
+    (credentials / "http2tcp.token").mkdir()
+    said = complaint(http2tcp(*SERVER, CREDENTIALS_DIRECTORY=str(credentials)))
+    assert "cannot read the credential" in said
+    assert "http2tcp.token" in said
