@@ -1,0 +1,43 @@
+"""Times, rates and counts as people write them. Pure. Every parser raises SettingsError."""
+
+from __future__ import annotations
+
+from http2tcp.errors import SettingsError
+
+_SECONDS = {"s": 1, "m": 60, "h": 3600, "d": 86400}
+_BYTES = {"K": 1024, "M": 1024**2, "G": 1024**3}
+# 31 years: what a clock in floating point counts exactly, and nobody waits for.
+_LONGEST = 1e9
+_MOST = 10**9
+
+
+def parse_duration(text: str) -> float:
+    """Seconds: `90`, `0.5`, `15m`, `8h`, `2d`. Above 0."""
+    seconds = _scaled(text, text[-1:], _SECONDS)
+    if not 0 < seconds < _LONGEST:
+        raise SettingsError(f"{text!a}: expected a time above 0, in seconds or as in 90s, 15m, 8h, 2d")
+    return seconds
+
+
+def parse_rate(text: str) -> float:
+    """Bytes a second: `65536`, `64K`, `1.5M`, `1G`, by 1024. One at least."""
+    rate = _scaled(text, text[-1:].upper(), _BYTES)
+    if not 1 <= rate < 1e15:
+        raise SettingsError(f"{text!a}: expected bytes a second, as in 65536, 64K, 10M, 1G")
+    return rate
+
+
+def parse_count(text: str) -> int:
+    """A whole number from 1 on."""
+    count = int(text) if text.isascii() and text.isdecimal() and len(text) <= len(str(_MOST)) else 0
+    if not 1 <= count <= _MOST:
+        raise SettingsError(f"{text!a}: expected a whole number from 1 on")
+    return count
+
+
+def _scaled(text: str, unit: str, units: dict[str, int]) -> float:
+    """Not a number where it is none."""
+    try:
+        return float(text[:-1]) * units[unit] if unit in units else float(text)
+    except ValueError:
+        return float("nan")
