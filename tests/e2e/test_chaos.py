@@ -1,0 +1,249 @@
+"""kill -9 of clients, of nginx's workers and of the target, at random moments under load.
+
+What survives tells no lie: no byte is wrong, nobody takes a part for the whole, every session of the server
+has its two records, and nothing that it held is left.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import random
+import signal
+import subprocess
+import sys
+from collections import Counter
+from pathlib import Path
+
+import pytest
+import trio
+
+import http2tcp
+from http2tcp.errors import TunnelError
+from tests.support.loopback import TOKEN
+from tests.support.nginx import nginx
+from tests.support.processes import end, environment, free_port, listens, running, wait_until
+from tests.support.processes import http2tcp as command
+
+_SECONDS = 6.0
+_TALKERS = 12
+_FRONT = """
+worker_processes 2;
+events {{ }}
+http {{
+    map $http_upgrade $tunnel {{ default ""; connect-tcp connect-tcp; tcp tcp; }}
+    server {{
+        listen 127.0.0.1:{front};
+        location / {{
+            proxy_pass http://127.0.0.1:{server};
+            proxy_http_version 1.1;
+            proxy_set_header Upgrade $tunnel;
+            proxy_set_header Connection upgrade;
+        }}
+    }}
+}}
+"""
+# The kernel ends a killed process's connections with FIN, as if all had been said; this target's with RST.
+_ECHO = """
+import socket, struct, sys, threading
+def linger(sock, on):
+    sock.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", on, 0))
+def echo(sock):
+    linger(sock, 1)
+    try:
+        while data := sock.recv(65536):
+            sock.sendall(data)
+        linger(sock, 0)
+    except OSError:
+        pass
+    finally:
+        sock.close()
+listener = socket.create_server(("127.0.0.1", int(sys.argv[1])), backlog=500)
+while True:
+    threading.Thread(target=echo, args=[listener.accept()[0]], daemon=True).start()
+"""
+
+
+class Target:
+    """An echo that is always there again."""
+
+    def __init__(self) -> None:
+        self.port = free_port()
+        self._start()
+
+    def _start(self) -> None:
+        self._process = subprocess.Popen([sys.executable, "-c", _ECHO, str(self.port)])
+        wait_until(lambda: listens(self.port), "the target listens")
+
+    def kill(self) -> None:
+        self.end()
+        self._start()
+
+    def end(self) -> None:
+        self._process.kill()
+        self._process.wait()
+
+
+async def talk(url: str, target: str, chance: random.Random, outcomes: Counter[str]) -> None:
+    """Tunnel after tunnel: what comes back is what was sent, from its beginning; all of it where it ends well."""
+    while True:
+        sent, received = bytearray(), bytearray()
+        try:
+            await _converse(url, target, chance, sent, received)
+            assert received == sent, f"a clean end after {len(received)} of {len(sent)} bytes"
+            outcomes["whole"] += 1
+        except* (TunnelError, trio.BrokenResourceError, trio.ClosedResourceError):
+            assert sent.startswith(received)
+            outcomes["told"] += 1
+        await trio.sleep(0.01)
+
+
+async def _converse(url: str, target: str, chance: random.Random, sent: bytearray, received: bytearray) -> None:
+    async with await http2tcp.open_tunnel(url, target, token=TOKEN) as tunnel, trio.open_nursery() as nursery:
+
+        async def send() -> None:
+            for _ in range(chance.randrange(1, 8)):
+                piece = chance.randbytes(chance.randrange(1, 300_000))
+                sent.extend(piece)
+                await tunnel.send_all(piece)
+                await trio.sleep(chance.random() / 20)
+            await tunnel.send_eof()
+
+        nursery.start_soon(send)
+        while data := await tunnel.receive_some():
+            received.extend(data)
+
+
+async def run_clients(url: str, target: str, chance: random.Random) -> None:
+    """Clients as processes, one after the other, each killed while it talks."""
+    while True:
+        async with await trio.open_file(os.devnull, "wb") as nowhere:
+            process: trio.Process = await trio.lowlevel.open_process(
+                command("-c", "-q", "-e", url, "-d", target),
+                stdin=subprocess.PIPE,
+                stdout=nowhere.fileno(),
+                stderr=nowhere.fileno(),
+                env=environment(HTTP2TCP_TOKEN=TOKEN),
+            )
+            assert process.stdin is not None
+            try:
+                with trio.move_on_after(0.5 + chance.random()):
+                    while True:
+                        await process.stdin.send_all(b"x" * 65536)
+            except trio.BrokenResourceError:
+                pass
+            finally:
+                process.kill()
+                with trio.CancelScope(shield=True):
+                    await process.wait()
+                    await process.stdin.aclose()
+
+
+def records(log: Path) -> dict[str, list[str]]:
+    """The events of each session that opened."""
+    events: dict[str, list[str]] = {}
+    for line in log.read_text().splitlines():
+        record = json.loads(line)
+        if "session" in record:
+            events.setdefault(record["session"], []).append(record["event"])
+    return {session: told for session, told in events.items() if "opened" in told}
+
+
+def held(pid: int) -> Counter[str]:
+    """What kinds of descriptors a process holds."""
+    kinds: Counter[str] = Counter()
+    for each in Path(f"/proc/{pid}/fd").iterdir():
+        try:
+            kinds[os.readlink(each).partition(":")[0]] += 1
+        except FileNotFoundError:
+            continue
+    return kinds
+
+
+@pytest.mark.timeout(120)
+def test_nothing_is_left_and_nobody_is_lied_to_when_things_are_killed_under_load(tmp_path: Path) -> None:
+    seed = random.randrange(1 << 32)
+    print("seed", seed)  # to see it where the test fails
+    chance = random.Random(seed)
+    port, front = free_port(), free_port()
+    log, token = tmp_path / "log", tmp_path / "token"
+    token.write_text(TOKEN)
+    token.chmod(0o600)
+    arguments = ["-s", "--token-file", str(token), "-l", f"127.0.0.1:{port}", "--log-format", "json"]
+    configuration = _FRONT.format(front=front, server=port)
+    outcomes: Counter[str] = Counter()
+    target = Target()
+    url = f"http://127.0.0.1:{front}/"
+
+    async def rage(front_end: int) -> None:
+        async with trio.open_nursery() as nursery:
+            for number in range(_TALKERS):
+                own = random.Random(seed + number)
+                nursery.start_soon(talk, url, f"127.0.0.1:{target.port}", own, outcomes)
+            for number in range(2):
+                own = random.Random(seed - number)
+                nursery.start_soon(run_clients, url, f"127.0.0.1:{target.port}", own)
+            with trio.move_on_after(_SECONDS):
+                while True:
+                    await trio.sleep(chance.random())
+                    if chance.random() < 0.5:
+                        await trio.to_thread.run_sync(target.kill)
+                    else:
+                        children = Path(f"/proc/{front_end}/task/{front_end}/children").read_text().split()
+                        if children:
+                            os.kill(int(chance.choice(children)), signal.SIGKILL)
+            nursery.cancel_scope.cancel()
+
+    try:
+        with (
+            running(command(*arguments), log, lambda: listens(port)) as server,
+            nginx(tmp_path / "nginx", configuration, front) as shield,
+        ):
+            before = held(server.pid)
+            trio.run(rage, shield.process.pid)
+
+            wait_until(lambda: held(server.pid)["socket"] <= before["socket"], "every socket is given back")
+            # A few empty pipes are kept for the next flow.
+            assert held(server.pid)["pipe"] <= before["pipe"] + 16
+            wait_until(lambda: all(len(told) == 2 for told in records(log).values()), "every session has two records")
+        sessions = records(log)
+        assert sessions
+        assert {tuple(told) for told in sessions.values()} == {("opened", "ended")}
+        assert "Traceback" not in log.read_text()
+        assert outcomes["whole"] > 5
+        assert outcomes["told"] > 5
+    finally:
+        target.end()
+
+
+@pytest.mark.timeout(60)
+def test_who_talks_through_a_server_that_is_killed_is_told(tmp_path: Path) -> None:
+    port = free_port()
+    token = tmp_path / "token"
+    token.write_text(TOKEN)
+    token.chmod(0o600)
+    target = Target()
+
+    async def talk_on(server: int) -> None:
+        url, destination = f"http://127.0.0.1:{port}/", f"127.0.0.1:{target.port}"
+        for transport in (http2tcp.Transport.TCP, http2tcp.Transport.CONNECT_TCP, http2tcp.Transport.WEBSOCKET):
+            tunnels.append(await http2tcp.open_tunnel(url, destination, token=TOKEN, transport=transport))
+        for tunnel in tunnels:
+            await tunnel.send_all(b"hello")
+            assert await tunnel.receive_some() == b"hello"
+        os.kill(server, signal.SIGKILL)
+        for tunnel in tunnels:
+            with trio.fail_after(10), pytest.raises((TunnelError, trio.BrokenResourceError)):
+                assert await tunnel.receive_some() != b"", "a clean end"
+            await tunnel.aclose()
+
+    tunnels: list[http2tcp.client.Tunnel] = []
+    server = subprocess.Popen(
+        command("-s", "-q", "--token-file", str(token), "-l", f"127.0.0.1:{port}"), env=environment()
+    )
+    try:
+        wait_until(lambda: listens(port), "the server listens")
+        trio.run(talk_on, server.pid)
+    finally:
+        end(server)
+        target.end()
