@@ -21,7 +21,7 @@ from typing import TYPE_CHECKING
 from urllib.parse import quote
 
 from http2tcp.address import Address, TCPAddress
-from http2tcp.errors import Forbidden, Refusal
+from http2tcp.errors import Forbidden, ProxyHeaderRefused, Refusal
 from http2tcp.net.relay import Traffic
 
 if TYPE_CHECKING:
@@ -149,6 +149,9 @@ class Session:
             record["cause"] = self._cause
         if isinstance(refusal, Forbidden) and refusal.rule:
             record["rule"] = refusal.rule
+        if isinstance(refusal, ProxyHeaderRefused):
+            # The operator has to do something about it; its words are ours alone.
+            record["detail"] = str(refusal)
         unheard = refusal.status == 408 or (bool(self._cause) and refusal.status == 429)
         self._log(logging.DEBUG if unheard else logging.INFO, record)
 

@@ -141,6 +141,12 @@ def _parse_origin(text: str) -> str:
     return text
 
 
+def _parse_trusted_proxy(text: str) -> Any:
+    from http2tcp.settings import parse_trusted_proxy
+
+    return parse_trusted_proxy(text)
+
+
 def _parse_seconds(text: str) -> float:
     try:
         seconds = float(text)
@@ -234,6 +240,19 @@ def _both(*names: str, **attributes: Any) -> Callable[[Callable[..., Any]], Call
 )
 @_server("--connect", is_flag=True, help="Take CONNECT too, for nc -X connect, corkscrew or curl -p.")
 @_server("--admin", type=_LISTEN, help="Tell /metrics, /healthz and /readyz here; never to the world.")
+@_server(
+    "--trusted-proxy",
+    type=_Parsed("NETWORK", _parse_trusted_proxy),
+    multiple=True,
+    help="Believe these front ends who the client is; unix: who comes by a Unix socket.  [repeatable]",
+)
+@_server(
+    "--forwarded-header",
+    metavar="NAME",
+    default="X-Forwarded-For",
+    help="The one header in which it says so.  [default: X-Forwarded-For]",
+)
+@_server("--proxy-protocol", is_flag=True, help="Every connection begins with a PROXY header (v1 or v2) that says so.")
 @_server("--connect-timeout", type=_SECONDS, default="10", help="To reach a target.  [default: 10]")
 @_server("--grace", type=_SECONDS, default="30", help="For open tunnels after SIGTERM.  [default: 30]")
 @_server(
@@ -401,6 +420,9 @@ def _server_settings(ctx: click.Context, options: dict[str, Any]) -> ServerSetti
         allow_origins=options["allow_origin"],
         connect=options["connect"],
         admin=options["admin"],
+        trusted_proxies=options["trusted_proxy"],
+        forwarded_header=options["forwarded_header"],
+        proxy_protocol=options["proxy_protocol"],
         connect_timeout=options["connect_timeout"],
         grace=options["grace"],
         keepalive=options["keepalive"],

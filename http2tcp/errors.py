@@ -66,6 +66,13 @@ class BadRequest(Refusal):
     text = "this is not a request that http2tcp takes"
 
 
+class ProxyHeaderRefused(BadRequest):
+    """The connection does not begin as --proxy-protocol wants it. It is closed without an answer."""
+
+    text = "the connection does not begin with a PROXY header"
+    proxy_error = "proxy_configuration_error"
+
+
 class Unauthorized(Refusal):
     status = 401
     phrase = "Unauthorized"

@@ -29,6 +29,7 @@ from http2tcp.errors import (
     LimitReached,
     NotFound,
     ProxyAuthenticationRequired,
+    ProxyHeaderRefused,
     Refusal,
     TargetTimeout,
     TargetUnreachable,
@@ -45,6 +46,8 @@ from http2tcp.net.listen import Listener, open_listeners
 from http2tcp.net.relay import End, Term, relay
 from http2tcp.net.streams import PacedStream, SocketStream, Stream
 from http2tcp.policy import Admission, Grant, Policy, Token
+from http2tcp.protocol.forwarded import Peer, client_address, is_trusted, unmapped
+from http2tcp.protocol.proxy_header import ProxyHeaderError, ProxyHeaderReader
 from http2tcp.protocol.server import CONTINUE, MAX_HEAD, RequestReader, TunnelRequest, accept, refuse
 from http2tcp.protocol.transport import Transport
 from http2tcp.rules import IPAddress
@@ -200,7 +203,10 @@ class _Connection:
         # A connection is served by the settings that it came under.
         self._settings = server.settings
         self._stream = stream
-        self._peer = peer
+        #: Who it comes from, as far as that is known: the peer, and then whom a trusted proxy names.
+        self._client: Peer = "unix" if peer is None else unmapped(ip_address(peer.host))
+        # Not behind a PROXY header that names nobody: the peer is trusted then, and its client is not.
+        self._reads_forwarded = bool(self._settings.trusted_proxies)
         self._session = Session(peer)
         self._opening = trio.CancelScope()
         self._grant: Grant | None = None
@@ -214,9 +220,12 @@ class _Connection:
         """A tunnel's whole life."""
         reason, words = Reason.STOPPED, ""
         give_up = self._accepted_at + self._settings.head_timeout
-        self._server.waiting.enter(self, self._address())
+        # Who brings a PROXY header is a proxy, and the share is that of whom it names.
+        self._server.waiting.enter(self, None if self._settings.proxy_protocol else self._address())
         try:
             with self._opening:
+                if self._settings.proxy_protocol:
+                    await self._read_proxy_header(give_up)
                 request = await self._read_head(give_up)
                 admission = self._authorise(request)
                 target = await self._dial(request, admission)
@@ -264,24 +273,62 @@ class _Connection:
 
     def _address(self) -> IPAddress | None:
         """The client's address, where it is the client's alone: not that of a front end, behind which all are."""
-        if self._peer is None:
+        if self._client == "unix" or self._client.is_loopback or self._is_proxy(self._client):
             return None
-        address = ip_address(self._peer.host.partition("%")[0])
-        return None if address.is_loopback else address
+        return self._client
+
+    def _is_proxy(self, peer: Peer) -> bool:
+        """Whether it speaks for others."""
+        return is_trusted(peer, self._settings.trusted_proxies)
+
+    def _comes_from(self, client: IPAddress, port: int | None = None) -> None:
+        """A trusted proxy says whom it speaks for."""
+        self._client = client
+        self._session.client_is(client, port)
+        self._server.waiting.comes_from(self, self._address())
+
+    async def _read_proxy_header(self, give_up: float) -> None:
+        """What the PROXY protocol puts before all else, and not a byte of what follows."""
+        # Without a list of proxies, all who reach the listener are.
+        if self._settings.trusted_proxies and not self._is_proxy(self._client):
+            raise ProxyHeaderRefused("it is not from a trusted proxy", proxy_error="http_request_denied")
+        reader = ProxyHeaderReader()
+        with trio.move_on_at(give_up):
+            try:
+                while (header := reader.next_event()) is None:
+                    reader.receive(await self._receive(reader.needed))
+            except ProxyHeaderError as error:
+                raise ProxyHeaderRefused(str(error)) from None
+            if header.source is None:
+                self._reads_forwarded = False
+            else:
+                self._comes_from(header.source, header.port)
+            return
+        raise _Departed("no PROXY header in time")
+
+    async def _receive(self, most: int) -> bytes:
+        """Bytes of the request, or of what comes before it."""
+        try:
+            data = await self._stream.receive_some(most)
+        except trio.BrokenResourceError:
+            raise _Departed from None
+        if not data:
+            raise _Departed
+        return data
 
     async def _read_head(self, give_up: float) -> TunnelRequest:
-        reader = RequestReader(connect=self._settings.connect)
+        forwarded_header = self._settings.forwarded_header if self._reads_forwarded else None
+        reader = RequestReader(connect=self._settings.connect, forwarded_header=forwarded_header)
         with trio.move_on_at(give_up):
             while (request := reader.next_event()) is None:
-                try:
-                    data = await self._stream.receive_some(MAX_HEAD)
-                except trio.BrokenResourceError:
-                    raise _Departed from None
-                if not data:
-                    raise _Departed
+                reader.receive(await self._receive(MAX_HEAD))
                 self._server.waiting.speaks(self)
-                reader.receive(data)
             self._stream.unread(reader.trailing_data)
+            if forwarded_header is not None:
+                trusted = self._settings.trusted_proxies
+                named = client_address(self._client, request.forwarded, header=forwarded_header, trusted=trusted)
+                if named != self._client and named != "unix":
+                    self._comes_from(named)
             return request
         raise HeadTimeout
 
@@ -400,6 +447,8 @@ class _Connection:
         """Send the refusal and see it delivered: closing with bytes unread would reset it away."""
         self._session.refused(refusal)
         self._server.metrics.refused(refusal)
+        if isinstance(refusal, ProxyHeaderRefused):
+            return
         # Before the token is accepted nobody is waited for beyond the head's own deadline.
         with trio.move_on_after(_LINGER) as linger:
             if refusal.status in (400, 401, 404, 407, 408, 426, 429, 431):

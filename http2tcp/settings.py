@@ -23,6 +23,7 @@ if TYPE_CHECKING:
 
 # The original's own default.
 _DEFAULT_LISTEN = TCPAddress("127.0.0.1", 12345)
+DEFAULT_FORWARDED_HEADER = "X-Forwarded-For"
 DEFAULT_USER_AGENT = f"http2tcp/{__version__}"
 
 # Without one of them there is no proxy, and no module about proxies is loaded.
@@ -63,7 +64,7 @@ class ServerSettings:
     #: The front ends whose word counts for the client's address; `unix`: whoever comes by a Unix socket.
     trusted_proxies: Sequence[IPNetwork | Literal["unix"]] = ()
     #: The one header field in which they say it.
-    forwarded_header: str = "X-Forwarded-For"
+    forwarded_header: str = DEFAULT_FORWARDED_HEADER
     #: Every connection begins with a PROXY protocol header.
     proxy_protocol: bool = False
     #: Where metrics and health are served; None: nowhere.
@@ -102,6 +103,10 @@ class ServerSettings:
             raise SettingsError("expected a sequence of origins; of a string, each character would be one")
         for origin in self.allow_origins:
             check_origin(origin)
+        if not self.forwarded_header or not _TOKEN_CHARACTERS.issuperset(self.forwarded_header):
+            raise SettingsError(f"--forwarded-header names a field, such as X-Real-IP, not {self.forwarded_header!a}")
+        if self.forwarded_header != DEFAULT_FORWARDED_HEADER and not self.trusted_proxies:
+            raise SettingsError("--forwarded-header needs --trusted-proxy: anybody can send the field")
         if self.admin is not None and any(_overlap(self.admin, address) for address in self.addresses):
             raise SettingsError(
                 f"--admin needs an address of its own: at {self.admin} tunnels are served, for everybody who gets there"
@@ -220,6 +225,13 @@ def check_origin(text: str) -> None:
     if not re.fullmatch(_ORIGIN, text):
         # "null" is what a page sends that hides its own: that is every page that wants to.
         raise SettingsError(f"{text!a}: expected an origin as browsers send it, such as https://example.com")
+
+
+def parse_trusted_proxy(text: str) -> IPNetwork | Literal["unix"]:
+    """An address, a network in CIDR notation, or `unix`. Raises AddressError."""
+    from http2tcp.rules import parse_network
+
+    return "unix" if text == "unix" else parse_network(text)
 
 
 def check_field(name: str, value: str) -> None:
