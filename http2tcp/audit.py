@@ -49,7 +49,7 @@ class Event(Enum):
 
 
 class Reason(Enum):
-    """Why a session ended, or was abandoned."""
+    """Why a session ended. One that never opened was abandoned because it was stopped, or for a `NoSession`."""
 
     CLOSED = "closed"
     CLIENT_BROKE = "client_broke"
@@ -66,6 +66,11 @@ class Reason(Enum):
     STOPPED = "stopped"
     #: A bug of ours; a traceback is in the log.
     FAILED = "failed"
+
+
+class NoSession(Enum):
+    """Why there was none."""
+
     #: The client went before it was answered.
     CLIENT_LEFT = "client_left"
     #: Others needed its place, and it had waited longest without a token.
@@ -155,7 +160,7 @@ class Session:
         unheard = refusal.status == 408 or (bool(self._cause) and refusal.status == 429)
         self._log(logging.DEBUG if unheard else logging.INFO, record)
 
-    def ended(self, reason: Reason, words: str = "") -> None:
+    def ended(self, reason: Reason | NoSession, words: str = "") -> None:
         """It is over, for this reason. Nothing is written where a refusal said so already."""
         if self._is_over:
             return

@@ -58,6 +58,8 @@ class Tunnel(NamedTuple):
     transport: Transport
     #: Our own server has answered, which dials before it does.
     target_accepted: bool
+    #: Its id in the server's log, or empty.
+    session: str = ""
 
 
 async def open_tunnel(
@@ -196,7 +198,7 @@ async def _attempt(
             )
         # The original's server answers before it dials. What it could not reach shows as an EOF at once.
         stream.empty_is_broken = answer.transport is Transport.HTTP2TCP and not answer.from_http2tcp
-        return Tunnel(stream, answer.transport, answer.from_http2tcp)
+        return Tunnel(stream, answer.transport, answer.from_http2tcp, answer.session)
     except BaseException:
         stream.abort()
         raise
@@ -312,8 +314,9 @@ async def _upgrade(
     if progress is not None:
         progress.answered(answer, reader.fields)
     if isinstance(answer, Refused):
+        logger.debug("refused with %d%s", answer.status, _named(answer.session))
         raise explain_refusal(answer, endpoint, settings.destination, transport, with_token=settings.token is not None)
-    logger.debug("tunnel open, transport %s", answer.transport.value)
+    logger.debug("tunnel open, transport %s%s", answer.transport.value, _named(answer.session))
     return answer
 
 
@@ -371,7 +374,7 @@ def why_it_ended(tunnel: Tunnel, outcome: Outcome, traffic: Traffic) -> TunnelEr
         return target_refused()
     match outcome.end:
         case End.RIGHT_BROKE:
-            return TunnelCut(f"cut before both sides were done: {outcome.words}; {_CUT_BY}")
+            return TunnelCut(f"cut before both sides were done: {outcome.words}; {_CUT_BY}{_named(tunnel.session)}")
         case End.UNTOLD_EOF:
             carrier = "WebSocket" if tunnel.transport is Transport.WEBSOCKET else "raw bytes over TLS"
             return TunnelCut(
@@ -380,6 +383,10 @@ def why_it_ended(tunnel: Tunnel, outcome: Outcome, traffic: Traffic) -> TunnelEr
             )
         case _:
             return None
+
+
+def _named(session: str) -> str:
+    return f", session {session}" if session else ""
 
 
 def target_refused() -> TargetFailed:

@@ -20,6 +20,7 @@ from http2tcp.errors import (
     ServerRefused,
     TargetFailed,
     TLSFailed,
+    TLSRequired,
     TunnelError,
     UpgradeNotPassed,
 )
@@ -44,6 +45,13 @@ def explain_refusal(
     text = safe(refused.text)
     where = "its default destination" if destination is None else str(destination)
     match refused.status:
+        case 400 if refused.text == TLSRequired.text and endpoint.tls:
+            return FrontEndFailed(
+                "the front end speaks plain http to the http2tcp server, which serves https itself (--tls-cert): "
+                "let the one take up TLS, or the other leave it"
+            )
+        case 400 if refused.text == TLSRequired.text:
+            return ServerRefused("the server serves https: write https:// in the endpoint")
         case 400 if refused.text == BadRequest.text:
             return FrontEndFailed(
                 f"{endpoint} reached the http2tcp server with a changed request (400)", _hint(refused, transport)
@@ -62,6 +70,8 @@ def explain_refusal(
             )
         case 502 | 504:
             return TargetFailed(text, refused.proxy_error)
+        case 500 if refused.session:
+            return ServerRefused(f"the server refused (500): {text}, at session {refused.session}")
         case _:
             return ServerRefused(f"the server refused ({refused.status}): {text}")
 

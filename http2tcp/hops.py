@@ -194,11 +194,13 @@ def server_hop(attempt: Attempt, *, refuses: bool) -> Hop:
     answer = attempt.answer
     ours = answer.from_http2tcp if isinstance(answer, Switched) else attempt.refused_by_us
     keepalive = answer.keepalive if isinstance(answer, Switched) else None
-    facts = {"proxy_status": ours, "keepalive": keepalive}
+    session = answer.session if answer else ""
+    facts = {"proxy_status": ours, "keepalive": keepalive, "session": session or None}
     if refuses:
         return Hop("server", "http2tcp server", State.FAILED, "is there, and refuses", facts=facts)
     if ours:
         text = "is there" + (f"; keepalive every {keepalive:g} s" if keepalive else "")
+        text += f"; its log has this as session {session}" if session else ""
         return Hop("server", "http2tcp server", State.OK, text, facts=facts)
     original = attempt.transport is Transport.HTTP2TCP
     text = "the original's, which answers before it dials" if original else "does not name itself in Proxy-Status"

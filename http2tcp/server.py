@@ -18,7 +18,7 @@ from ipaddress import ip_address
 import trio
 
 from http2tcp.address import Address, TCPAddress, is_loopback, parse_destination, parse_target
-from http2tcp.audit import Reason, Session
+from http2tcp.audit import NoSession, Reason, Session
 from http2tcp.descriptors import allowed
 from http2tcp.errors import (
     AddressError,
@@ -218,7 +218,8 @@ class _Connection:
 
     async def run(self) -> None:
         """A tunnel's whole life."""
-        reason, words = Reason.STOPPED, ""
+        reason: Reason | NoSession = Reason.STOPPED
+        words = ""
         give_up = self._accepted_at + self._settings.head_timeout
         # Who brings a PROXY header is a proxy, and the share is that of whom it names.
         self._server.waiting.enter(self, None if self._settings.proxy_protocol else self._address())
@@ -231,11 +232,11 @@ class _Connection:
                 target = await self._dial(request, admission)
                 reason, words = await self._switch_and_relay(request, target)
             if self._opening.cancelled_caught:
-                reason = Reason.PUSHED_OUT
+                reason = NoSession.PUSHED_OUT
         except Refusal as refusal:
             await self._refuse(refusal, give_up)
         except _Departed:
-            reason = Reason.CLIENT_LEFT
+            reason = NoSession.CLIENT_LEFT
         except Exception:
             # One tunnel's bug must not end the others.
             logger.exception("session %s failed; please report this", self._session.id)
@@ -402,7 +403,8 @@ class _Connection:
             self.term.idle(idle, f"no byte went either way for {idle:g} s", Reason.IDLE)
         try:
             keepalive = self._settings.keepalive
-            await self._stream.send_all(accept(request, keepalive=keepalive, dial_time=self._dial_time))
+            answer = accept(request, self._session.id, keepalive=keepalive, dial_time=self._dial_time)
+            await self._stream.send_all(answer)
             self._server.metrics.handshakes.observe(trio.current_time() - self._accepted_at)
         except trio.BrokenResourceError as error:
             return Reason.CLIENT_BROKE, str(error)
@@ -454,7 +456,7 @@ class _Connection:
             if refusal.status in (400, 401, 404, 407, 408, 426, 429, 431):
                 linger.deadline = min(linger.deadline, max(give_up, trio.current_time() + 0.1))
             try:
-                await self._stream.send_all(refuse(refusal))
+                await self._stream.send_all(refuse(refusal, self._session.id))
                 await self._stream.send_eof()
                 unread = _LINGER_BYTES
                 while unread > 0 and (data := await self._stream.receive_some()):

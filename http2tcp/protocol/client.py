@@ -21,6 +21,7 @@ from http2tcp.protocol.transport import (
     CONFIRM_FIELD,
     KEEPALIVE_FIELD,
     PROXY_NAME,
+    SESSION_FIELD,
     TOKEN_FIELD,
     Transport,
     parse_keepalive,
@@ -28,6 +29,9 @@ from http2tcp.protocol.transport import (
 
 # RFC 8941, section 3.1, as far as it takes to tell the members of a list apart.
 _MEMBER = re.compile(r'(?:[^,"]|"(?:[^"\\]|\\.)*"?)+')
+
+# No more than our server sends, or another might: it goes to the terminal.
+_SESSION = re.compile(r"[0-9A-Za-z_-]{1,64}")
 
 #: How every answer begins that we can read.
 HTTP = b"HTTP/1."
@@ -50,6 +54,8 @@ class Switched(NamedTuple):
     keepalive: float | None = None
     #: The server confirms what has arrived (CONFIRM_FIELD).
     confirms: bool = False
+    #: The id of the connection in the server's log, safe to print; empty where the answer has none.
+    session: str = ""
     #: What came with the 101. It belongs to the tunnel.
     trailing_data: bytes = b""
 
@@ -67,6 +73,8 @@ class Refused(NamedTuple):
     #: Whether the answer says which credentials it wants (WWW-Authenticate).
     challenged: bool = False
     location: str = ""
+    #: See `Switched`.
+    session: str = ""
 
 
 Answer = Switched | Refused
@@ -245,6 +253,7 @@ class AnswerReader:
             capsules=capsules,
             keepalive=keepalive,
             confirms=_field(event, CONFIRM_FIELD.lower().encode()) == "?1",
+            session=_session(event),
             trailing_data=data,
         )
 
@@ -276,6 +285,7 @@ class AnswerReader:
             server=_field(response, b"server"),
             challenged=bool(_field(response, b"www-authenticate")),
             location=_field(response, b"location"),
+            session=_session(response),
         )
 
     @staticmethod
@@ -291,6 +301,11 @@ def _no_http() -> FrontEndFailed:
 
 def _field(event: h11.Response | h11.InformationalResponse, name: bytes) -> str:
     return ", ".join(bytes(value).decode("latin-1") for key, value in event.headers if key == name)
+
+
+def _session(event: h11.Response | h11.InformationalResponse) -> str:
+    value = _field(event, SESSION_FIELD.lower().encode())
+    return value if _SESSION.fullmatch(value) else ""
 
 
 def _proxy_error(event: h11.Response | h11.InformationalResponse) -> str | None:

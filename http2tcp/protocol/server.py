@@ -24,6 +24,7 @@ from http2tcp.protocol.transport import (
     DIAL_METRIC,
     KEEPALIVE_FIELD,
     PROXY_NAME,
+    SESSION_FIELD,
     TIMING_FIELD,
     TOKEN_FIELD,
     Transport,
@@ -301,12 +302,13 @@ def _text(value: bytes) -> str:
 CONTINUE = b"HTTP/1.1 100 Continue\r\n\r\n"
 
 
-def accept(request: TunnelRequest, *, keepalive: float, dial_time: float | None = None) -> bytes:
+def accept(request: TunnelRequest, session: str, *, keepalive: float, dial_time: float | None = None) -> bytes:
     """The 101, or CONNECT's 200, that opens the tunnel; every byte after it is the tunnel's. Times in seconds."""
+    own = [("Proxy-Status", PROXY_NAME), (SESSION_FIELD, session)]
     if request.is_connect:
         # In these words, and as HTTP/1.1 to clients of 1.0 too: it is what they compare it with.
-        return _head("200 Connection established", [("Proxy-Status", PROXY_NAME)])
-    fields = [("Connection", "Upgrade"), ("Upgrade", request.upgrade), ("Proxy-Status", PROXY_NAME)]
+        return _head("200 Connection established", own)
+    fields = [("Connection", "Upgrade"), ("Upgrade", request.upgrade), *own]
     if request.transport is Transport.WEBSOCKET:
         fields.append((websocket.ACCEPT_FIELD, websocket.accept_value(request.websocket_key)))
         if request.capsules:
@@ -322,7 +324,7 @@ def accept(request: TunnelRequest, *, keepalive: float, dial_time: float | None 
     return _head("101 Switching Protocols", fields)
 
 
-def refuse(refusal: Refusal) -> bytes:
+def refuse(refusal: Refusal, session: str) -> bytes:
     """The whole answer to a request that opens no tunnel. The connection is closed after it."""
     body = str(refusal).encode() + b"\n"
     fields = [
@@ -331,6 +333,7 @@ def refuse(refusal: Refusal) -> bytes:
         ("Content-Length", str(len(body))),
         ("Cache-Control", "no-store"),
         ("Proxy-Status", f"{PROXY_NAME}; error={refusal.proxy_error}"),
+        (SESSION_FIELD, session),
         *refusal.headers,
     ]
     if isinstance(refusal, UpgradeRequired):

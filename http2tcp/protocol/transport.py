@@ -21,6 +21,9 @@ MAX_KEEPALIVE = 86400.0
 TIMING_FIELD = "Server-Timing"
 DIAL_METRIC = "dial"
 
+#: The id under which the server's log has the connection.
+SESSION_FIELD = "Http2tcp-Session"
+
 
 class Transport(Enum):
     """A transport; its value is its token on the wire."""

@@ -32,7 +32,7 @@ ANSWERS = [
     b"HTTP/1.1 101 Switching Protocols\r\nConnection: Upgrade\r\nUpgrade: tcp\r\nProxy-Status: http2tcp\r\n\r\n",
     b"HTTP/1.1 103 Early Hints\r\n\r\nHTTP/1.1 101 x\r\nConnection: upgrade\r\nUpgrade: tcp\r\n\r\n",
     b"HTTP/1.1 101 x\r\nConnection: upgrade\r\nUpgrade: h2c\r\n\r\n",
-    refuse(BadRequest()),
+    refuse(BadRequest(), "5e55"),
     b"HTTP/1.1 502 Bad Gateway\r\nProxy-Status: http2tcp; error=dns_error\r\n"
     b"Transfer-Encoding: chunked\r\n\r\n5\r\nhello\r\n0\r\n\r\n",
     b"HTTP/1.1 502 Bad Gateway\r\nProxy-Status: http2tcp; error=dns_error\r\n\r\nhello\nyou",

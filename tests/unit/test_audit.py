@@ -10,7 +10,7 @@ from ipaddress import ip_address
 import pytest
 
 from http2tcp.address import TCPAddress, UnixAddress
-from http2tcp.audit import Event, Reason, Record, Session
+from http2tcp.audit import Event, NoSession, Reason, Record, Session
 from http2tcp.errors import (
     Forbidden,
     HeadTimeout,
@@ -112,9 +112,9 @@ def test_a_refusal_names_the_rule_for_the_operator(records: Lines) -> None:
 # --- what is told with -v alone -------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("reason", [Reason.CLIENT_LEFT, Reason.PUSHED_OUT, Reason.STOPPED])
+@pytest.mark.parametrize("reason", [NoSession.CLIENT_LEFT, NoSession.PUSHED_OUT, Reason.STOPPED])
 def test_a_connection_that_never_asked_is_told_with_verbose_alone(
-    caplog: pytest.LogCaptureFixture, reason: Reason
+    caplog: pytest.LogCaptureFixture, reason: Reason | NoSession
 ) -> None:
     caplog.set_level(logging.DEBUG)
     session = Session(CLIENT)
@@ -140,7 +140,7 @@ def test_only_what_strangers_cause_is_expendable(caplog: pytest.LogCaptureFixtur
     """A flood of it is dropped before a session's record is."""
     caplog.set_level(logging.DEBUG)
     Session(CLIENT).refused(Unauthorized())
-    Session(CLIENT).ended(Reason.CLIENT_LEFT)
+    Session(CLIENT).ended(NoSession.CLIENT_LEFT)
     asked().refused(Forbidden())
     opened().ended(Reason.CLOSED)
     assert [hasattr(record, "expendable") for record in caplog.records] == [True, True, False, False, False]

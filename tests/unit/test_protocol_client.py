@@ -401,3 +401,32 @@ def test_a_string_in_another_proxys_status_is_not_taken_for_ours() -> None:
     answer = reader.next_event()
     assert isinstance(answer, Refused)
     assert answer.proxy_error is None
+
+
+# --- the id in the server's log -------------------------------------------------------------------
+
+SESSIONS = [
+    (b"Http2tcp-Session: 5f0c9a3be172\r\n", "5f0c9a3be172"),
+    (b"http2tcp-session: A-b_9\r\n", "A-b_9"),
+    (b"", ""),
+    # It goes to the terminal: what is no id is none.
+    (b"Http2tcp-Session: \r\n", ""),
+    (b"Http2tcp-Session: a b\r\n", ""),
+    (b"Http2tcp-Session: a\xe9\r\n", ""),
+    (b"Http2tcp-Session: " + 65 * b"a" + b"\r\n", ""),
+    (b"Http2tcp-Session: a\r\nHttp2tcp-Session: b\r\n", ""),
+]
+
+
+@pytest.mark.parametrize(("field", "session"), SESSIONS)
+def test_a_tunnel_brings_its_id_in_the_servers_log(field: bytes, session: str) -> None:
+    answer = answered(b"HTTP/1.1 101 x\r\nConnection: upgrade\r\nUpgrade: tcp\r\n" + field + b"\r\n")
+    assert isinstance(answer, Switched)
+    assert answer.session == session
+
+
+@pytest.mark.parametrize(("field", "session"), SESSIONS)
+def test_a_refusal_brings_its_id_in_the_servers_log(field: bytes, session: str) -> None:
+    answer = answered(b"HTTP/1.1 502 x\r\nProxy-Status: http2tcp; error=dns_error\r\n" + field + b"\r\n", b"")
+    assert isinstance(answer, Refused)
+    assert answer.session == session

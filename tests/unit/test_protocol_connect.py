@@ -141,13 +141,15 @@ def test_a_head_that_is_hostile_is_so_where_connect_is_taken_too(name: str) -> N
 
 @pytest.mark.parametrize("version", ["HTTP/1.0", "HTTP/1.1"])
 def test_the_200_is_exactly_this_for_both_versions(version: str) -> None:
-    assert accept(understood(connect(version=version)), keepalive=25) == (
-        b"HTTP/1.1 200 Connection established\r\nProxy-Status: http2tcp\r\n\r\n"
+    assert accept(understood(connect(version=version)), "5e55", keepalive=25) == (
+        b"HTTP/1.1 200 Connection established\r\nProxy-Status: http2tcp\r\nHttp2tcp-Session: 5e55\r\n\r\n"
     )
 
 
 def test_the_407_is_the_401_in_a_proxys_words() -> None:
-    mine, theirs = (parse_answer(refuse(refusal)) for refusal in (ProxyAuthenticationRequired(), Unauthorized()))
+    mine, theirs = (
+        parse_answer(refuse(refusal, "5e55")) for refusal in (ProxyAuthenticationRequired(), Unauthorized())
+    )
     assert mine.status == 407
     assert mine.headers["proxy-authenticate"] == 'Basic realm="http2tcp"'
     assert "www-authenticate" not in mine.headers

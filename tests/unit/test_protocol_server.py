@@ -164,7 +164,7 @@ def test_a_client_that_waits_for_a_100_is_known() -> None:
 def test_the_101_of_connect_tcp_repeats_the_token_and_announces_capsules(upgrade: str) -> None:
     request = understood(head("Connection: Upgrade", f"Upgrade: {upgrade}", BEARER))
     assert request.transport is Transport.CONNECT_TCP
-    fields = parse_answer(accept(request, keepalive=12.5)).headers
+    fields = parse_answer(accept(request, "5e55", keepalive=12.5)).headers
     assert fields["upgrade"] == upgrade.lower()
     assert fields["capsule-protocol"] == "?1"
     assert fields["http2tcp-keepalive"] == "12.5"
@@ -332,7 +332,7 @@ def test_an_error_shows_the_token_to_nobody(name: str, caplog: pytest.LogCapture
         assert SECRET not in str(error)
         assert SECRET not in "".join(traceback.format_exception_only(error))
         error = error.__context__
-    assert SECRET.encode() not in refuse(caught.value)
+    assert SECRET.encode() not in refuse(caught.value, "5e55")
     assert caplog.text == ""
 
 
@@ -352,23 +352,25 @@ def test_a_request_says_whose_it_is_by_its_fields_alone() -> None:
 @pytest.mark.parametrize("upgrade", ["tcp", "http2tcp/1.0"])
 def test_the_101_of_a_raw_transport_is_exactly_this(upgrade: str) -> None:
     request = understood(head("Connection: Upgrade", f"Upgrade: {upgrade}", BEARER))
-    assert accept(request, keepalive=25) == (
+    assert accept(request, "5e55", keepalive=25) == (
         b"HTTP/1.1 101 Switching Protocols\r\n"
         b"Connection: Upgrade\r\n"
         b"Upgrade: " + upgrade.encode() + b"\r\n"
         b"Proxy-Status: http2tcp\r\n"
+        b"Http2tcp-Session: 5e55\r\n"
         b"\r\n"
     )
 
 
 def test_a_refusal_is_exactly_this() -> None:
-    assert refuse(Unauthorized()) == (
+    assert refuse(Unauthorized(), "5e55") == (
         b"HTTP/1.1 401 Unauthorized\r\n"
         b"Connection: close\r\n"
         b"Content-Type: text/plain; charset=utf-8\r\n"
         b"Content-Length: 18\r\n"
         b"Cache-Control: no-store\r\n"
         b"Proxy-Status: http2tcp; error=http_request_denied\r\n"
+        b"Http2tcp-Session: 5e55\r\n"
         b'WWW-Authenticate: Bearer realm="http2tcp"\r\n'
         b"\r\n"
         b"a token is needed\n"
@@ -376,13 +378,13 @@ def test_a_refusal_is_exactly_this() -> None:
 
 
 def test_a_426_lists_what_would_do() -> None:
-    answer = parse_answer(refuse(UpgradeRequired()))
+    answer = parse_answer(refuse(UpgradeRequired(), "5e55"))
     assert answer.headers["upgrade"].split(", ") == [transport.value for transport in Transport]
     assert answer.headers["connection"] == "Upgrade, close"
 
 
 def test_a_limit_says_when_to_come_back() -> None:
-    assert parse_answer(refuse(LimitReached())).headers["retry-after"].isdigit()
+    assert parse_answer(refuse(LimitReached(), "5e55")).headers["retry-after"].isdigit()
 
 
 @pytest.mark.parametrize(
@@ -397,7 +399,7 @@ def test_a_limit_says_when_to_come_back() -> None:
     ],
 )
 def test_a_refusal_closes_the_connection_with_one_line_of_the_length_it_says(refusal: Refusal) -> None:
-    answer = parse_answer(refuse(refusal))
+    answer = parse_answer(refuse(refusal, "5e55"))
     assert answer.status == refusal.status
     assert answer.headers["connection"] == "close"
     assert answer.error == refusal.proxy_error

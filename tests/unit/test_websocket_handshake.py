@@ -41,7 +41,7 @@ def test_a_plain_clients_request_is_taken_and_carries_raw_bytes() -> None:
     understood = asked(*FIELDS, "Sec-WebSocket-Extensions: permessage-deflate; client_max_window_bits")
     assert understood.transport is Transport.WEBSOCKET
     assert not understood.capsules
-    head = accept(understood, keepalive=25).decode()
+    head = accept(understood, "5e55", keepalive=25).decode()
     assert f"\r\nSec-WebSocket-Accept: {ACCEPT}\r\n" in head
     assert "\r\nUpgrade: websocket\r\n" in head
     # Nothing is agreed that was not asked for, nor what we do not do.
@@ -60,7 +60,7 @@ def test_a_plain_clients_request_is_taken_and_carries_raw_bytes() -> None:
 def test_who_offers_capsules_gets_them(offer: tuple[str, ...]) -> None:
     understood = asked(*FIELDS, *offer)
     assert understood.capsules
-    head = accept(understood, keepalive=7).decode()
+    head = accept(understood, "5e55", keepalive=7).decode()
     assert "\r\nSec-WebSocket-Protocol: http2tcp-capsules\r\n" in head
     assert "\r\nHttp2tcp-Keepalive: 7\r\n" in head
 
@@ -96,7 +96,7 @@ def test_two_versions_are_two_ways_to_read_it() -> None:
 def test_another_version_is_answered_with_the_one_that_is_known(version: tuple[str, ...]) -> None:
     # The upgrade is judged after the token, so it is no error of syntax.
     assert asked(*FIELDS[:3], *version).transport is None
-    head = refuse(UpgradeRequired()).decode()
+    head = refuse(UpgradeRequired(), "5e55").decode()
     assert head.startswith("HTTP/1.1 426 ")
     assert "\r\nSec-WebSocket-Version: 13\r\n" in head
     assert "websocket" in head.partition("\r\nUpgrade: ")[2].partition("\r\n")[0].split(", ")
@@ -147,7 +147,7 @@ def test_a_plain_servers_answer_means_raw_bytes() -> None:
 
 
 def test_our_own_servers_answer_means_capsules() -> None:
-    head = accept(asked(*FIELDS, "Sec-WebSocket-Protocol: http2tcp-capsules"), keepalive=7).decode()
+    head = accept(asked(*FIELDS, "Sec-WebSocket-Protocol: http2tcp-capsules"), "5e55", keepalive=7).decode()
     answer = answered(*head.split("\r\n")[3:-2])
     assert (answer.capsules, answer.from_http2tcp, answer.keepalive) == (True, True, 7)
 
