@@ -56,6 +56,7 @@ class Service:
         self._server = Server(settings, listeners=listeners, admin_listeners=admin_listeners)
         self._started_with = settings
         self._reread = reread
+        self._ready = trio.Event()
         self._drain = trio.Event()
         self._hung_up = trio.Event()
         self._notifier = Notifier()
@@ -70,7 +71,7 @@ class Service:
         failure: Http2tcpError | None = None
         try:
             async with trio.open_nursery() as nursery:
-                nursery.start_soon(self._notifier.keep_telling, self._status, self._patience)
+                nursery.start_soon(self._keep_telling)
                 nursery.start_soon(self._reload_when_told)
                 try:
                     await self._server.run(drain=self._drain, task_status=self)
@@ -106,11 +107,14 @@ class Service:
         settings = self._server.settings
         reach = "any destination, with the token" if settings.tokens else f"{settings.destination} alone, for everybody"
         logger.info("listening on %s; open to %s", _and(addresses or ()), reach)
-        if self._server.admin_addresses:
-            logger.info("metrics and health at %s", _and(self._server.admin_addresses))
         self._notifier.tell("READY=1", f"STATUS={self._status()}")
+        self._ready.set()
 
     # --- what the service manager is told ---------------------------------------------------------
+
+    async def _keep_telling(self) -> None:
+        await self._ready.wait()
+        await self._notifier.keep_telling(self._status, self._patience)
 
     def _status(self) -> str:
         count = len(self._server.sessions)
@@ -127,6 +131,7 @@ class Service:
     # --- reload -----------------------------------------------------------------------------------
 
     async def _reload_when_told(self) -> None:
+        await self._ready.wait()
         while True:
             await self._hung_up.wait()
             # One that comes meanwhile means another reload: it may have missed what was written since.

@@ -57,6 +57,8 @@ class ServiceManager:
         #: Every datagram so far.
         self.heard: list[str] = []
         self.process: subprocess.Popen[bytes] | None = None
+        #: How often it was started.
+        self.starts = 0
 
     def __enter__(self) -> ServiceManager:
         return self
@@ -94,15 +96,17 @@ class ServiceManager:
     def start(self) -> None:
         """As `systemctl start`: returns when the service is ready."""
         ready = self.count("READY=1")
-        process = self._spawn()
+        process = self.spawn()
         wait_until(lambda: process.poll() is not None or self.count("READY=1") > ready, "the service is ready")
         assert process.poll() is None, self.log
 
     def fail(self) -> int:
         """Start it where it cannot start; the exit status."""
-        return self._spawn().wait(PATIENCE)
+        return self.spawn().wait(PATIENCE)
 
-    def _spawn(self) -> subprocess.Popen[bytes]:
+    def spawn(self) -> subprocess.Popen[bytes]:
+        """A process of the service, which need not be ready."""
+        self.starts += 1
         fds = [sock.fileno() for sock in self._sockets.values()]
         wrapper = [sys.executable, "-S", "-c", _EXEC, ":".join(self._sockets), ",".join(map(str, fds))]
         with self.log_file.open("ab") as log:
