@@ -90,7 +90,10 @@ def test_a_login_among_four_thousand_tunnels_and_eight_thousand_silent_connectio
     )
     crowd: list[socket.socket] = []
     try:
-        with greeter() as target, running(command, tmp_path / "log", lambda: listens(port)) as server:
+        with (
+            greeter() as target,
+            running(command, tmp_path / "log", lambda: listens(port) and listens(admin)) as server,
+        ):
             crowd += [log_in(port, target) for _ in range(_TUNNELS)]
             crowd += [connect(port) for _ in range(_SILENT)]
 
