@@ -97,7 +97,7 @@ class Session:
     """The records of one connection from its first byte to its last."""
 
     __slots__ = (
-        *("id", "traffic", "_cause", "_client", "_dialled", "_is_over", "_is_stranger", "_opened_at", "_port"),
+        *("id", "is_over", "traffic", "_cause", "_client", "_dialled", "_is_stranger", "_opened_at", "_port"),
         *("_target", "_token", "_transport", "_via"),
     )
 
@@ -112,7 +112,8 @@ class Session:
         self._token = self._cause = self._target = self._dialled = self._transport = ""
         #: Its token has not been accepted.
         self._is_stranger = True
-        self._is_over = False
+        #: Its last record is written.
+        self.is_over = False
         self._opened_at: float | None = None
 
     def client_is(self, address: IPAddress, port: int | None = None) -> None:
@@ -146,7 +147,7 @@ class Session:
 
     def refused(self, refusal: Refusal) -> None:
         """The client gets this refusal."""
-        self._is_over = True
+        self.is_over = True
         record = self._record(Event.AUTHENTICATION_FAILED if self._cause else Event.REFUSED)
         record["status"] = refusal.status
         record["error"] = refusal.proxy_error
@@ -162,9 +163,9 @@ class Session:
 
     def ended(self, reason: Reason | NoSession, words: str = "") -> None:
         """It is over, for this reason. Nothing is written where a refusal said so already."""
-        if self._is_over:
+        if self.is_over:
             return
-        self._is_over = True
+        self.is_over = True
         if self._opened_at is None:
             record = self._record(Event.ABANDONED)
         else:

@@ -45,6 +45,11 @@ def log_in_background() -> None:
     logger.handlers[:] = [BackgroundHandler(handler) for handler in logger.handlers]
 
 
+def dropped_lines() -> int:
+    """How many lines of this process found no room, since its log is written by a thread."""
+    return sum(handler.dropped for handler in logger.handlers if isinstance(handler, BackgroundHandler))
+
+
 def flush() -> None:
     """Show what is held back."""
     for handler in logger.handlers:
@@ -126,8 +131,8 @@ class BackgroundHandler(logging.Handler):
         self._handler = handler
         # The simple kind has no limit of its own, and costs a tenth.
         self._records: queue.SimpleQueue[logging.LogRecord | None] = queue.SimpleQueue()
-        # Written by who logs alone, and `_told` by the thread alone.
-        self._dropped = 0
+        #: Lines that found no room. Written by who logs alone, and `_told` by the thread alone.
+        self.dropped = 0
         self._told = 0
         self._thread = threading.Thread(target=self._write, name="log", daemon=True)
         self._thread.start()
@@ -139,12 +144,12 @@ class BackgroundHandler(logging.Handler):
         if self._records.qsize() < room:
             self._records.put(record)
         else:
-            self._dropped += 1
+            self.dropped += 1
 
     def _write(self) -> None:
         while (record := self._records.get()) is not None:
             self._handler.handle(record)
-            dropped = self._dropped - self._told
+            dropped = self.dropped - self._told
             if dropped:
                 self._told += dropped
                 self._handler.handle(warning("%d lines of this log were dropped: its reader was too slow", dropped))

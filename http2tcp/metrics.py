@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Protocol
 
 from http2tcp import __version__
 from http2tcp.exposition import Counter, Family, Histogram, Reading, Values
+from http2tcp.log import dropped_lines
 from http2tcp.protocol.transport import Transport
 
 if TYPE_CHECKING:
@@ -28,6 +29,7 @@ CARRIERS = (*(transport.value for transport in Transport), "connect")
 #: Every refusal, by its status and its error in Proxy-Status.
 REFUSALS = (
     ("400", "http_request_error"),
+    ("400", "proxy_configuration_error"),
     ("401", "http_request_denied"),
     ("403", "destination_ip_prohibited"),
     ("403", "http_request_denied"),
@@ -47,8 +49,9 @@ REFUSALS = (
     ("504", "dns_timeout"),
 )
 
-#: `audit.Reason`.
+#: Those of `audit.Reason` for which a tunnel ends, and those for which a connection comes to nothing before.
 ENDINGS = ("closed", "client_broke", "target_broke", "idle", "max_session", "expired", "revoked", "stopped", "failed")
+ABANDONED = ("client_left", "pushed_out", "stopped")
 
 
 class _Traffic(Protocol):
@@ -85,6 +88,12 @@ class Metrics:
             ["status", "reason"],
             REFUSALS,
         )
+        self.abandoned = Counter(
+            "http2tcp_abandoned_total",
+            "Connections that got neither a tunnel nor an answer.",
+            ["reason"],
+            [(reason,) for reason in ABANDONED],
+        )
         self.authentication_failures = Counter(
             "http2tcp_authentication_failures_total",
             "Requests with a token that is wrong or has expired.",
@@ -117,8 +126,9 @@ class Metrics:
         self._open[traffic] = carrier
 
     def ended(self, traffic: _Traffic, reason: str) -> None:
-        """A connection is over. It counts where it had opened a tunnel."""
+        """A connection that was not refused is over; whether it had opened a tunnel is known here."""
         if self._open.pop(traffic, None) is None:
+            self.abandoned.add(reason)
             return
         self.sessions_ended.add(reason)
         self._bytes_up += traffic.left_to_right
@@ -173,6 +183,7 @@ def families(server: Server) -> list[Family]:
         metrics.sessions_opened,
         metrics.sessions_ended,
         metrics.refusals,
+        metrics.abandoned,
         metrics.authentication_failures,
         Reading(
             "counter",
@@ -200,6 +211,12 @@ def families(server: Server) -> list[Family]:
                 if token.name and token.expires != math.inf
             },
             ["token"],
+        ),
+        Reading(
+            "counter",
+            "http2tcp_log_lines_dropped_total",
+            "Lines of the log that were dropped, since its reader was too slow.",
+            lambda: {(): dropped_lines()},
         ),
         metrics.reloads,
         _gauge(

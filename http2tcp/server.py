@@ -116,7 +116,7 @@ class Server:
         if self.draining:
             return "draining"
         if self.tunnels.full:
-            return f"all of its {len(self.tunnels)} tunnels are open"
+            return f"all of its tunnels are open: {len(self.tunnels)}"
         return ""
 
     async def run(
@@ -246,8 +246,9 @@ class _Connection:
         finally:
             self._stream.abort()
             self._leave()
+            if not self._session.is_over:
+                self._server.metrics.ended(self._session.traffic, reason.value)
             self._session.ended(reason, words)
-            self._server.metrics.ended(self._session.traffic, reason.value)
 
     def push_out(self) -> None:
         """Others need its place: it has waited longest without a token."""

@@ -154,10 +154,12 @@ class Service:
                 return ""
             self._server.reload(new)
         except Http2tcpError as error:
+            self._server.metrics.reload_failed()
             logger.error("SIGHUP: %s; everything stays as it was", error)
             return str(error)
         except Exception:
             # A bug in what reads the settings must not end the sessions.
+            self._server.metrics.reload_failed()
             logger.exception("SIGHUP: the settings could not be reread; please report this")
             return "see the log"
         logger.info("SIGHUP: reread; %s", "; ".join(_changes(old, new)) or "nothing has changed")
