@@ -134,13 +134,26 @@ route_config:
 TRAEFIK = FrontEnd(
     "Traefik",
     _named(r"\btraefik\b"),
-    "It passes every upgrade. In its dynamic configuration:",
+    "It passes every upgrade unless told otherwise. In a file of its file provider:",
     """
+{{ $tokens := list @QUOTED@ }}
 http:
   routers:
+    {{ range $number, $token := $tokens }}
+    http2tcp-{{ $number }}:
+      rule: PathPrefix(`@PATH@`) && HeaderRegexp(`Upgrade`, `(?i)^{{ regexQuoteMeta $token }}$`)
+      middlewares: [http2tcp-{{ $number }}]
+      service: http2tcp
+    {{ end }}
     http2tcp:
       rule: PathPrefix(`@PATH@`)
+      middlewares: [http2tcp]
       service: http2tcp
+  middlewares:
+    {{ range $number, $token := $tokens }}
+    http2tcp-{{ $number }}: {headers: {customRequestHeaders: {Upgrade: {{ $token }}}}}
+    {{ end }}
+    http2tcp: {headers: {customRequestHeaders: {Upgrade: ""}}}
   services:
     http2tcp:
       loadBalancer:
@@ -197,6 +210,7 @@ def lines(front_end: FrontEnd, path: str = _DEFAULT_PATH) -> list[str]:
         "@PATH@": path,
         "@SERVER@": SERVER,
         "@LIST@": " ".join(TOKENS),
+        "@QUOTED@": " ".join(f'"{token}"' for token in TOKENS),
         "@ALTERNATIVES@": "|".join(token.replace(".", "[.]") for token in TOKENS),
     }
     text = front_end.template.strip("\n")

@@ -2,22 +2,27 @@
 
 from __future__ import annotations
 
+import http.client
 import json
+import random
 import re
+import select
 import socket
 import subprocess
+import textwrap
 from collections.abc import Callable, Iterator
-from contextlib import AbstractContextManager, contextmanager
+from contextlib import AbstractContextManager, closing, contextmanager
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from http2tcp.advice import APACHE, CADDY, HAPROXY, NGINX, SERVER, FrontEnd, lines
+from http2tcp.advice import APACHE, CADDY, ENVOY, HAPROXY, NGINX, SERVER, TRAEFIK, FrontEnd, lines
 from http2tcp.protocol.transport import TOKENS
 from tests.support.nginx import nginx
-from tests.support.processes import PATIENCE, environment, free_port, listens, program, running
+from tests.support.processes import PATIENCE, environment, free_port, listens, program, running, wait_until
 from tests.support.site import Site
+from tests.support.targets import MIB, echo, target
 
 TRANSPORTS = ["connect-tcp", "tcp", "http2tcp/1.0", "websocket"]
 
@@ -100,8 +105,63 @@ def advised_caddy(directory: Path, port: int, written: str) -> Iterator[None]:
 
 
 @contextmanager
-def started(directory: Path, port: int, text: str, command: Callable[[str], list[str]]) -> Iterator[None]:
-    file = directory / "configuration"
+def advised_envoy(directory: Path, port: int, written: str) -> Iterator[None]:
+    # Its last line says that a cluster belongs to it.
+    *manager, cluster = written.splitlines()
+    (server,) = re.findall(r"cluster http2tcp, .* endpoint is (\S+)$", cluster)
+    host, _, upstream = server.rpartition(":")
+    kind = "type.googleapis.com/envoy.extensions.filters"
+    text = f"""
+static_resources:
+  listeners:
+  - address: {{socket_address: {{address: 127.0.0.1, port_value: {port}}}}}
+    filter_chains:
+    - filters:
+      - name: http
+        typed_config:
+          "@type": {kind}.network.http_connection_manager.v3.HttpConnectionManager
+          stat_prefix: site
+          http_filters: [{{name: router, typed_config: {{"@type": {kind}.http.router.v3.Router}}}}]
+{textwrap.indent(chr(10).join(manager), " " * 10)}
+  clusters:
+  - name: http2tcp
+    load_assignment:
+      cluster_name: http2tcp
+      endpoints:
+      - lb_endpoints:
+        - endpoint: {{address: {{socket_address: {{address: {host}, port_value: {upstream}}}}}}}
+"""
+    # Without what Envoy keeps for a successor.
+    command = [program("envoy"), "--disable-hot-restart", "--config-path"]
+    with started(directory, port, text, lambda file: [*command, file], suffix=".yaml"):
+        yield
+
+
+@contextmanager
+def advised_traefik(directory: Path, port: int, written: str) -> Iterator[None]:
+    # It listens before it has read the other file: this path says when it has.
+    sign = '    sign: {rule: "Path(`/sign`)", service: noop@internal}'
+    (directory / "dynamic.yml").write_text(written.replace("  routers:\n", f"  routers:\n{sign}\n"))
+    text = f"""
+entryPoints: {{site: {{address: "127.0.0.1:{port}"}}}}
+providers: {{file: {{filename: {directory}/dynamic.yml}}}}
+"""
+
+    def loaded() -> bool:
+        with closing(http.client.HTTPConnection("127.0.0.1", port, timeout=PATIENCE)) as connection:
+            connection.request("GET", "/sign")
+            return connection.getresponse().status != 404
+
+    with started(directory, port, text, lambda file: [program("traefik"), f"--configfile={file}"], suffix=".yml"):
+        wait_until(loaded, "it has read its file")
+        yield
+
+
+@contextmanager
+def started(
+    directory: Path, port: int, text: str, command: Callable[[str], list[str]], *, suffix: str = ""
+) -> Iterator[None]:
+    file = directory / f"configuration{suffix}"
     file.write_text(text)
     env = environment(HOME=str(directory))
     with running(command(str(file)), directory / "log", lambda: listens(port), env=env):
@@ -114,6 +174,8 @@ ADVISED: list[tuple[FrontEnd, Advised]] = [
     (HAPROXY, advised_haproxy),
     (APACHE, advised_apache),
     (CADDY, advised_caddy),
+    (ENVOY, advised_envoy),
+    (TRAEFIK, advised_traefik),
 ]
 
 
@@ -147,13 +209,31 @@ def test_with_its_lines_a_front_end_passes_no_other_upgrade(
                     assert [name.lower() for name in seen] == [token]
 
 
+@pytest.mark.parametrize(
+    ("front_end", "start"), [(HAPROXY, advised_haproxy), (APACHE, advised_apache), (TRAEFIK, advised_traefik)]
+)
+def test_these_keep_half_close_of_bare_bytes_on_plain_http(
+    site: Site, front_end: FrontEnd, start: Advised, tmp_path: Path
+) -> None:
+    port, sent = free_port(), random.Random(0).randbytes(MIB)
+    written = "\n".join(lines(front_end)).replace(SERVER, f"127.0.0.1:{site.server.port}")
+    with start(tmp_path, port, written), target(echo) as destination:
+        client = site.client(f"http://localhost:{port}/~http2tcp/", "--transport", "tcp", destination=destination)
+        done = subprocess.run(client, input=sent, capture_output=True, timeout=60, env=environment())
+    assert (done.returncode, done.stdout == sent, done.stderr) == (0, True, b"")
+
+
 def passed_on(port: int, upstream: socket.socket, upgrade: str) -> str:
-    """The head that comes to the server behind a front end of a request with this Upgrade."""
+    """The head that comes to the server behind a front end of a request with this Upgrade; none where that says 403."""
     lines = ["GET /~http2tcp/?addr=a%3A1 HTTP/1.1", "Host: localhost", "Connection: Upgrade", f"Upgrade: {upgrade}"]
     # HAProxy holds WebSocket requests to RFC 6455.
     lines += ["Sec-WebSocket-Key: dGhlIHNhbXBsZSBub25jZQ==", "Sec-WebSocket-Version: 13"]
     with socket.create_connection(("127.0.0.1", port), PATIENCE) as client:
         client.sendall("\r\n".join([*lines, "", ""]).encode())
+        ready, _, _ = select.select([upstream, client], [], [], PATIENCE)
+        if client in ready:
+            assert client.recv(65536).startswith(b"HTTP/1.1 403")
+            return ""
         accepted, _ = upstream.accept()
         with accepted:
             accepted.settimeout(PATIENCE)

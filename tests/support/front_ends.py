@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import grp
+import http.client
 import os
 import pwd
 import signal
+import ssl
 import subprocess
 from abc import ABC, abstractmethod
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import ClassVar
@@ -57,15 +59,15 @@ class FrontEnd(ABC):
     def command(self, file: Path) -> list[str]:
         """It, in the foreground."""
 
-    @abstractmethod
     def checker(self, file: Path) -> list[str]:
         """Its own check of a configuration, as the example names it."""
+        raise NotImplementedError
 
     def configuration(self, place: Place, more: Mapping[str, str]) -> Path:
         """The file, written."""
         place.directory.mkdir(exist_ok=True)
         text = (EXAMPLES / self.example).read_text()
-        file = place.directory / self.example
+        file = place.directory / Path(self.example).name
         file.write_text(replaced(text, {**self.replacements(place), **more}))
         return file
 
@@ -75,12 +77,22 @@ class FrontEnd(ABC):
         file = self.configuration(place, more)
         env = environment(HOME=str(place.directory))
         log = place.directory / "output.log"
-        with running(self.command(file), log, lambda: listens(place.port), env=env) as process:
+        with running(self.command(file), log, lambda: self.ready(place), env=env) as process:
             yield process
 
-    @abstractmethod
+    def ready(self, place: Place) -> bool:
+        """Whether it serves what its configuration says."""
+        return listens(place.port)
+
+    @contextmanager
+    def reloaded(self, process: subprocess.Popen[bytes], place: Place) -> Iterator[None]:
+        """It, once it has loaded its configuration again."""
+        self.reload(process, place)
+        yield
+
     def reload(self, process: subprocess.Popen[bytes], place: Place) -> None:
         """Make it load its configuration again; returns once that has happened."""
+        raise NotImplementedError
 
 
 class Nginx(FrontEnd):
@@ -188,7 +200,101 @@ class Caddy(FrontEnd):
         subprocess.run(command, check=True, capture_output=True, timeout=20, env=env)
 
 
-FRONT_ENDS: tuple[FrontEnd, ...] = (Nginx(), HAProxy(), Apache(), Caddy())
+class Traefik(FrontEnd):
+    name = "Traefik"
+    #: The file with all that concerns http2tcp; the other one has the rest.
+    example = "traefik/http2tcp.yml"
+    start: ClassVar = "traefik/traefik.yml"
+
+    def replacements(self, place: Place) -> dict[str, str]:
+        return {
+            "  routers:\n": f"  routers:\n{self._sign('loaded')}",
+            "http://127.0.0.1:12345": f"http://{place.server}",
+            "/etc/ssl/example.com/fullchain.pem": str(place.certificate),
+            "/etc/ssl/example.com/privkey.pem": str(place.certificate),
+        }
+
+    @staticmethod
+    def _sign(name: str) -> str:
+        """A router whose path is there once the file has been loaded: Traefik listens before that."""
+        return f"    sign: {{entryPoints: [site], rule: Path(`/{name}`), service: noop@internal, tls: {{}}}}\n"
+
+    def configuration(self, place: Place, more: Mapping[str, str]) -> Path:
+        dynamic = super().configuration(place, more)
+        replacements = {"address: :443": f"address: 127.0.0.1:{place.port}", "/etc/traefik/http2tcp.yml": str(dynamic)}
+        file = place.directory / Path(self.start).name
+        file.write_text(replaced((EXAMPLES / self.start).read_text(), replacements))
+        return file
+
+    def command(self, file: Path) -> list[str]:
+        return [program("traefik"), f"--configfile={file}"]
+
+    def ready(self, place: Place) -> bool:
+        return listens(place.port) and self._is_there(place, "loaded")
+
+    def reload(self, process: subprocess.Popen[bytes], place: Place) -> None:
+        # It notices by itself.
+        dynamic = place.directory / Path(self.example).name
+        dynamic.write_text(replaced(dynamic.read_text(), {self._sign("loaded"): self._sign("reloaded")}))
+        wait_until(lambda: self._is_there(place, "reloaded"), "the new configuration is in force")
+
+    @staticmethod
+    def _is_there(place: Place, name: str) -> bool:
+        context = ssl.create_default_context()
+        context.check_hostname, context.verify_mode = False, ssl.CERT_NONE
+        connection = http.client.HTTPSConnection("127.0.0.1", place.port, timeout=20, context=context)
+        with closing(connection):
+            try:
+                connection.request("GET", f"/{name}")
+            except ssl.SSLError:
+                return False  # it has no certificate before its file is loaded
+            return connection.getresponse().status != 404
+
+
+class Envoy(FrontEnd):
+    name = "Envoy"
+    example = "envoy.yaml"
+    impatience: ClassVar = {"idle_timeout: 86400s": f"idle_timeout: {PATIENCE:g}s"}
+
+    def replacements(self, place: Place) -> dict[str, str]:
+        host, _, port = place.server.rpartition(":")
+        return {
+            "{address: 0.0.0.0, port_value: 443}": f"{{address: 127.0.0.1, port_value: {place.port}}}",
+            "{address: 127.0.0.1, port_value: 12345}": f"{{address: {host}, port_value: {port}}}",
+            "/etc/ssl/example.com/fullchain.pem": str(place.certificate),
+            "/etc/ssl/example.com/privkey.pem": str(place.certificate),
+        }
+
+    def command(self, file: Path) -> list[str]:
+        # Several may run on one machine, and each has a name to be reloaded by.
+        return [program("envoy"), "-c", str(file), "--use-dynamic-base-id", "--base-id-path", f"{file}.id"]
+
+    def checker(self, file: Path) -> list[str]:
+        return [program("envoy"), "--mode", "validate", "-c", str(file)]
+
+    @contextmanager
+    def running(self, place: Place, more: Mapping[str, str]) -> Iterator[subprocess.Popen[bytes]]:
+        with super().running(place, more) as process:
+            try:
+                yield process
+            finally:
+                # It leaves that behind when it ends.
+                identity = Path(f"{place.directory / self.example}.id").read_text()
+                Path(f"/dev/shm/envoy_shared_memory_{identity}0").unlink(missing_ok=True)
+
+    @contextmanager
+    def reloaded(self, process: subprocess.Popen[bytes], place: Place) -> Iterator[None]:
+        file = place.directory / self.example
+        identity = Path(f"{file}.id").read_text()
+        command = [program("envoy"), "-c", str(file), "--restart-epoch", "1", "--base-id", identity]
+        log = place.directory / "output.log"
+        with running(command, log, lambda: "closing and draining listeners" in log.read_text(errors="replace")):
+            yield
+
+
+#: Traefik has no check of a file.
+CHECKED: tuple[FrontEnd, ...] = (Nginx(), HAProxy(), Apache(), Caddy(), Envoy())
+FRONT_ENDS: tuple[FrontEnd, ...] = (Nginx(), HAProxy(), Apache(), Caddy(), Traefik(), Envoy())
 
 
 def _signal_for_a_new_child(process: subprocess.Popen[bytes], number: signal.Signals) -> None:

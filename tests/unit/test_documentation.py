@@ -30,7 +30,7 @@ def maps() -> list[tuple[str, str]]:
 
 
 def test_an_nginx_map_is_where_a_user_looks_for_one() -> None:
-    assert {"README.md", "front-ends.md", "nginx.conf", "advice"} <= {name for name, _ in maps()}
+    assert {"README.md", "nginx.md", "nginx.conf", "advice"} <= {name for name, _ in maps()}
 
 
 @pytest.mark.parametrize(("name", "block"), maps(), ids=[name for name, _ in maps()])
@@ -45,7 +45,7 @@ def lists() -> list[tuple[str, str]]:
 
 
 def test_the_other_front_ends_lists_are_found() -> None:
-    names = {"front-ends.md", "haproxy.cfg", "apache.conf", "Caddyfile"}
+    names = {"haproxy.md", "haproxy.cfg", "apache.md", "apache.conf", "caddy.md", "Caddyfile"}
     assert {name for name, _ in lists()} == names
     assert len(lists()) == 6
 
@@ -56,3 +56,40 @@ def test_every_other_front_end_s_list_passes_every_token_that_the_server_knows(n
     listed = re.search(r"\(((?:[^()|]+\|)+[^()|]+)\)\$|-i (.*)$", plain)
     assert listed is not None
     assert sorted(re.split(r"[| ]", listed[1] or listed[2])) == sorted(TOKENS)
+
+
+#: Envoy's list, an entry a line; what Traefik's template is made from.
+ENTRIES = re.compile(r"upgrade_type: (\S+)$", re.MULTILINE)
+TEMPLATE = re.compile(r"\$tokens := list (.*) \}\}")
+
+
+@pytest.mark.parametrize("name", ["docs/deploy/envoy.md", "examples/envoy.yaml"])
+def test_every_list_of_envoy_s_has_every_token_that_the_server_knows(name: str) -> None:
+    assert sorted(ENTRIES.findall((ROOT / name).read_text())) == sorted(TOKENS)
+
+
+@pytest.mark.parametrize("name", ["docs/deploy/traefik.md", "examples/traefik/http2tcp.yml"])
+def test_every_list_of_traefik_s_has_every_token_that_the_server_knows(name: str) -> None:
+    (listed,) = TEMPLATE.findall((ROOT / name).read_text())
+    assert sorted(listed.split()) == sorted(f'"{token}"' for token in TOKENS)
+
+
+# --- links ----------------------------------------------------------------------------------------
+
+LINK = re.compile(r"\]\((?!https?://)([^)\s]*)\)")
+PAGES = [file for file in (ROOT / "CHANGELOG.md", *WRITTEN) if file.suffix == ".md"]
+
+
+def anchors(page: Path) -> set[str]:
+    """What a forge makes of its headings."""
+    headings = re.findall(r"^#+ (.*)$", page.read_text(), re.MULTILINE)
+    return {re.sub(r"[^\w\- ]", "", heading.lower()).replace(" ", "-") for heading in headings}
+
+
+@pytest.mark.parametrize("page", PAGES, ids=[str(page.relative_to(ROOT)) for page in PAGES])
+def test_every_link_leads_to_a_file_and_a_heading_that_are_there(page: Path) -> None:
+    for link in LINK.findall(page.read_text()):
+        place, _, anchor = link.partition("#")
+        target = page.parent / place if place else page
+        assert target.exists(), link
+        assert not anchor or anchor in anchors(target), link
