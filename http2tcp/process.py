@@ -6,18 +6,28 @@ import gc
 import logging
 import signal
 import sys
+import time
 from collections.abc import Awaitable, Callable, Sequence
 from typing import TYPE_CHECKING, Generic, TypeVar
 
 import trio
 
-from http2tcp.address import is_loopback
-from http2tcp.errors import Http2tcpError, SettingsError
+from http2tcp.address import Address, TCPAddress, UnixAddress, is_loopback
+from http2tcp.errors import (
+    CredentialsRefused,
+    DestinationForbidden,
+    Forbidden,
+    Http2tcpError,
+    SettingsError,
+    TargetFailed,
+)
 from http2tcp.log import log_in_background
 
 if TYPE_CHECKING:
     from http2tcp.forwards import Forward
     from http2tcp.net.head_start import HeadStart
+    from http2tcp.rules import IPAddress
+    from http2tcp.server import Server
     from http2tcp.settings import ClientSettings, ServerSettings
 
 logger = logging.getLogger("http2tcp")
@@ -123,6 +133,71 @@ def run_check(settings: ClientSettings, *, as_json: bool, quiet: bool) -> int:
 
     _run(walk, [signal.SIGINT, signal.SIGTERM], on_signal)
     return status
+
+
+def run_server_check(settings: ServerSettings, question: tuple[str, Address] | None) -> int:
+    """Check the settings as a server's start does, and show what they amount to; the exit status.
+
+    A question, the name of a token and a destination, is answered instead: whether it may go there, and why. The
+    exit status is then what a client would have of this server, as far as the target itself. Raises SettingsError.
+    """
+    from http2tcp.descriptors import allow_many
+    from http2tcp.policy_report import describe
+    from http2tcp.server import Server
+
+    allow_many()
+    server = Server(settings)
+    if question is not None:
+        return _answer(server, *question)
+    _print(describe(settings, server.policy, server.limits, time.time()))
+    return 0
+
+
+def _answer(server: Server, name: str, destination: Address) -> int:
+    from http2tcp.net.dial import DialError
+    from http2tcp.policy_report import expiry, grant_of, judged, who, why_admitted
+
+    grant = grant_of(server.policy, name)
+    if grant.token is not None and grant.token.expires <= time.time():
+        _print(f"{who(grant)} may go nowhere: {expiry(grant.token, time.time())}")
+        return CredentialsRefused.exit_code
+    try:
+        admission = grant.admit(destination)
+    except Forbidden as refusal:
+        _print(f"{who(grant)} may not go to {destination}: {refusal.rule}")
+        return DestinationForbidden.exit_code
+    why = why_admitted(admission)
+    if isinstance(destination, UnixAddress):
+        _print(f"{who(grant)} may go to {destination}, {why}")
+        return 0
+    try:
+        addresses = trio.run(_addresses, destination, server.settings.connect_timeout)
+    except (DialError, trio.TooSlowError) as error:
+        unknown = "no name server answered" if isinstance(error, trio.TooSlowError) else str(error)
+        if not admission.by_name:
+            _print(f"{who(grant)} may not go to {destination}: no rule of allow opens the name, and {unknown}")
+            return DestinationForbidden.exit_code
+        _print(f"{who(grant)} may go to {destination}, {why}; but {unknown}")
+        return TargetFailed.exit_code
+    is_open, lines = judged(admission, addresses)
+    if is_open:
+        _print(f"{who(grant)} may go to {destination}, {why or 'by what it resolves to'}\n{lines}")
+        return 0
+    _print(f"{who(grant)} may not go to {destination}: all of its addresses are closed\n{lines}")
+    return DestinationForbidden.exit_code
+
+
+async def _addresses(destination: TCPAddress, patience: float) -> Sequence[IPAddress]:
+    """As the server would look them up, here and now. Raises DialError, trio.TooSlowError."""
+    from http2tcp.net.dial import resolve
+
+    with trio.fail_after(patience):
+        return [candidate.ip for candidate in await resolve(destination)]
+
+
+def _print(text: str) -> None:
+    encoding = sys.stdout.encoding or "utf-8"
+    print(text.encode(encoding, "replace").decode(encoding))
 
 
 def _run(main: Callable[[], Awaitable[None]], signals: Sequence[signal.Signals], on_signal: OnSignal) -> None:

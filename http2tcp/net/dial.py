@@ -72,7 +72,7 @@ async def dial(
     if resolved is not None:
         resolved()
     if permits is not None:
-        candidates = [candidate for candidate in candidates if permits(_ip(candidate))]
+        candidates = [candidate for candidate in candidates if permits(candidate.ip)]
         if not candidates:
             raise DialError(DialFailure.PROHIBITED, "none of its addresses is allowed")
     return await dial_first(candidates)
@@ -85,6 +85,11 @@ class Candidate(NamedTuple):
     sockaddr: Any
     #: Has begun to connect to it.
     head_start: HeadStart | None = None
+
+    @property
+    def ip(self) -> IPAddress:
+        """The address alone: a scope such as %eth0 says which link it is on."""
+        return ip_address(str(self.sockaddr[0]).partition("%")[0])
 
 
 # RFC 6761, section 6.3: it is loopback, whatever a name server says. It is what most tunnels ask for, and
@@ -225,9 +230,4 @@ def _explain(error: OSError) -> DialError:
 
 
 def _address(candidate: Candidate) -> TCPAddress:
-    return TCPAddress(str(_ip(candidate)), candidate.sockaddr[1])
-
-
-def _ip(candidate: Candidate) -> IPAddress:
-    # A scope such as %eth0 says which link, not which address.
-    return ip_address(str(candidate.sockaddr[0]).partition("%")[0])
+    return TCPAddress(str(candidate.ip), candidate.sockaddr[1])

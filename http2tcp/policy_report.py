@@ -1,0 +1,225 @@
+"""What a server's settings amount to, in words: for the line at its start, for `-s --check` and for `--as`. Pure."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from datetime import UTC, datetime
+
+from http2tcp.config import UNNAMED
+from http2tcp.errors import SettingsError
+from http2tcp.limits import Limits
+from http2tcp.policy import BUILT_IN, Admission, Grant, Policy, Token
+from http2tcp.protocol.transport import Transport
+from http2tcp.rules import IPAddress
+from http2tcp.settings import ServerSettings
+
+_LABEL = 18
+# Of those who may go anywhere; more of them are counted.
+_NAMES = 5
+_EVERYTHING = "any destination but link-local and metadata addresses"
+_DAY = 86400
+# The first second of year 1, and the last of 9999.
+_FIRST, _LAST = -62135596800, 253402300799
+
+Rows = list[tuple[str, Sequence[str]]]
+
+
+# --- in a line --------------------------------------------------------------------------------
+
+
+def reach(settings: ServerSettings, policy: Policy) -> str:
+    """What the server is open to, for the line that it says when it starts."""
+    tokens = policy.tokens
+    if not tokens:
+        return f"{settings.destination} alone, for everybody"
+    by = "the token" if len(tokens) == 1 else f"any of {len(tokens)} tokens"
+    grants = [policy.grant(token) for token in tokens]
+    free = [grant for grant in grants if grant.allow is None and not grant.deny]
+    if len(free) == len(tokens):
+        return f"{_EVERYTHING}, with {by}"
+    words = f"what the rules allow, with {by}"
+    if not free:
+        return words
+    names = [who(grant) for grant in free[:_NAMES]]
+    if len(free) > _NAMES:
+        names.append(f"{len(free) - _NAMES} more")
+    return f"{words}; without rules, and so to {_EVERYTHING}: {', '.join(names)}"
+
+
+# --- in full ----------------------------------------------------------------------------------
+
+
+def describe(settings: ServerSettings, policy: Policy, limits: Limits, now: float) -> str:
+    """Lines for a person. `limits` are those in force; `now` is POSIX time in seconds."""
+    tokens = [_token(settings, token, now) for token in policy.tokens]
+    parts = [_doors(settings), _limits(settings, limits), *tokens, _everybody(settings)]
+    return "\n\n".join(map(_shown, parts))
+
+
+def _doors(settings: ServerSettings) -> Rows:
+    listen = list(map(str, settings.addresses))
+    if not settings.listen:
+        listen = [f"{listen[0]}, or the sockets of a socket unit"]
+    transports = [transport.value for transport in Transport] + ["CONNECT"] * settings.connect
+    clients = "the connection's address"
+    if settings.trusted_proxies:
+        clients = f"{settings.forwarded_header} of {', '.join(map(str, settings.trusted_proxies))}; else {clients}"
+    if settings.proxy_protocol:
+        clients = "the PROXY protocol's header"
+    tls = "plain, for a front end"
+    if settings.tls is not None:
+        tls = f"https, by {settings.tls.certificate}"
+        tls += f" and {settings.tls.key}" if settings.tls.key is not None else ""
+    rows: Rows = [
+        ("listen", listen),
+        ("http", [tls]),
+        ("path", [settings.path or "every path"]),
+        ("transports", [", ".join(transports)]),
+        ("web pages", [*settings.allow_origins] or ["none"]),
+        ("destination", [str(settings.destination or "as the client says")]),
+        ("clients", [clients]),
+        ("admin", [str(settings.admin or "nowhere")]),
+        ("log", [f"{settings.log_format}, to {settings.log_file or 'stderr'}"]),
+    ]
+    return rows
+
+
+def _limits(settings: ServerSettings, limits: Limits) -> Rows:
+    rate = "as fast as it goes" if limits.max_rate is None else f"{_bytes(limits.max_rate)} a second each way"
+    life = "for any time" if limits.max_session is None else f"for {_time(limits.max_session)} at most"
+    idle = "" if limits.idle_timeout is None else f", silent for {_time(limits.idle_timeout)} at most"
+    return [
+        (
+            "limits",
+            [
+                f"{limits.tunnels} tunnels, {life}{idle}, {rate}",
+                f"{limits.unauthenticated} connections without an accepted token, "
+                f"{limits.unauthenticated_per_address} from one address",
+                f"{limits.failures_per_minute} wrong tokens a minute from one address",
+                f"{_time(settings.head_timeout)} for a request, {_time(settings.connect_timeout)} to reach its target",
+                f"{_time(settings.grace)} of grace at the end",
+            ],
+        )
+    ]
+
+
+def _token(settings: ServerSettings, token: Token, now: float) -> Rows:
+    own = [expiry(token, now)]
+    if token.max_tunnels is not None:
+        own.append(f"{token.max_tunnels} tunnels at once")
+    rows: Rows = [(f"token {token.name or 'without a name'}", ["; ".join(own)])]
+    if token.allow is not None:
+        rows.append(("  allow", list(map(str, token.allow)) or ["nothing"]))
+    elif settings.allow is None:
+        rows.append(("  allow", [_EVERYTHING]))
+    else:
+        rows.append(("  allow", ["as every token"]))
+    if token.deny:
+        rows.append(("  deny", list(map(str, token.deny))))
+    return rows
+
+
+def _everybody(settings: ServerSettings) -> Rows:
+    rows: Rows = []
+    if not settings.tokens:
+        rows.append(("no token", [f"everybody may go to {settings.destination}, and nowhere else"]))
+    else:
+        rows.append(("every token", []))
+        if settings.allow is not None:
+            rows.append(("  allow", list(map(str, settings.allow)) or ["nothing"]))
+    if settings.deny:
+        rows.append(("  deny", list(map(str, settings.deny))))
+    return [*rows, ("  closed", [", ".join(map(str, BUILT_IN))])]
+
+
+def _shown(rows: Rows) -> str:
+    lines = []
+    for label, values in rows:
+        # A name may be longer than its column.
+        first, *rest = values or [""]
+        lines.append(f"{label:<{_LABEL - 1}} {first}".rstrip())
+        lines += [" " * _LABEL + value for value in rest]
+    return "\n".join(lines)
+
+
+def expiry(token: Token, now: float) -> str:
+    """When it expires, or did."""
+    if token.expires == math.inf:
+        return "never expires"
+    over = token.expires <= now
+    # A time that is a midnight is the end of a day.
+    if token.expires % _DAY == 0:
+        day = _utc(token.expires - _DAY).date()
+        words = f"expired at the end of {day} (UTC)" if over else f"good to the end of {day} (UTC)"
+    else:
+        end = _utc(token.expires).replace(tzinfo=None).isoformat(" ", "seconds")
+        words = f"{'expired' if over else 'good until'} {end} UTC"
+    return f"{words}: it opens nothing" if over else f"{words}, {_about(token.expires - now)} from now"
+
+
+def _utc(seconds: float) -> datetime:
+    # An offset may lead out of what a datetime can be.
+    return datetime.fromtimestamp(min(max(seconds, _FIRST), _LAST), UTC)
+
+
+_UNITS = ((_DAY, "d"), (3600, "h"), (60, "min"), (1, "s"))
+
+
+def _time(seconds: float) -> str:
+    """In the largest unit of which it is a multiple."""
+    unit, name = next((each for each in _UNITS if seconds % each[0] == 0), (1, "s"))
+    return f"{seconds / unit:g} {name}"
+
+
+def _about(seconds: float) -> str:
+    """In the largest unit of which it has one."""
+    unit, name = next((each for each in _UNITS if seconds >= each[0]), (1, "s"))
+    return f"{int(seconds // unit)} {name}"
+
+
+def _bytes(number: float) -> str:
+    for unit, name in ((1024**3, "GiB"), (1024**2, "MiB"), (1024, "KiB")):
+        if number >= unit:
+            return f"{number / unit:g} {name}"
+    return f"{number:g} bytes"
+
+
+# --- may NAME go there? -----------------------------------------------------------------------
+
+
+def grant_of(policy: Policy, name: str) -> Grant:
+    """What the token of this name may do; UNNAMED: that of -t, or everybody. Raises SettingsError."""
+    tokens = {token.name or UNNAMED: token for token in policy.tokens}
+    if not tokens and name == UNNAMED:
+        return policy.authenticate(None, 0)
+    if name not in tokens:
+        known = ", ".join(tokens) or f"{UNNAMED}, which is everybody"
+        raise SettingsError(f"--as: no token is called {name!a}; there is {known}")
+    return policy.grant(tokens[name])
+
+
+def why_admitted(admission: Admission) -> str:
+    """By what the name was let through; empty where its addresses decide."""
+    if admission.rule is not None:
+        return f"by allow {admission.rule}"
+    return "without allow, which leaves every destination open" if admission.by_name else ""
+
+
+def judged(admission: Admission, addresses: Sequence[IPAddress]) -> tuple[bool, str]:
+    """Whether one of the destination's addresses may be dialled, and a line for each."""
+    lines, open_to_it = [], False
+    for address in dict.fromkeys(addresses):
+        refusal = admission.refusal(address)
+        rule = admission.admitting(address)
+        words = f"closed: {refusal}" if refusal else "open" if rule is None else f"open, by allow {rule}"
+        lines.append(f"  {address!s:<{_LABEL - 3}} {words}")
+        open_to_it |= not refusal
+    return open_to_it, "\n".join(lines)
+
+
+def who(grant: Grant) -> str:
+    """Whose grant it is."""
+    if grant.token is None:
+        return "everybody"
+    return grant.token.name or "the token without a name"
