@@ -27,6 +27,8 @@ class ServerProcess:
     def __init__(self, process: trio.Process) -> None:
         self.process = process
         self.address = TCPAddress("127.0.0.1", 0)
+        #: What it said before it listened.
+        self.before = ""
         self._unread = ""
 
     async def line(self) -> str:
@@ -70,8 +72,8 @@ async def serving(*arguments: str, journal: bool = False, **variables: str) -> A
     server = ServerProcess(process)
     try:
         if "-q" not in arguments:
-            found = LISTENING.search(await server.line())
-            assert found is not None
+            while (found := LISTENING.search(line := await server.line())) is None:
+                server.before += f"{line}\n"
             server.address = TCPAddress("127.0.0.1", int(found[1]))
         yield server
     finally:
