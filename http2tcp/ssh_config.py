@@ -28,7 +28,7 @@ _HOST = re.compile(r"""[^-!\s"'#\\][^\s"'#\\]*""")
 # What no shell gives a meaning to. Not `~` and `=`, which mean something at the start of a word.
 _PLAIN = re.compile(r"[A-Za-z0-9_@%+:,./-]+", re.ASCII)
 # Options whose text may be @FILE.
-_AT_FILE = ("-H", "--proxy")
+AT_FILE = ("-H", "--proxy")
 _SECRET_NAME = re.compile("auth|cookie|credential|key|pass|secret|session|signature|token", re.IGNORECASE)
 
 _SHARED = """\
@@ -116,7 +116,7 @@ def _check_secrets(settings: ClientSettings) -> None:
 def _value(option: str, text: str, file: bool) -> str:
     if _CONTROL.search(text):
         raise SettingsError(f"{option}: ssh's configuration cannot hold a control character")
-    at = "@" if option in _AT_FILE and text.startswith("@") else ""
+    at = "@" if option in AT_FILE and text.startswith("@") else ""
     if not file and not at:
         return _with_tokens(text)
     name = text.removeprefix(at)

@@ -1,0 +1,65 @@
+# fish completions for http2tcp
+# Made from http2tcp/cli.py by `python -m tests.generate`: change that, not this file.
+
+function __http2tcp_server --description 'Whether the command may become a server'
+    not __fish_contains_opt -s c client ssh-config
+end
+
+function __http2tcp_client --description 'Whether the command may become a client'
+    not __fish_contains_opt -s s server
+end
+
+function __http2tcp_at_file --description 'Files behind an @'
+    set -l start (commandline --current-token | string replace --regex '^(-H|--header=|--proxy=)' '')
+    if string match --quiet '@*' -- $start
+        set -l name (string sub --start 2 -- $start)
+        for file in $name*
+            test -d $file; and echo @$file/; or echo @$file
+        end
+    end
+end
+
+complete -c http2tcp -f
+complete -c http2tcp -n __http2tcp_server -s s -l server -d 'Serve tunnels, behind a front end such as nginx'
+complete -c http2tcp -n __http2tcp_server -l path -x -d 'Answer at this path only'
+complete -c http2tcp -n __http2tcp_server -l allow-origin -x -d 'Let this site\'s web pages open tunnels, as in https://example.com'
+complete -c http2tcp -n __http2tcp_server -l connect -d 'Take CONNECT too, for nc -X connect, corkscrew or curl -p'
+complete -c http2tcp -n __http2tcp_server -l tls-cert -r -F -d 'Serve https, without a front end, by this certificate and its chain (PEM)'
+complete -c http2tcp -n __http2tcp_server -l tls-key -r -F -d 'Its key, where it is not in the same file'
+complete -c http2tcp -n __http2tcp_server -l admin -x -d 'Tell /metrics, /healthz and /readyz here; never to the world'
+complete -c http2tcp -n __http2tcp_server -l trusted-proxy -x -a 'unix' -d 'Believe these front ends who the client is; unix: who comes by a Unix socket'
+complete -c http2tcp -n __http2tcp_server -l forwarded-header -x -d 'The one header in which it says so'
+complete -c http2tcp -n __http2tcp_server -l proxy-protocol -d 'Every connection begins with a PROXY header (v1 or v2) that says so'
+complete -c http2tcp -n __http2tcp_server -l connect-timeout -x -d 'To reach a target'
+complete -c http2tcp -n __http2tcp_server -l grace -x -d 'For open tunnels after SIGTERM'
+complete -c http2tcp -n __http2tcp_server -l log-format -x -a 'text json' -d 'text, or json: one object a line'
+complete -c http2tcp -n __http2tcp_server -l log-file -r -F -d 'Log to this file and not to stderr; it may be rotated'
+complete -c http2tcp -n __http2tcp_client -s c -l client -d 'Open a tunnel, for stdin and stdout or from -l, -L or -D'
+complete -c http2tcp -n __http2tcp_client -s e -l endpoint -x -d 'The server\'s location, as in https://example.com/~http2tcp/'
+complete -c http2tcp -n __http2tcp_client -l transport -x -a 'auto tcp http2tcp/1.0 connect-tcp websocket' -d 'auto (the first that gets through), connect-tcp, tcp, http2tcp/1.0, or websocket'
+complete -c http2tcp -n __http2tcp_client -s H -l header -x -a '(__http2tcp_at_file)' -d 'Add a header field; @FILE reads lines'
+complete -c http2tcp -n __http2tcp_client -l user-agent -x -d 'default: http2tcp/0.1.0'
+complete -c http2tcp -n __http2tcp_client -l ca-file -r -F -d 'Verify against these authorities (PEM), not the system\'s'
+complete -c http2tcp -n __http2tcp_client -l client-cert -r -F -d 'This client\'s certificate (PEM)'
+complete -c http2tcp -n __http2tcp_client -l client-key -r -F -d 'Its key, where it is not in the same file'
+complete -c http2tcp -n __http2tcp_client -l tls-server-name -x -d 'Ask for this name and verify it, not the endpoint\'s'
+complete -c http2tcp -n __http2tcp_client -l pin-sha256 -x -d 'The site\'s public key has to be this one too'
+complete -c http2tcp -n __http2tcp_client -s L -l local-forward -x -d 'Listen, and tunnel each connection there, as ssh -L does'
+complete -c http2tcp -n __http2tcp_client -s D -l dynamic-forward -x -d 'Listen as a SOCKS5 proxy; the server looks names up'
+complete -c http2tcp -n __http2tcp_client -l proxy -x -a '(__http2tcp_at_file) http:// https:// socks5:// socks5h://' -d 'Go through this http, https, socks5 or socks5h proxy; @FILE reads it'
+complete -c http2tcp -n __http2tcp_client -l no-proxy -d 'Go through no proxy, whatever HTTPS_PROXY and its like say'
+complete -c http2tcp -n __http2tcp_client -l fdpass -d 'For ssh\'s ProxyUseFdpass: hand it the connection and leave'
+complete -c http2tcp -n __http2tcp_client -l insecure -d 'Trust any certificate'
+complete -c http2tcp -n __http2tcp_client -l check -d 'Say how far each hop of the way works, and end'
+complete -c http2tcp -n __http2tcp_client -l json -d 'With --check: one JSON document'
+complete -c http2tcp -n __http2tcp_client -l ssh-config -x -d 'Print these options as the block of Host NAME in ~/.ssh/config, and end'
+complete -c http2tcp -s t -l token -x -d 'The shared secret'
+complete -c http2tcp -l token-file -r -F -d 'Read the token from a file\'s first line'
+complete -c http2tcp -s d -l destination -x -d 'Where to go'
+complete -c http2tcp -s l -l listen -x -d 'Where to listen'
+complete -c http2tcp -l keepalive -x -d 'Break silence so often, but on raw transports'
+complete -c http2tcp -s v -l verbose -d 'Say more'
+complete -c http2tcp -s q -l quiet -d 'Say errors only'
+complete -c http2tcp -l demo -d 'Serve, tunnel and check on loopback, and end'
+complete -c http2tcp -l version -d 'Show the version and exit'
+complete -c http2tcp -s h -l help -d 'Show this message and exit'

@@ -1,0 +1,1 @@
+"""What is released: the sdist, the wheel, and what installers make of them."""
