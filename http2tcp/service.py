@@ -14,7 +14,7 @@ from dataclasses import fields
 
 import trio
 
-from http2tcp.address import Address
+from http2tcp.address import Address, TCPAddress, is_loopback
 from http2tcp.descriptors import allow_many
 from http2tcp.errors import Http2tcpError, SettingsError
 from http2tcp.limits import Limits
@@ -107,6 +107,11 @@ class Service:
         settings = self._server.settings
         reach = "any destination, with the token" if settings.tokens else f"{settings.destination} alone, for everybody"
         logger.info("listening on %s; open to %s", _and(addresses or ()), reach)
+        if settings.proxy_protocol and not settings.trusted_proxies:
+            for address in addresses or ():
+                if isinstance(address, TCPAddress) and not is_loopback(address.host):
+                    words = "--proxy-protocol believes whoever reaches %s: name the proxies with --trusted-proxy"
+                    logger.warning(words, address)
         self._notifier.tell("READY=1", f"STATUS={self._status()}")
         self._ready.set()
 
