@@ -49,7 +49,7 @@ REFUSALS = (
     ("504", "dns_timeout"),
 )
 
-#: Those of `audit.Reason` for which a tunnel ends, and those for which a connection comes to nothing before.
+#: `audit.Reason`, and `audit.NoSession` with the one of the others that may come before there is a tunnel.
 ENDINGS = ("closed", "client_broke", "target_broke", "idle", "max_session", "expired", "revoked", "stopped", "failed")
 ABANDONED = ("client_left", "pushed_out", "stopped")
 

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from http2tcp.address import TCPAddress
-from http2tcp.audit import Reason
+from http2tcp.audit import NoSession, Reason
 from http2tcp.errors import Refusal
 from http2tcp.exposition import Family
 from http2tcp.footprint import footprint
@@ -49,7 +49,8 @@ def test_every_name_comes_once() -> None:
 
 
 def test_every_reason_of_an_end_is_known_from_the_start() -> None:
-    assert {reason.value for reason in Reason} == {*ENDINGS, *ABANDONED}
+    assert {reason.value for reason in Reason} == set(ENDINGS)
+    assert {reason.value for reason in (*NoSession, Reason.STOPPED)} == set(ABANDONED)
 
 
 def refusals(root: type[Refusal] = Refusal) -> Iterator[type[Refusal]]:
