@@ -25,12 +25,13 @@ if TYPE_CHECKING:
     from http2tcp.errors import Http2tcpError, ListenError, SettingsError, TunnelError
     from http2tcp.protocol.transport import Transport
     from http2tcp.server import serve
-    from http2tcp.settings import ServerSettings, TLSSettings
+    from http2tcp.settings import ServerSettings, ServerTLS, TLSSettings
 
 __all__ = [
     "Http2tcpError",
     "ListenError",
     "ServerSettings",
+    "ServerTLS",
     "SettingsError",
     "TLSSettings",
     "Transport",
@@ -47,6 +48,7 @@ _HOMES = {
     "open_tunnel": "client",
     "serve": "server",
     "ServerSettings": "settings",
+    "ServerTLS": "settings",
     "TLSSettings": "settings",
     "Transport": "protocol.transport",
     "Http2tcpError": "errors",

@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     from http2tcp.forwards import Forward
     from http2tcp.net.head_start import HeadStart
     from http2tcp.proxy_choice import Proxy
-    from http2tcp.settings import ClientSettings, ServerSettings
+    from http2tcp.settings import ClientSettings, ServerSettings, ServerTLS
 
 logger = logging.getLogger("http2tcp")
 
@@ -239,6 +239,8 @@ def _both(*names: str, **attributes: Any) -> Callable[[Callable[..., Any]], Call
     help="Let this site's web pages open tunnels, as in https://example.com.  [repeatable]",
 )
 @_server("--connect", is_flag=True, help="Take CONNECT too, for nc -X connect, corkscrew or curl -p.")
+@_server("--tls-cert", type=_FILE, help="Serve https, without a front end, by this certificate and its chain (PEM).")
+@_server("--tls-key", type=_FILE, help="Its key, where it is not in the same file.")
 @_server("--admin", type=_LISTEN, help="Tell /metrics, /healthz and /readyz here; never to the world.")
 @_server(
     "--trusted-proxy",
@@ -419,6 +421,7 @@ def _server_settings(ctx: click.Context, options: dict[str, Any]) -> ServerSetti
         path=options["path"],
         allow_origins=options["allow_origin"],
         connect=options["connect"],
+        tls=_server_tls(options),
         admin=options["admin"],
         trusted_proxies=options["trusted_proxy"],
         forwarded_header=options["forwarded_header"],
@@ -429,6 +432,16 @@ def _server_settings(ctx: click.Context, options: dict[str, Any]) -> ServerSetti
         log_format=options["log_format"],
         log_file=options["log_file"],
     )
+
+
+def _server_tls(options: dict[str, Any]) -> ServerTLS | None:
+    from http2tcp.settings import ServerTLS
+
+    if options["tls_cert"] is not None:
+        return ServerTLS(certificate=options["tls_cert"], key=options["tls_key"])
+    if options["tls_key"] is not None:
+        raise SettingsError("--tls-key needs --tls-cert, the certificate that goes with it")
+    return None
 
 
 def _client_settings(

@@ -73,6 +73,12 @@ class ProxyHeaderRefused(BadRequest):
     proxy_error = "proxy_configuration_error"
 
 
+class TLSRequired(BadRequest):
+    """Plain HTTP came where the server speaks TLS."""
+
+    text = "the http2tcp server speaks TLS here, and this came in plain http: use https://"
+
+
 class Unauthorized(Refusal):
     status = 401
     phrase = "Unauthorized"

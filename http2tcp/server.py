@@ -10,10 +10,12 @@ from __future__ import annotations
 import logging
 import math
 import socket
+import ssl
 import time
 from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager
 from ipaddress import ip_address
+from typing import TYPE_CHECKING
 
 import trio
 
@@ -52,6 +54,9 @@ from http2tcp.protocol.server import CONTINUE, MAX_HEAD, RequestReader, TunnelRe
 from http2tcp.protocol.transport import Transport
 from http2tcp.rules import IPAddress
 from http2tcp.settings import ServerSettings
+
+if TYPE_CHECKING:
+    from http2tcp.net.tls_server import ServerTLSStream
 
 logger = logging.getLogger(__name__)
 
@@ -98,14 +103,18 @@ class Server:
         self.admin_addresses: Sequence[Address] = ()
         self.settings = settings
         self.policy = _policy(settings)
+        #: With what new connections shake hands; None: they speak plain http.
+        self.tls = _tls(settings)
 
     def reload(self, settings: ServerSettings) -> None:
         """Take new settings. Where it listens stays as it is.
 
         Limits and the tokens' times count for open sessions too, and a session whose token is gone ends,
-        unless `settings.keep_sessions`. The other rules are asked when a session opens only.
+        unless `settings.keep_sessions`. The other rules are asked when a session opens only. The certificate is
+        read again, for new connections. Raises SettingsError where it is not good, and nothing has changed then.
         """
-        self.settings, self.policy = settings, _policy(settings)
+        tls = _tls(settings)
+        self.settings, self.policy, self.tls = settings, _policy(settings), tls
         self.limits = self.waiting.limits = self.tunnels.limits = self.failures.limits = _limits(settings)
         for session in list(self.sessions):
             session.settings_changed()
@@ -191,6 +200,15 @@ def _policy(settings: ServerSettings) -> Policy:
     return Policy(settings.tokens, settings.destination, allow=settings.allow, deny=settings.deny)
 
 
+def _tls(settings: ServerSettings) -> ssl.SSLContext | None:
+    """Raises SettingsError."""
+    if settings.tls is None:
+        return None
+    from http2tcp.net.tls_server import server_context
+
+    return server_context(settings.tls.certificate, settings.tls.key)
+
+
 def _limits(settings: ServerSettings) -> Limits:
     return (settings.limits or Limits()).within(allowed())
 
@@ -202,7 +220,7 @@ class _Connection:
         self._server = server
         # A connection is served by the settings that it came under.
         self._settings = server.settings
-        self._stream = stream
+        self._stream: SocketStream | ServerTLSStream = stream
         #: Who it comes from, as far as that is known: the peer, and then whom a trusted proxy names.
         self._client: Peer = "unix" if peer is None else unmapped(ip_address(peer.host))
         # Not behind a PROXY header that names nobody: the peer is trusted then, and its client is not.
@@ -227,6 +245,8 @@ class _Connection:
             with self._opening:
                 if self._settings.proxy_protocol:
                     await self._read_proxy_header(give_up)
+                if self._server.tls is not None:
+                    await self._secure(self._server.tls, give_up)
                 request = await self._read_head(give_up)
                 admission = self._authorise(request)
                 target = await self._dial(request, admission)
@@ -235,8 +255,8 @@ class _Connection:
                 reason = NoSession.PUSHED_OUT
         except Refusal as refusal:
             await self._refuse(refusal, give_up)
-        except _Departed:
-            reason = NoSession.CLIENT_LEFT
+        except _Departed as departed:
+            reason, words = NoSession.CLIENT_LEFT, str(departed)
         except Exception:
             # One tunnel's bug must not end the others.
             logger.exception("session %s failed; please report this", self._session.id)
@@ -317,6 +337,18 @@ class _Connection:
         if not data:
             raise _Departed
         return data
+
+    async def _secure(self, context: ssl.SSLContext, give_up: float) -> None:
+        from http2tcp.net.tls_server import HandshakeFailed, accept_tls
+
+        assert isinstance(self._stream, SocketStream)
+        try:
+            with trio.move_on_at(give_up):
+                self._stream = await accept_tls(self._stream, context)
+                return
+        except HandshakeFailed as error:
+            raise _Departed(str(error)) from None
+        raise _Departed("no TLS handshake in time")
 
     async def _read_head(self, give_up: float) -> TunnelRequest:
         forwarded_header = self._settings.forwarded_header if self._reads_forwarded else None

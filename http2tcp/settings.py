@@ -41,6 +41,16 @@ _TOKEN_CHARACTERS = frozenset("!#$%&'*+-.^_`|~0123456789abcdefghijklmnopqrstuvwx
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class ServerTLS:
+    """With what a server without a front end serves https: files in PEM, which are read when it starts."""
+
+    #: The server's certificate first, then those that lead to its authority.
+    certificate: str
+    #: None: in the same file.
+    key: str | None = None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class ServerSettings:
     """The server's. Times are in seconds. Raises SettingsError where they cannot be served."""
 
@@ -67,6 +77,8 @@ class ServerSettings:
     forwarded_header: str = DEFAULT_FORWARDED_HEADER
     #: Every connection begins with a PROXY protocol header.
     proxy_protocol: bool = False
+    #: Serve https. None: plain http, for a front end.
+    tls: ServerTLS | None = None
     #: Where metrics and health are served; None: nowhere.
     admin: Address | None = None
     #: From the accepted connection to the end of its request's head.

@@ -21,7 +21,7 @@ from typing import NoReturn
 
 import trio
 
-from http2tcp.errors import SettingsError
+from http2tcp.errors import SettingsError, TLSRequired
 from http2tcp.net.streams import SocketStream
 from http2tcp.net.tls import TLSStream, bare_context, what_broke
 from http2tcp.protocol.certificate import CertificateError, parse_certificate
@@ -35,10 +35,6 @@ _KEY = b"PRIVATE KEY-----"
 _LINGER = 1.0
 # A close_notify in TLS 1.2 with CBC and SHA-384, the longest, has less than 100 bytes.
 _ALERT = 4096
-
-
-class PlainHTTP(Exception):
-    """The client speaks HTTP without TLS."""
 
 
 class HandshakeFailed(Exception):
@@ -103,19 +99,19 @@ def _tell_dates(path: str, base64: bytes) -> None:
 async def accept_tls(stream: SocketStream, context: ssl.SSLContext) -> ServerTLSStream:
     """Shake hands as a server, on a connection from which nothing was read too far.
 
-    The caller sets the deadline. Raises PlainHTTP, which leaves the stream and all its bytes, or HandshakeFailed,
+    The caller sets the deadline. Raises TLSRequired, which leaves the stream and all its bytes, or HandshakeFailed,
     after which it is closed.
     """
     try:
         # RFC 8446, section 5.1: a handshake begins with 22, which is no letter.
         if (await _peek(stream)).isalpha():
-            raise PlainHTTP
+            raise TLSRequired
         tls = ServerTLSStream(
             context.wrap_socket(
                 stream.socket, server_side=True, do_handshake_on_connect=False, suppress_ragged_eofs=False
             )
         )
-    except PlainHTTP:
+    except TLSRequired:
         raise
     except OSError as error:
         stream.abort()

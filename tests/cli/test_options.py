@@ -158,6 +158,8 @@ VARIABLES: dict[str, tuple[str, tuple[str, ...], Any, Any]] = {
         lambda ran: list(ran.server.allow_origins),
         ["https://a.example", "http://b:8080"],
     ),
+    "tls_cert": ("FILE", SERVER, lambda ran: ran.server.tls.certificate, "FILE"),
+    "tls_key": ("FILE", (*SERVER, "--tls-cert", "FILE"), lambda ran: ran.server.tls.key, "FILE"),
     "admin": ("9090", SERVER, lambda ran: ran.server.admin, TCPAddress("127.0.0.1", 9090)),
     "trusted_proxy": (
         "10.0.0.0/8\nunix\n2001:db8::1",
@@ -258,6 +260,9 @@ def test_an_empty_variable_is_no_value(http2tcp: Run, name: str) -> None:
         arguments = CLIENT
         look = lambda ran: ran.client.tls.client_key  # noqa: E731
         expected = "FILE"
+    if name in ("tls_cert", "tls_key"):
+        arguments = SERVER
+        look = lambda ran: None if ran.server.tls is None else ran.server.tls.certificate  # noqa: E731
     ran = http2tcp(*arguments, **{f"HTTP2TCP_{name.upper()}": ""})
     assert ran.status == 0, ran.err
     assert look(ran) != expected or name in ("verbose", "quiet", "no_proxy")

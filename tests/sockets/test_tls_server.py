@@ -18,15 +18,16 @@ import trio
 import trio.testing
 import trustme
 
+from http2tcp.errors import TLSRequired
 from http2tcp.net.relay import End, Traffic, relay
 from http2tcp.net.streams import SocketStream
 from http2tcp.net.tls import client_context
-from http2tcp.net.tls_server import HandshakeFailed, PlainHTTP, ServerTLSStream, accept_tls, server_context
+from http2tcp.net.tls_server import HandshakeFailed, ServerTLSStream, accept_tls, server_context
 from tests.support.descriptors import open_descriptors
 from tests.support.loopback import read_all, read_until_broken
 from tests.support.memory_stream import memory_pair
 from tests.support.processes import PATIENCE, program
-from tests.support.tls_peer import BIOClient, read_exactly, tls_client
+from tests.support.tls_peer import BIOClient, client_hello, read_exactly, tls_client
 
 VERSIONS = [ssl.TLSVersion.TLSv1_2, ssl.TLSVersion.TLSv1_3]
 CUT = (ssl.SSLEOFError, ConnectionResetError)
@@ -154,7 +155,7 @@ async def test_http_without_tls_is_told_apart_and_nothing_of_it_is_taken(first: 
     stream, theirs = connection()
     with theirs:
         theirs.sendall(first)
-        with pytest.raises(PlainHTTP):
+        with pytest.raises(TLSRequired):
             await accept_tls(stream, identity.context)
         assert await stream.receive_some() == first
         await stream.send_all(b"400")
@@ -197,7 +198,7 @@ async def test_a_client_that_leaves_during_the_handshake_is_let_go_at_once(
 @pytest.mark.parametrize("sent", [0, 1, 50])
 async def test_a_handshake_that_is_given_up_leaves_no_socket(sent: int, identity: Identity) -> None:
     stream, theirs = connection()
-    hello = BIOClient(identity.client(), theirs).hello()
+    hello = client_hello(identity.client())
     with theirs:
         theirs.sendall(hello[:sent])
         with trio.move_on_after(0.05) as scope:

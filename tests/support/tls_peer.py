@@ -186,6 +186,14 @@ def tls_client(context: ssl.SSLContext, habit: Habit, *, name: str = "localhost"
         raise failures[0]
 
 
+def client_hello(context: ssl.SSLContext) -> bytes:
+    """What a client says first, to localhost."""
+    outgoing = ssl.MemoryBIO()
+    with suppress(ssl.SSLWantReadError):
+        context.wrap_bio(ssl.MemoryBIO(), outgoing, server_hostname="localhost").do_handshake()
+    return outgoing.read()
+
+
 class BIOClient:
     """A client whose TLS runs apart from its socket, which blocks: it can half-close, and stop anywhere."""
 
@@ -193,12 +201,6 @@ class BIOClient:
         self._socket = sock
         self._incoming, self._outgoing = ssl.MemoryBIO(), ssl.MemoryBIO()
         self.tls = context.wrap_bio(self._incoming, self._outgoing, server_hostname="localhost")
-
-    def hello(self) -> bytes:
-        """The first flight, unsent."""
-        with suppress(ssl.SSLWantReadError):
-            self.tls.do_handshake()
-        return self._outgoing.read()
 
     def handshake(self, piece: int = 65536) -> None:
         """Shake hands, and send so many bytes at a time."""
