@@ -15,6 +15,7 @@ from http2tcp.errors import (
     Forbidden,
     HeadTimeout,
     ProxyAuthenticationRequired,
+    ProxyHeaderRefused,
     TargetUnreachable,
     TooManyRequests,
     Unauthorized,
@@ -101,6 +102,14 @@ def test_a_session_that_was_stopped_before_it_opened_has_one_record(records: Lin
     assert records() == [
         f"abandoned session={session.id} client=192.0.2.1 port=40000 token=alice target=db:5432 reason=stopped"
     ]
+
+
+def test_a_missing_proxy_header_is_said_in_words_since_the_operator_has_to_turn_it_on(records: Lines) -> None:
+    session = Session(CLIENT)
+    session.refused(ProxyHeaderRefused("it does not begin with a PROXY header"))
+    assert records()[0].endswith(
+        " status=400 error=proxy_configuration_error detail='it does not begin with a PROXY header'"
+    )
 
 
 def test_a_refusal_names_the_rule_for_the_operator(records: Lines) -> None:
