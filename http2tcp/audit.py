@@ -75,6 +75,8 @@ class NoSession(Enum):
     CLIENT_LEFT = "client_left"
     #: Others needed its place, and it had waited longest without a token.
     PUSHED_OUT = "pushed_out"
+    #: No TLS session came about; the record's detail has OpenSSL's word for why.
+    NO_TLS = "no_tls"
 
 
 class Record(dict[str, object]):

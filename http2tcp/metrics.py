@@ -51,7 +51,7 @@ REFUSALS = (
 
 #: `audit.Reason`, and `audit.NoSession` with the one of the others that may come before there is a tunnel.
 ENDINGS = ("closed", "client_broke", "target_broke", "idle", "max_session", "expired", "revoked", "stopped", "failed")
-ABANDONED = ("client_left", "pushed_out", "stopped")
+ABANDONED = ("client_left", "pushed_out", "no_tls", "stopped")
 
 
 class _Traffic(Protocol):

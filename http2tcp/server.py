@@ -255,8 +255,10 @@ class _Connection:
                 reason = NoSession.PUSHED_OUT
         except Refusal as refusal:
             await self._refuse(refusal, give_up)
-        except _Departed as departed:
-            reason, words = NoSession.CLIENT_LEFT, str(departed)
+        except _Departed:
+            reason = NoSession.CLIENT_LEFT
+        except _NoTLS as error:
+            reason, words = NoSession.NO_TLS, str(error)
         except Exception:
             # One tunnel's bug must not end the others.
             logger.exception("session %s failed; please report this", self._session.id)
@@ -345,10 +347,13 @@ class _Connection:
         try:
             with trio.move_on_at(give_up):
                 self._stream = await accept_tls(self._stream, context)
+                self._server.waiting.speaks(self)
                 return
+        except trio.BrokenResourceError:
+            raise _Departed from None
         except HandshakeFailed as error:
-            raise _Departed(str(error)) from None
-        raise _Departed("no TLS handshake in time")
+            raise _NoTLS(str(error)) from None
+        raise _NoTLS("the handshake took too long")
 
     async def _read_head(self, give_up: float) -> TunnelRequest:
         forwarded_header = self._settings.forwarded_header if self._reads_forwarded else None
@@ -501,6 +506,10 @@ class _Connection:
 
 class _Departed(Exception):
     """The client closed or broke the connection before its request was whole."""
+
+
+class _NoTLS(Exception):
+    """No TLS session came about. `str(error)` says why."""
 
 
 _REASONS = {

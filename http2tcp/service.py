@@ -106,12 +106,15 @@ class Service:
         """The server listens: to it, this is its TaskStatus."""
         settings = self._server.settings
         reach = "any destination, with the token" if settings.tokens else f"{settings.destination} alone, for everybody"
-        logger.info("listening on %s; open to %s", _and(addresses or ()), reach)
-        if settings.proxy_protocol and not settings.trusted_proxies:
-            for address in addresses or ():
-                if isinstance(address, TCPAddress) and not is_loopback(address.host):
-                    words = "--proxy-protocol believes whoever reaches %s: name the proxies with --trusted-proxy"
-                    logger.warning(words, address)
+        how = "" if settings.tls is None else " for https"
+        logger.info("listening on %s%s; open to %s", _and(addresses or ()), how, reach)
+        exposed = [each for each in addresses or () if isinstance(each, TCPAddress) and not is_loopback(each.host)]
+        if exposed and settings.proxy_protocol and not settings.trusted_proxies:
+            words = "--proxy-protocol believes whoever reaches %s: name the proxies with --trusted-proxy"
+            logger.warning(words, _and(exposed))
+        if exposed and settings.tls is None and settings.tokens:
+            words = "tokens travel to %s in the clear: let nobody but a front end reach it, or serve https (--tls-cert)"
+            logger.warning(words, _and(exposed))
         self._notifier.tell("READY=1", f"STATUS={self._status()}")
         self._ready.set()
 

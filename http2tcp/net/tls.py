@@ -240,10 +240,15 @@ class TLSStream(Stream):
 
 def what_broke(error: ssl.SSLError) -> str:
     """The words for a session that failed."""
-    # The name of the same error before Python 3.11.4.
-    if isinstance(error, ssl.SSLEOFError) or error.reason == "UNEXPECTED_EOF_WHILE_READING":
+    if is_cut(error):
         return "TLS ended without close_notify"
     return f"TLS failed: {error.reason or 'unknown error'}"
+
+
+def is_cut(error: ssl.SSLError) -> bool:
+    """Whether the connection ended below TLS."""
+    # The name of the same error before Python 3.11.4.
+    return isinstance(error, ssl.SSLEOFError) or error.reason == "UNEXPECTED_EOF_WHILE_READING"
 
 
 async def open_tls(

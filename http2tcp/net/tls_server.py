@@ -22,8 +22,8 @@ from typing import NoReturn
 import trio
 
 from http2tcp.errors import SettingsError, TLSRequired
-from http2tcp.net.streams import SocketStream
-from http2tcp.net.tls import TLSStream, bare_context, what_broke
+from http2tcp.net.streams import SocketStream, broken
+from http2tcp.net.tls import TLSStream, bare_context, is_cut
 from http2tcp.protocol.certificate import CertificateError, parse_certificate
 
 logger = logging.getLogger(__name__)
@@ -99,8 +99,8 @@ def _tell_dates(path: str, base64: bytes) -> None:
 async def accept_tls(stream: SocketStream, context: ssl.SSLContext) -> ServerTLSStream:
     """Shake hands as a server, on a connection from which nothing was read too far.
 
-    The caller sets the deadline. Raises TLSRequired, which leaves the stream and all its bytes, or HandshakeFailed,
-    after which it is closed.
+    The caller sets the deadline. Raises TLSRequired, which leaves the stream and all its bytes; HandshakeFailed; or
+    BrokenResourceError where the client left. The connection is closed then.
     """
     try:
         # RFC 8446, section 5.1: a handshake begins with 22, which is no letter.
@@ -115,18 +115,21 @@ async def accept_tls(stream: SocketStream, context: ssl.SSLContext) -> ServerTLS
         raise
     except OSError as error:
         stream.abort()
-        raise HandshakeFailed(_reason(error)) from error
+        raise broken(error) from error
     except BaseException:
         stream.abort()
         raise
     try:
         await tls.handshake()
     except ssl.SSLError as error:
+        if is_cut(error):
+            tls.abort()
+            raise trio.BrokenResourceError("it ended in the handshake") from error
         await _deliver_alert(tls)
-        raise HandshakeFailed(what_broke(error)) from error
+        raise HandshakeFailed(_reason(error)) from error
     except OSError as error:
         tls.abort()
-        raise HandshakeFailed(_reason(error)) from error
+        raise broken(error) from error
     except BaseException:
         tls.abort()
         raise

@@ -420,3 +420,41 @@ async def test_a_server_without_its_certificate_does_not_start(site: Site) -> No
     site.file.unlink()
     with pytest.raises(SettingsError, match="no such file or directory"):
         Server(ServerSettings(tokens=[TOKEN], tls=site.tls))
+
+
+# --- what the log says of it ------------------------------------------------------------------
+
+
+async def the_end(caplog: pytest.LogCaptureFixture) -> str:
+    """The record of the one connection that came to nothing."""
+    with trio.fail_after(PATIENCE):
+        while not (found := [record for record in caplog.records if record.name == "http2tcp.audit"]):
+            await trio.sleep(0.01)
+    return found[0].getMessage()
+
+
+async def test_a_client_that_does_not_trust_the_certificate_is_in_the_log_with_its_reason(
+    site: Site, caplog: pytest.LogCaptureFixture
+) -> None:
+    async with served(tls=site.tls) as server:
+        with pytest.raises(TLSFailed):
+            await http2tcp.open_tunnel(url(server), "localhost:22", token=TOKEN)
+        assert "reason=no_tls detail='tlsv1 alert unknown ca'" in await the_end(caplog)
+
+
+async def test_a_probe_that_connects_and_leaves_is_no_failed_handshake(
+    site: Site, caplog: pytest.LogCaptureFixture
+) -> None:
+    async with served(tls=site.tls) as server:
+        async with await trio.open_tcp_stream(server.address.host, server.address.port):
+            pass
+        assert (await the_end(caplog)).endswith("reason=client_left")
+
+
+async def test_a_slow_handshake_is_in_the_log(
+    site: Site, caplog: pytest.LogCaptureFixture, patient_clock: trio.testing.MockClock
+) -> None:
+    async with served(tls=site.tls) as server:
+        async with await trio.open_tcp_stream(server.address.host, server.address.port) as stream:
+            assert await read_until_broken(stream) == b""
+            assert "reason=no_tls detail='the handshake took too long'" in await the_end(caplog)

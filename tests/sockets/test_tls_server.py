@@ -124,7 +124,7 @@ async def test_old_versions_are_refused_by_an_alert_that_says_so(version: str, i
 
         async def serve() -> None:
             ours, _ = await trio.to_thread.run_sync(listener.accept)
-            with pytest.raises(HandshakeFailed, match="TLS failed: UNSUPPORTED_PROTOCOL"):
+            with pytest.raises(HandshakeFailed, match="unsupported protocol"):
                 await accepted(identity, ours)
 
         async with trio.open_nursery() as nursery:
@@ -146,7 +146,7 @@ async def test_a_client_that_does_not_trust_the_certificate_says_so_to_the_log(i
     with theirs:
         async with trio.open_nursery() as nursery:
             nursery.start_soon(trio.to_thread.run_sync, refuse)
-            with pytest.raises(HandshakeFailed, match="TLS failed: TLSV1_ALERT_UNKNOWN_CA"):
+            with pytest.raises(HandshakeFailed, match="tlsv1 alert unknown ca"):
                 await accept_tls(stream, identity.context)
 
 
@@ -172,7 +172,7 @@ async def test_what_is_neither_tls_nor_http_is_hung_up_on(junk: bytes, identity:
         theirs.sendall(junk)
         theirs.shutdown(socket.SHUT_WR)
         with trio.fail_after(PATIENCE):
-            with pytest.raises(HandshakeFailed):
+            with pytest.raises((HandshakeFailed, trio.BrokenResourceError)):
                 await accept_tls(stream, identity.context)
         # An alert at most, and then the end.
         with suppress(ConnectionResetError):
@@ -191,7 +191,7 @@ async def test_a_client_that_leaves_during_the_handshake_is_let_go_at_once(
         theirs.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
     theirs.close()
     with trio.fail_after(0.8):
-        with pytest.raises(HandshakeFailed):
+        with pytest.raises(trio.BrokenResourceError):
             await accept_tls(stream, identity.context)
 
 
