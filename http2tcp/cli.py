@@ -7,21 +7,27 @@ import logging
 import os
 import stat
 import sys
+import time
 from base64 import b64decode
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 import click
 
 from http2tcp import __version__
 from http2tcp.address import parse_destination, parse_endpoint, parse_host, parse_listen
-from http2tcp.errors import AddressError, Http2tcpError, SettingsError, StdioFailed, TunnelError
+from http2tcp.errors import AddressError, ConfigError, Http2tcpError, SettingsError, StdioFailed, TunnelError
 from http2tcp.protocol.transport import Transport
 
 if TYPE_CHECKING:
+    from http2tcp.config import Key
     from http2tcp.forwards import Forward
+    from http2tcp.limits import Limits
     from http2tcp.net.head_start import HeadStart
+    from http2tcp.policy import Token
     from http2tcp.proxy_choice import Proxy
+    from http2tcp.rules import Rule
     from http2tcp.settings import ClientSettings, ServerSettings, ServerTLS
 
 logger = logging.getLogger("http2tcp")
@@ -38,6 +44,7 @@ _AUTO = "auto"
 EPILOG = """\b
 Examples:
   http2tcp -s --token-file /etc/http2tcp/token
+  http2tcp -s --config /etc/http2tcp/http2tcp.toml
   http2tcp -c -e https://example.com/~http2tcp/ -d db:5432 -l 5432
   http2tcp --demo
 
@@ -45,8 +52,8 @@ Examples:
 In ~/.ssh/config:
   ProxyCommand http2tcp -c -e https://example.com/~http2tcp/ -d %h:%p
 
-Every option but --check, --json, --ssh-config and the last three can come from the environment:
-HTTP2TCP_TOKEN for --token, and so on.
+Every option but --new-token, --as, --json, --ssh-config and the last four can come from the
+environment: HTTP2TCP_TOKEN for --token, and so on.
 
 Exit status: 0 done, 2 usage, 64 to 75 the hop that failed, 1 a bug.
 """
@@ -58,9 +65,11 @@ Exit status: 0 done, 2 usage, 64 to 75 the hop that failed, 1 a bug.
 class _Parsed(click.ParamType):  # type: ignore[type-arg]  # generic from click 8.4 on
     """A value that one of our own parsers makes."""
 
-    def __init__(self, name: str, parse: Callable[[str], Any]) -> None:
+    def __init__(self, name: str, parse: Callable[[str], Any], *, number: bool = False) -> None:
         self.name = name
         self._parse = parse
+        #: Whether a number says it as well as a text does.
+        self.number = number
 
     def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:
         if not isinstance(value, str):
@@ -147,14 +156,35 @@ def _parse_trusted_proxy(text: str) -> Any:
     return parse_trusted_proxy(text)
 
 
-def _parse_seconds(text: str) -> float:
-    try:
-        seconds = float(text)
-    except ValueError:
-        seconds = -1.0
-    if not 0 < seconds < 1e9:
-        raise SettingsError(f"{text!a}: expected a number of seconds above 0")
-    return seconds
+def _parse_path(text: str) -> str:
+    from http2tcp.settings import check_path
+
+    check_path(text)
+    return text
+
+
+def _parse_rule(text: str) -> Rule:
+    from http2tcp.rules import parse_rule
+
+    return parse_rule(text)
+
+
+def _parse_duration(text: str) -> float:
+    from http2tcp.quantities import parse_duration
+
+    return parse_duration(text)
+
+
+def _parse_rate(text: str) -> float:
+    from http2tcp.quantities import parse_rate
+
+    return parse_rate(text)
+
+
+def _parse_count(text: str) -> int:
+    from http2tcp.quantities import parse_count
+
+    return parse_count(text)
 
 
 def _parse_transport(text: str) -> Transport | None:
@@ -182,7 +212,8 @@ def _parse_dynamic_forward(text: str) -> Forward:
 _DESTINATION = _Parsed("HOST:PORT", parse_destination)
 _LISTEN = _Parsed("[HOST:]PORT", parse_listen)
 _ENDPOINT = _Parsed("URL", parse_endpoint)
-_SECONDS = _Parsed("SECONDS", _parse_seconds)
+_TIME = _Parsed("TIME", _parse_duration, number=True)
+_COUNT = _Parsed("N", _parse_count, number=True)
 _FILE = _Parsed("FILE", _parse_file)
 _HEADER = _Parsed("NAME: VALUE", _parse_header)
 
@@ -231,7 +262,20 @@ def _both(*names: str, **attributes: Any) -> Callable[[Callable[..., Any]], Call
     context_settings={"auto_envvar_prefix": ENV_PREFIX, "max_content_width": 100, "allow_extra_args": True},
 )
 @_server("-s", "--server", is_flag=True, help="Serve tunnels, behind a front end such as nginx.")
-@_server("--path", metavar="/PATH", help="Answer at this path only.")
+@_server("--config", metavar="FILE", help="Take from this TOML file what is said nowhere else, and named tokens.")
+@_server(
+    "--allow",
+    type=_Parsed("RULE", _parse_rule),
+    multiple=True,
+    help="Let tokens go there alone: NAME:PORT, *.NAME:PORT, NETWORK:PORT, unix:/PATH.  [repeatable]",
+)
+@_server(
+    "--deny",
+    type=_Parsed("RULE", _parse_rule),
+    multiple=True,
+    help="Let no token go there, whatever allows it.  [repeatable]",
+)
+@_server("--path", type=_Parsed("/PATH", _parse_path), help="Answer at this path only.")
 @_server(
     "--allow-origin",
     type=_Parsed("ORIGIN", _parse_origin),
@@ -255,8 +299,19 @@ def _both(*names: str, **attributes: Any) -> Callable[[Callable[..., Any]], Call
     help="The one header in which it says so.  [default: X-Forwarded-For]",
 )
 @_server("--proxy-protocol", is_flag=True, help="Every connection begins with a PROXY header (v1 or v2) that says so.")
-@_server("--connect-timeout", type=_SECONDS, default="10", help="To reach a target.  [default: 10]")
-@_server("--grace", type=_SECONDS, default="30", help="For open tunnels after SIGTERM.  [default: 30]")
+@_server("--head-timeout", type=_TIME, default=10, help="For a request to be complete.  [default: 10]")
+@_server("--connect-timeout", type=_TIME, default=10, help="To reach a target.  [default: 10]")
+@_server("--grace", type=_TIME, default=30, help="For open tunnels after SIGTERM.  [default: 30]")
+@_server("--max-tunnels", type=_COUNT, help="Tunnels at once.  [default: as many as descriptors allow]")
+@_server("--max-unauthenticated", type=_COUNT, help="Connections without an accepted token.  [default: 4096]")
+@_server("--idle-timeout", type=_TIME, help="End tunnels that are silent both ways for so long.  [default: never]")
+@_server("--max-session", type=_TIME, help="End tunnels that have lasted so long.  [default: never]")
+@_server(
+    "--max-rate",
+    type=_Parsed("BYTES", _parse_rate, number=True),
+    help="A tunnel's bytes a second each way, as in 10M.  [default: no limit]",
+)
+@_server("--keep-sessions", is_flag=True, help="Let open tunnels go on when their token expires or is taken away.")
 @_server(
     "--log-format",
     type=click.Choice(["text", "json"]),
@@ -264,6 +319,21 @@ def _both(*names: str, **attributes: Any) -> Callable[[Callable[..., Any]], Call
     help="text, or json: one object a line.  [default: text]",
 )
 @_server("--log-file", metavar="FILE", help="Log to this file and not to stderr; it may be rotated.")
+@_server(
+    "--new-token",
+    metavar="[NAME]",
+    is_flag=False,
+    flag_value="",
+    allow_from_autoenv=False,
+    help="Print a new token and the lines of --config that let it in, and end.",
+)
+@_server(
+    "--as",
+    metavar="NAME HOST:PORT",
+    type=(str, _DESTINATION),
+    allow_from_autoenv=False,
+    help="With --check: say whether that token may go there, and why.",
+)
 @_client("-c", "--client", is_flag=True, help="Open a tunnel, for stdin and stdout or from -l, -L or -D.")
 @_client("-e", "--endpoint", type=_ENDPOINT, help="The server's location, as in https://example.com/~http2tcp/.")
 @_client(
@@ -310,7 +380,6 @@ def _both(*names: str, **attributes: Any) -> Callable[[Callable[..., Any]], Call
 @_client("--no-proxy", is_flag=True, help="Go through no proxy, whatever HTTPS_PROXY and its like say.")
 @_client("--fdpass", is_flag=True, help="For ssh's ProxyUseFdpass: hand it the connection and leave. http only.")
 @_client("--insecure", is_flag=True, help="Trust any certificate.")
-@_client("--check", is_flag=True, allow_from_autoenv=False, help="Say how far each hop of the way works, and end.")
 @_client("--json", is_flag=True, allow_from_autoenv=False, help="With --check: one JSON document.")
 @_client(
     "--ssh-config",
@@ -331,11 +400,18 @@ def _both(*names: str, **attributes: Any) -> Callable[[Callable[..., Any]], Call
     "-l",
     "--listen",
     type=_LISTEN,
-    help="Where to listen. Server: 127.0.0.1:12345 by default. Client: in place of stdin and stdout.",
+    multiple=True,
+    help="Where to listen. Server: 127.0.0.1:12345 by default; repeatable. Client: in place of stdin and stdout.",
 )
-@_both("--keepalive", type=_SECONDS, default="25", help="Break silence so often, but on raw transports.  [default: 25]")
+@_both("--keepalive", type=_TIME, default=25, help="Break silence so often, but on raw transports.  [default: 25]")
 @_both("-v", "--verbose", is_flag=True, help="Say more.")
 @_both("-q", "--quiet", is_flag=True, help="Say errors only.")
+@_both(
+    "--check",
+    is_flag=True,
+    allow_from_autoenv=False,
+    help="Client: say how far each hop of the way works. Server: show its policy. And end.",
+)
 @_both("--demo", is_flag=True, allow_from_autoenv=False, help="Serve, tunnel and check on loopback, and end.")
 @click.version_option(__version__, message="http2tcp %(version)s", allow_from_autoenv=False)
 @click.help_option("-h", "--help", allow_from_autoenv=False)
@@ -351,22 +427,26 @@ def command(ctx: click.Context, /, **options: Any) -> int:
         # No message shows them: where quotes are forgotten, they are a piece of a secret.
         raise SettingsError("expected options alone, but one word belongs to none: are quotes missing around a value?")
     mode = _mode(ctx, options)
+    if mode == "new-token":
+        _show_new_token(options["new_token"])
+        return 0
     if mode == "ssh-config":
         # As bytes: the name of a file need not be UTF-8.
         sys.stdout.buffer.write(os.fsencode(_host_block(ctx, options)))
         return 0
-    if options["json"] and not options["check"]:
-        raise SettingsError("--json is the form of --check's report, and needs --check")
-    if options["check"] and mode != "client":
-        raise SettingsError("--check is for a client: expected it with -c, and with the options of that client")
+    _refuse_misplaced(ctx, options, mode)
     normal = logging.WARNING if mode == "demo" else logging.INFO
     level = logging.ERROR if options["quiet"] else logging.DEBUG if options["verbose"] else normal
-    start_logging(level, hold_back=mode == "server")
+    start_logging(level, hold_back=mode == "server" and not options["check"])
     match mode:
         case "demo":
             from http2tcp.demo import run_demo
 
             return run_demo()
+        case "server" if options["check"]:
+            from http2tcp.process import run_server_check
+
+            return run_server_check(_server_settings(ctx, options), options["as"])
         case "server":
             from http2tcp.process import run_server
 
@@ -383,6 +463,18 @@ def command(ctx: click.Context, /, **options: Any) -> int:
             return run_client(settings, head_start)
 
 
+def _refuse_misplaced(ctx: click.Context, options: dict[str, Any], mode: str) -> None:
+    """Options that say something to another mode alone."""
+    if options["check"] and mode not in ("client", "server"):
+        raise SettingsError("--check needs -c and the options of that client, or -s and those of that server")
+    if options["json"] and not (options["check"] and mode == "client"):
+        raise SettingsError("--json is the form of a client's report, and needs -c --check")
+    if options["as"] is not None and not (options["check"] and mode == "server"):
+        raise SettingsError("--as asks about a server's policy: expected -s --check --as NAME HOST:PORT")
+    if mode == "client" and _on_command_line(ctx, "config"):
+        raise SettingsError("--config is a server's: a client has options and variables")
+
+
 def _head_start(settings: ClientSettings) -> HeadStart | None:
     """The way to the endpoint is begun before trio is imported, which takes as long as a round trip."""
     if settings.proxy is not None:
@@ -393,6 +485,8 @@ def _head_start(settings: ClientSettings) -> HeadStart | None:
 
 
 def _mode(ctx: click.Context, options: dict[str, Any]) -> str:
+    if options["new_token"] is not None:
+        return "new-token"
     if options["ssh_config"] is not None:
         others = ("server", "check", "json", "demo")
         if any(options[name] and _on_command_line(ctx, name) for name in others):
@@ -413,11 +507,13 @@ def _mode(ctx: click.Context, options: dict[str, Any]) -> str:
 def _server_settings(ctx: click.Context, options: dict[str, Any]) -> ServerSettings:
     from http2tcp.settings import ServerSettings
 
-    token = _token(ctx, options)
+    options, tokens = _configured(ctx, options)
     return ServerSettings(
-        listen=options["listen"] or (),
-        tokens=() if token is None else (token,),
+        listen=options["listen"],
+        tokens=tokens,
         destination=options["destination"],
+        allow=options["allow"],
+        deny=options["deny"],
         path=options["path"],
         allow_origins=options["allow_origin"],
         connect=options["connect"],
@@ -426,12 +522,28 @@ def _server_settings(ctx: click.Context, options: dict[str, Any]) -> ServerSetti
         trusted_proxies=options["trusted_proxy"],
         forwarded_header=options["forwarded_header"],
         proxy_protocol=options["proxy_protocol"],
+        head_timeout=options["head_timeout"],
         connect_timeout=options["connect_timeout"],
+        limits=_limits(options),
         grace=options["grace"],
         keepalive=options["keepalive"],
+        keep_sessions=options["keep_sessions"],
         log_format=options["log_format"],
         log_file=options["log_file"],
     )
+
+
+def _limits(options: dict[str, Any]) -> Limits:
+    from http2tcp.limits import Limits
+
+    limits = Limits(
+        tunnels=options["max_tunnels"],
+        idle_timeout=options["idle_timeout"],
+        max_session=options["max_session"],
+        max_rate=options["max_rate"],
+    )
+    unauthenticated = options["max_unauthenticated"]
+    return limits if unauthenticated is None else replace(limits, unauthenticated=unauthenticated)
 
 
 def _server_tls(options: dict[str, Any]) -> ServerTLS | None:
@@ -442,6 +554,104 @@ def _server_tls(options: dict[str, Any]) -> ServerTLS | None:
     if options["tls_key"] is not None:
         raise SettingsError("--tls-key needs --tls-cert, the certificate that goes with it")
     return None
+
+
+# --- the configuration file -------------------------------------------------------------------
+
+# The file is the server's, and has tokens by their hashes alone.
+_NO_KEYS = {"server", "config", "token", "verbose", "quiet"}
+
+
+def _configured(ctx: click.Context, options: dict[str, Any]) -> tuple[dict[str, Any], Sequence[str | Token]]:
+    """The options, with the file's in the place of those that nobody gave, and the tokens of both.
+
+    Raises ConfigError or SettingsError.
+    """
+    # No rule at all is no policy; in the file, an empty list is one that allows nothing.
+    options = options | {"allow": options["allow"] or None}
+    if options["config"] is None:
+        token = _token(ctx, options)
+        return options, [] if token is None else [token]
+    from http2tcp.config import read_config
+
+    config = read_config(options["config"], config_keys(ctx))
+    values = {name: value for name, value in config.values.items() if ctx.get_parameter_source(name) is _Source.DEFAULT}
+    if _token_source(ctx, options) is not None:
+        values.pop("token_file", None)
+    options |= values
+    try:
+        token = _token(ctx, options)
+    except SettingsError as error:
+        if "token_file" not in values:
+            raise
+        raise ConfigError([f"{config.path}: token_file: {error}"]) from None
+    _look_at(config.tokens, token)
+    return options, config.tokens if token is None else [token, *config.tokens]
+
+
+def _look_at(tokens: Sequence[Token], other: str | None) -> None:
+    """Warn of those that have expired. Raises SettingsError where the other token is one of them."""
+    from http2tcp.policy import digest
+    from http2tcp.policy_report import expiry
+
+    now = time.time()
+    for token in tokens:
+        if other is not None and digest(other) == token.digest:
+            raise SettingsError(
+                f"{token.name} of --config has the token of -t or --token-file: whose rules would count?"
+            )
+        if token.expires <= now:
+            logger.warning("the token of %s %s: it opens nothing", token.name, expiry(token, now))
+
+
+def config_keys(ctx: click.Context) -> dict[str, Key]:
+    """What the file may say: every option of a server's that is no mode, no action and no secret."""
+    return {
+        str(param.name): _key(param, ctx)
+        for param in ctx.command.params
+        if isinstance(param, _Option)
+        and param.group != "Client"
+        and param.allow_from_autoenv
+        and param.name not in _NO_KEYS
+    }
+
+
+def _key(param: _Option, ctx: click.Context) -> Key:
+    from http2tcp.config import Key
+
+    def parse(text: str) -> Any:
+        try:
+            return param.type.convert(text, None, None)
+        except click.BadParameter as error:
+            raise SettingsError(error.message) from None
+
+    if param.is_flag:
+        return Key(parse, "flag")
+    if getattr(param.type, "number", False):
+        return Key(parse, "number", param.multiple)
+    return Key(parse, "file" if param.make_metavar(ctx) == "FILE" else "text", param.multiple)
+
+
+def _show_new_token(name: str) -> None:
+    """The lines go to stdout, which may be the file that they are for, and the token to stderr."""
+    from http2tcp.config import new_token, parse_name
+
+    if sys.stderr is None:
+        raise SettingsError("--new-token shows the token on stderr, and that is closed")
+    token, lines = new_token(parse_name(name) if name else "")
+    if sys.stderr.isatty():
+        whose = f" of {name}" if name else ""
+        print(
+            f"The token{whose}, shown this once; it goes into a file, for --token-file:\n\n  {token}\n", file=sys.stderr
+        )
+        if sys.stdout.isatty():
+            print("And its hash, for the server's --config:", file=sys.stderr)
+    else:
+        print(token, file=sys.stderr)
+    sys.stdout.write(lines)
+
+
+# --- the client's settings --------------------------------------------------------------------
 
 
 def _client_settings(
@@ -511,11 +721,13 @@ def _text_of(param: click.Parameter | None) -> str:
 def _forwards(options: dict[str, Any]) -> tuple[Forward, ...]:
     """What -l, -L and -D ask for, in this order."""
     forwards: tuple[Forward, ...] = options["local_forward"] + options["dynamic_forward"]
-    if options["listen"] is None:
+    if not options["listen"]:
         return forwards
+    if len(options["listen"]) > 1:
+        raise SettingsError("a client's -l is one address, with -d for where it leads; -L says both, and is repeatable")
     from http2tcp.forwards import Forward
 
-    return (Forward(options["listen"], options["destination"]), *forwards)
+    return (Forward(options["listen"][0], options["destination"]), *forwards)
 
 
 def _proxy(ctx: click.Context, options: dict[str, Any]) -> Proxy | None:
@@ -630,6 +842,8 @@ def _run(arguments: Sequence[str] | None) -> int:
         return command.main(arguments, prog_name="http2tcp", standalone_mode=False) or 0
     except click.ClickException as error:
         return _complain(" ".join(error.format_message().split()), EXIT_USAGE)
+    except ConfigError as error:
+        return max(_complain(mistake, error.exit_code) for mistake in error.mistakes)
     except TunnelError as error:
         return _complain(f"{error.hop}: {error}", error.exit_code)
     except Http2tcpError as error:

@@ -19,15 +19,13 @@ from dataclasses import dataclass, field
 from datetime import UTC, date, datetime, time, timedelta
 from typing import Any, Literal, NamedTuple
 
-from http2tcp.errors import Http2tcpError, SettingsError
-from http2tcp.policy import Token, digest
+from http2tcp.errors import ConfigError, Http2tcpError, SettingsError
+from http2tcp.policy import UNNAMED, Token, digest
 from http2tcp.quantities import parse_count
 from http2tcp.rules import Rule, parse_rule
 
 # An operator's words for a person or a machine; a line of the log holds them.
 _MAX_NAME = 64
-#: What `--as` calls who has no name: no token is called so.
-UNNAMED = "-"
 
 _TOKEN_KEYS = ("name", "sha256", "expires", "allow", "deny", "max_tunnels")
 _BARE_KEY = re.compile(r"[A-Za-z0-9_-]+", re.ASCII)
@@ -55,15 +53,6 @@ class Config:
     #: The options that it gives, by their keys.
     values: Mapping[str, Any]
     tokens: Sequence[Token] = field(repr=False)
-
-
-class ConfigError(SettingsError):
-    """A file that cannot be served. `mistakes` are all of them, a sentence each."""
-
-    def __init__(self, mistakes: Sequence[str]) -> None:
-        more = f" (and {len(mistakes) - 1} more: -s --check lists them)" if len(mistakes) > 1 else ""
-        super().__init__(mistakes[0] + more)
-        self.mistakes = mistakes
 
 
 def read_config(path: str, keys: Mapping[str, Key]) -> Config:

@@ -11,6 +11,7 @@ Exit codes: 0 done, 1 a bug of ours, 2 usage, from 64 up one a hop; docs/exit-co
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import ClassVar
 
 
@@ -30,6 +31,15 @@ class SettingsError(Http2tcpError):
     """Settings that are missing, wrong or at odds with each other."""
 
     exit_code = 2
+
+
+class ConfigError(SettingsError):
+    """A configuration file that cannot be served. `mistakes` are all of them, a sentence each."""
+
+    def __init__(self, mistakes: Sequence[str]) -> None:
+        more = f" (and {len(mistakes) - 1} more, which -s --check lists)" if len(mistakes) > 1 else ""
+        super().__init__(mistakes[0] + more)
+        self.mistakes = mistakes
 
 
 class ListenError(Http2tcpError):

@@ -40,6 +40,9 @@ _6TO4 = IPv6Network("2002::/16")  # RFC 3056, section 2
 _TEREDO = IPv6Network("2001::/32")  # RFC 4380, section 4
 _ISATAP = (0x00005EFE, 0x02005EFE)  # RFC 5214, section 6.1: these 32 bits, then the IPv4 address
 
+#: How an operator calls who has no name: no token may be called so.
+UNNAMED = "-"
+
 # Why, in an operator's words.
 _NOT_OPENED = "no rule of allow opens it"
 _NOT_NAMED = "no rule of allow names this Unix socket"

@@ -4,15 +4,17 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from datetime import UTC, datetime
+from typing import TYPE_CHECKING
 
-from http2tcp.config import UNNAMED
 from http2tcp.errors import SettingsError
 from http2tcp.limits import Limits
-from http2tcp.policy import BUILT_IN, Admission, Grant, Policy, Token
+from http2tcp.policy import BUILT_IN, UNNAMED, Admission, Grant, Policy, Token
 from http2tcp.protocol.transport import Transport
 from http2tcp.rules import IPAddress
 from http2tcp.settings import ServerSettings
+
+if TYPE_CHECKING:
+    from datetime import datetime
 
 _LABEL = 18
 # Of those who may go anywhere; more of them are counted.
@@ -86,26 +88,26 @@ def _doors(settings: ServerSettings) -> Rows:
 
 
 def _limits(settings: ServerSettings, limits: Limits) -> Rows:
-    rate = "as fast as it goes" if limits.max_rate is None else f"{_bytes(limits.max_rate)} a second each way"
-    life = "for any time" if limits.max_session is None else f"for {_time(limits.max_session)} at most"
-    idle = "" if limits.idle_timeout is None else f", silent for {_time(limits.idle_timeout)} at most"
-    return [
-        (
-            "limits",
-            [
-                f"{limits.tunnels} tunnels, {life}{idle}, {rate}",
-                f"{limits.unauthenticated} connections without an accepted token, "
-                f"{limits.unauthenticated_per_address} from one address",
-                f"{limits.failures_per_minute} wrong tokens a minute from one address",
-                f"{_time(settings.head_timeout)} for a request, {_time(settings.connect_timeout)} to reach its target",
-                f"{_time(settings.grace)} of grace at the end",
-            ],
-        )
+    lines = [f"{limits.tunnels} tunnels at once"]
+    if limits.max_session is not None:
+        lines.append(f"{_time(limits.max_session)} for a tunnel")
+    if limits.idle_timeout is not None:
+        lines.append(f"{_time(limits.idle_timeout)} of silence in a tunnel")
+    if limits.max_rate is not None:
+        lines.append(f"{_bytes(limits.max_rate)} a second each way in a tunnel")
+    lines += [
+        f"{limits.unauthenticated} connections without an accepted token, "
+        f"{limits.unauthenticated_per_address} from one address",
+        f"{limits.failures_per_minute} wrong tokens a minute from one address",
+        f"{_time(settings.head_timeout)} for a request to be complete",
+        f"{_time(settings.connect_timeout)} to reach its target",
+        f"{_time(settings.grace)} for open tunnels when the server is stopped",
     ]
+    return [("limits", lines)]
 
 
 def _token(settings: ServerSettings, token: Token, now: float) -> Rows:
-    own = [expiry(token, now)]
+    own = [expiry(token, now) + (", opens nothing" if token.expires <= now else "")]
     if token.max_tunnels is not None:
         own.append(f"{token.max_tunnels} tunnels at once")
     rows: Rows = [(f"token {token.name or 'without a name'}", ["; ".join(own)])]
@@ -154,11 +156,13 @@ def expiry(token: Token, now: float) -> str:
         words = f"expired at the end of {day} (UTC)" if over else f"good to the end of {day} (UTC)"
     else:
         end = _utc(token.expires).replace(tzinfo=None).isoformat(" ", "seconds")
-        words = f"{'expired' if over else 'good until'} {end} UTC"
-    return f"{words}: it opens nothing" if over else f"{words}, {_about(token.expires - now)} from now"
+        words = f"{'expired at' if over else 'good until'} {end} UTC"
+    return words if over else f"{words}, {_about(token.expires - now)} from now"
 
 
 def _utc(seconds: float) -> datetime:
+    from datetime import UTC, datetime  # here, since a server's start needs none
+
     # An offset may lead out of what a datetime can be.
     return datetime.fromtimestamp(min(max(seconds, _FIRST), _LAST), UTC)
 
@@ -189,37 +193,43 @@ def _bytes(number: float) -> str:
 
 
 def grant_of(policy: Policy, name: str) -> Grant:
-    """What the token of this name may do; UNNAMED: that of -t, or everybody. Raises SettingsError."""
+    """What the token of this name may do; UNNAMED: that of -t, or where none is asked for, any client.
+
+    Raises SettingsError.
+    """
     tokens = {token.name or UNNAMED: token for token in policy.tokens}
     if not tokens and name == UNNAMED:
         return policy.authenticate(None, 0)
     if name not in tokens:
-        known = ", ".join(tokens) or f"{UNNAMED}, which is everybody"
-        raise SettingsError(f"--as: no token is called {name!a}; there is {known}")
+        known = ", ".join(tokens) or f"{UNNAMED} alone, for any client: it asks for no token"
+        raise SettingsError(f"--as: no token is called {name!a}; the server knows {known}")
     return policy.grant(tokens[name])
-
-
-def why_admitted(admission: Admission) -> str:
-    """By what the name was let through; empty where its addresses decide."""
-    if admission.rule is not None:
-        return f"by allow {admission.rule}"
-    return "without allow, which leaves every destination open" if admission.by_name else ""
-
-
-def judged(admission: Admission, addresses: Sequence[IPAddress]) -> tuple[bool, str]:
-    """Whether one of the destination's addresses may be dialled, and a line for each."""
-    lines, open_to_it = [], False
-    for address in dict.fromkeys(addresses):
-        refusal = admission.refusal(address)
-        rule = admission.admitting(address)
-        words = f"closed: {refusal}" if refusal else "open" if rule is None else f"open, by allow {rule}"
-        lines.append(f"  {address!s:<{_LABEL - 3}} {words}")
-        open_to_it |= not refusal
-    return open_to_it, "\n".join(lines)
 
 
 def who(grant: Grant) -> str:
     """Whose grant it is."""
     if grant.token is None:
-        return "everybody"
+        return "a client"
     return grant.token.name or "the token without a name"
+
+
+def why_admitted(grant: Grant, admission: Admission) -> str:
+    """What lets the name through; empty where its addresses decide."""
+    if admission.rule is not None:
+        return f"allow {admission.rule}"
+    if grant.pinned:
+        return "it is the default destination, which is open to everybody"
+    return "no allow is for it, so that every destination is open" if admission.by_name else ""
+
+
+def judged(admission: Admission, addresses: Sequence[IPAddress]) -> tuple[str, str]:
+    """What opens the first of the destination's addresses that may be dialled, or nothing; and a line for each."""
+    lines, opened = [], ""
+    for address in dict.fromkeys(addresses):
+        refusal = admission.refusal(address)
+        rule = admission.admitting(address)
+        words = "open" if rule is None else f"open: allow {rule}"
+        lines.append(f"  {address!s:<{_LABEL - 3}} {f'closed: {refusal}' if refusal else words}")
+        if not refusal:
+            opened = opened or f"allow {rule}"
+    return opened, "\n".join(lines)

@@ -159,32 +159,30 @@ def _answer(server: Server, name: str, destination: Address) -> int:
 
     grant = grant_of(server.policy, name)
     if grant.token is not None and grant.token.expires <= time.time():
-        _print(f"{who(grant)} may go nowhere: {expiry(grant.token, time.time())}")
+        _print(f"{who(grant)} may go nowhere: the token {expiry(grant.token, time.time())}")
         return CredentialsRefused.exit_code
+    may, may_not = f"{who(grant)} may go to {destination}", f"{who(grant)} may not go to {destination}"
     try:
         admission = grant.admit(destination)
     except Forbidden as refusal:
-        _print(f"{who(grant)} may not go to {destination}: {refusal.rule}")
+        _print(f"{may_not}: {refusal.rule}")
         return DestinationForbidden.exit_code
-    why = why_admitted(admission)
+    why = why_admitted(grant, admission)
     if isinstance(destination, UnixAddress):
-        _print(f"{who(grant)} may go to {destination}, {why}")
+        _print(f"{may}: {why}")
         return 0
     try:
         addresses = trio.run(_addresses, destination, server.settings.connect_timeout)
     except (DialError, trio.TooSlowError) as error:
         unknown = "no name server answered" if isinstance(error, trio.TooSlowError) else str(error)
         if not admission.by_name:
-            _print(f"{who(grant)} may not go to {destination}: no rule of allow opens the name, and {unknown}")
+            _print(f"{may_not}: no rule of allow names it, and from here {unknown}")
             return DestinationForbidden.exit_code
-        _print(f"{who(grant)} may go to {destination}, {why}; but {unknown}")
+        _print(f"{may}: {why}; but from here {unknown}")
         return TargetFailed.exit_code
-    is_open, lines = judged(admission, addresses)
-    if is_open:
-        _print(f"{who(grant)} may go to {destination}, {why or 'by what it resolves to'}\n{lines}")
-        return 0
-    _print(f"{who(grant)} may not go to {destination}: all of its addresses are closed\n{lines}")
-    return DestinationForbidden.exit_code
+    opened, lines = judged(admission, addresses)
+    _print(f"{may}: {why or opened}\n{lines}" if opened else f"{may_not}: none of its addresses is open\n{lines}")
+    return 0 if opened else DestinationForbidden.exit_code
 
 
 async def _addresses(destination: TCPAddress, patience: float) -> Sequence[IPAddress]:

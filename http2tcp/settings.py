@@ -106,11 +106,11 @@ class ServerSettings:
                 check_token(token)
         if not self.tokens and self.destination is None:
             raise SettingsError(
-                "a server needs a token (-t or --token-file), "
+                "a server needs a token (-t, --token-file, or [[token]] in --config), "
                 "or a destination (-d) that is then all that can be reached without one"
             )
-        if self.path is not None and not self.path.startswith("/"):
-            raise SettingsError(f"--path begins with /, as in /~http2tcp/, not {self.path!a}")
+        if self.path is not None:
+            check_path(self.path)
         if isinstance(self.allow_origins, str):
             raise SettingsError("expected a sequence of origins; of a string, each character would be one")
         for origin in self.allow_origins:
@@ -230,6 +230,12 @@ def check_token(token: str) -> None:
         raise SettingsError("the token is empty: a secret was probably not set")
     if token != token.strip() or not token.isprintable():
         raise SettingsError("the token holds a control character, or a blank at an end")
+
+
+def check_path(text: str) -> None:
+    """Raises SettingsError for what no request asks for."""
+    if not text.startswith("/"):
+        raise SettingsError(f"{text!a}: a path begins with /, as in /~http2tcp/")
 
 
 def check_origin(text: str) -> None:

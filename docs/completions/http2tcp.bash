@@ -13,13 +13,16 @@ _http2tcp() {
     fi
 
     case $option in
-        --path | --allow-origin | --admin | --forwarded-header | --connect-timeout | --grace | -e | --endpoint \
-        | --user-agent | --tls-server-name | --pin-sha256 | -L | --local-forward | -D | --dynamic-forward | \
-        --ssh-config | -t | --token | -d | --destination | -l | --listen | --keepalive)
+        --config | --tls-cert | --tls-key | --log-file | --ca-file | --client-cert | --client-key | \
+        --token-file)
+            compopt -o default
             return
             ;;
-        --tls-cert | --tls-key | --log-file | --ca-file | --client-cert | --client-key | --token-file)
-            compopt -o default
+        --allow | --deny | --path | --allow-origin | --admin | --forwarded-header | --head-timeout | \
+        --connect-timeout | --grace | --max-tunnels | --max-unauthenticated | --idle-timeout | --max-session | \
+        --max-rate | --new-token | --as | -e | --endpoint | --user-agent | --tls-server-name | --pin-sha256 | \
+        -L | --local-forward | -D | --dynamic-forward | --ssh-config | -t | --token | -d | --destination | -l \
+        | --listen | --keepalive)
             return
             ;;
         --trusted-proxy)
@@ -62,12 +65,11 @@ _http2tcp() {
             -e) word=--endpoint ;;
             -t) word=--token ;;
             -d) word=--destination ;;
-            -l) word=--listen ;;
             -v) word=--verbose ;;
             -q) word=--quiet ;;
             -h) word=--help ;;
-            --allow-origin | --trusted-proxy | -H | --header | --pin-sha256 | -L | --local-forward | -D | \
-            --dynamic-forward) continue ;;
+            --allow | --deny | --allow-origin | --trusted-proxy | -H | --header | --pin-sha256 | -L | \
+            --local-forward | -D | --dynamic-forward | -l | --listen) continue ;;
         esac
         case $word in
             --server) mode=server ;;
@@ -77,19 +79,22 @@ _http2tcp() {
     done
     if [[ $mode != client ]]; then
         candidates+=(
-            --server --path --allow-origin --connect --tls-cert --tls-key --admin --trusted-proxy
-            --forwarded-header --proxy-protocol --connect-timeout --grace --log-format --log-file
+            --server --config --allow --deny --path --allow-origin --connect --tls-cert --tls-key --admin
+            --trusted-proxy --forwarded-header --proxy-protocol --head-timeout --connect-timeout --grace
+            --max-tunnels --max-unauthenticated --idle-timeout --max-session --max-rate --keep-sessions
+            --log-format --log-file --new-token --as
         )
     fi
     if [[ $mode != server ]]; then
         candidates+=(
             --client --endpoint --transport --header --user-agent --ca-file --client-cert --client-key
             --tls-server-name --pin-sha256 --local-forward --dynamic-forward --proxy --no-proxy --fdpass
-            --insecure --check --json --ssh-config
+            --insecure --json --ssh-config
         )
     fi
     candidates+=(
-        --token --token-file --destination --listen --keepalive --verbose --quiet --demo --version --help
+        --token --token-file --destination --listen --keepalive --verbose --quiet --check --demo --version
+        --help
     )
     for word in "${candidates[@]}"; do
         if [[ $word == "$current"* && $given != *" $word "* ]]; then

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 
 import pytest
 
-from http2tcp import cli, process
+from http2tcp import cli, log, process
 from http2tcp.address import Address
 from http2tcp.cli import run
 from http2tcp.settings import ClientSettings, ServerSettings
@@ -75,6 +75,8 @@ def http2tcp(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
         ran = Ran()
 
         def run_server(settings: ServerSettings, reread: object) -> int:
+            # What was said before the log's form was known; the process itself lets it go.
+            log.flush()
             ran.server_settings = settings
             return 0
 

@@ -43,7 +43,7 @@ async def ran(*arguments: str, **descriptors: object) -> tuple[int | None, str, 
     [
         ((*ENDPOINT, "--json"), "--check"),
         (("-s", "-t", "s3cret", "--json"), "--check"),
-        (("-s", "-t", "s3cret", "--check"), "-c"),
+        (("-s", "-t", "s3cret", "--check", "--json"), "-c"),
         (("--demo", "--check"), "-c"),
         (("--check",), "-c"),
         (("-c", "--check"), "-e"),

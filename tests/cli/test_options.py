@@ -43,7 +43,7 @@ def test_the_originals_server_flags_work_in_both_spellings(
     http2tcp: Run, server: str, listen: str, token: str, destination: str
 ) -> None:
     settings = http2tcp(server, listen, "0.0.0.0:8080", token, "secret", destination, "localhost:22").server
-    assert settings.listen == TCPAddress("0.0.0.0", 8080)
+    assert list(settings.addresses) == [TCPAddress("0.0.0.0", 8080)]
     assert list(settings.tokens) == ["secret"]
     assert settings.destination == TCPAddress("localhost", 22)
 
@@ -121,7 +121,7 @@ def test_a_destination_is_read_in_every_spelling(http2tcp: Run, text: str, addre
     ],
 )
 def test_a_listening_address_is_read_in_every_spelling(http2tcp: Run, text: str, address: object) -> None:
-    assert http2tcp(*SERVER, "-l", text).server.listen == address
+    assert list(http2tcp(*SERVER, "-l", text).server.addresses) == [address]
     assert http2tcp(*CLIENT, "-l", text).listen == address
 
 
@@ -150,6 +150,21 @@ def _ca_file(tmp_path: Path) -> str:
 # What each option makes of its variable: the value, the arguments that it needs, and where to look for it.
 VARIABLES: dict[str, tuple[str, tuple[str, ...], Any, Any]] = {
     "server": ("1", ("-t", "x"), lambda ran: ran.server_settings is not None, True),
+    "config": ("FILE", SERVER, lambda ran: ran.server.path, "/in-the-file"),
+    "allow": (
+        "db:22\n10.0.0.0/8:*",
+        SERVER,
+        lambda ran: list(map(str, ran.server.allow or ())),
+        ["db:22", "10.0.0.0/8:*"],
+    ),
+    "deny": ("*:25\ndb:22", SERVER, lambda ran: list(map(str, ran.server.deny)), ["*:25", "db:22"]),
+    "max_tunnels": ("20", SERVER, lambda ran: ran.server.limits.tunnels, 20),
+    "max_unauthenticated": ("20", SERVER, lambda ran: ran.server.limits.unauthenticated, 20),
+    "head_timeout": ("2", SERVER, lambda ran: ran.server.head_timeout, 2),
+    "idle_timeout": ("15m", SERVER, lambda ran: ran.server.limits.idle_timeout, 900),
+    "max_session": ("8h", SERVER, lambda ran: ran.server.limits.max_session, 28800),
+    "max_rate": ("64K", SERVER, lambda ran: ran.server.limits.max_rate, 65536),
+    "keep_sessions": ("1", SERVER, lambda ran: ran.server.keep_sessions, True),
     "path": ("/p", SERVER, lambda ran: ran.server.path, "/p"),
     "connect": ("1", SERVER, lambda ran: ran.server.connect, True),
     "allow_origin": (
@@ -218,7 +233,7 @@ VARIABLES: dict[str, tuple[str, tuple[str, ...], Any, Any]] = {
     "verbose": ("1", CLIENT, lambda ran: ran.started, True),
     "quiet": ("1", CLIENT, lambda ran: ran.started, True),
 }
-ACTIONS = {"check", "json", "ssh_config", "demo", "version", "help"}
+ACTIONS = {"as", "check", "json", "new_token", "ssh_config", "demo", "version", "help"}
 
 
 def _parameters() -> list[click.Parameter]:
@@ -234,7 +249,7 @@ def test_every_option_is_held_to_its_variable_here() -> None:
 def test_every_option_can_come_from_its_variable(http2tcp: Run, tmp_path: Path, name: str) -> None:
     value, arguments, look, expected = VARIABLES[name]
     path = tmp_path / "file"
-    path.write_text("in-the-file\n")
+    path.write_text('path = "/in-the-file"\n' if name == "config" else "in-the-file\n")
     path.chmod(0o600)
 
     def named(text: Any) -> Any:

@@ -7,7 +7,8 @@ from typing import Any
 from hypothesis import given
 from hypothesis import strategies as st
 
-from http2tcp.config import ConfigError, Key, parse_config
+from http2tcp.config import Key, parse_config
+from http2tcp.errors import ConfigError
 from http2tcp.quantities import parse_count, parse_duration
 from http2tcp.rules import parse_rule
 
