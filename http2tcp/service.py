@@ -21,6 +21,7 @@ from http2tcp.limits import Limits
 from http2tcp.net.listen import Listener
 from http2tcp.net.systemd import Notifier, inherited_sockets
 from http2tcp.policy import Policy, Token
+from http2tcp.policy_report import reach
 from http2tcp.server import Server
 from http2tcp.settings import ServerSettings
 
@@ -105,9 +106,9 @@ class Service:
     def started(self, addresses: Sequence[Address] | None = None) -> None:
         """The server listens: to it, this is its TaskStatus."""
         settings = self._server.settings
-        reach = "any destination, with the token" if settings.tokens else f"{settings.destination} alone, for everybody"
+        reached = reach(settings, self._server.policy)
         how = "" if settings.tls is None else " for https"
-        logger.info("listening on %s%s; open to %s", _and(addresses or ()), how, reach)
+        logger.info("listening on %s%s; open to %s", _and(addresses or ()), how, reached)
         exposed = [each for each in addresses or () if isinstance(each, TCPAddress) and not is_loopback(each.host)]
         if exposed and settings.proxy_protocol and not settings.trusted_proxies:
             words = "--proxy-protocol believes whoever reaches %s: name the proxies with --trusted-proxy"
