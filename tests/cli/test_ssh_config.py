@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import os
+import re
+import shlex
 import subprocess
 import sys
 from pathlib import Path
@@ -272,6 +274,16 @@ def test_a_file_name_that_is_no_utf8_is_printed_as_it_is() -> None:
     command = http2tcp_process("--ssh-config", "box", "-e", ENDPOINT, "--token-file", os.fsdecode(b"/t\xff"))
     done = subprocess.run(command, capture_output=True, timeout=30, env=environment(), check=True)
     assert b"--token-file '/t\xff'\n" in done.stdout
+
+
+def test_the_page_shows_what_is_printed(http2tcp: Run) -> None:
+    page = (Path(__file__).parents[2] / "docs" / "ssh-config.md").read_text()
+    command, block, pattern = re.findall(r"^```(?:sh)?\n(.*?)^```", page, re.MULTILINE | re.DOTALL)
+    name, *arguments = shlex.split(command.replace("~/", "/home/me/").replace("/home/me/http2tcp", "/~http2tcp"))
+    assert name == "http2tcp"
+    assert http2tcp(*arguments).out == block
+    name, *arguments = shlex.split(pattern.partition(" >> ")[0])
+    assert http2tcp(*arguments).out.startswith("\nHost *.example.com\n    ProxyCommand http2tcp -c -e 'https://%h/")
 
 
 # --- what starts http2tcp -----------------------------------------------------------------------
