@@ -114,7 +114,7 @@ class Service:
             words = "--proxy-protocol believes whoever reaches %s: name the proxies with --trusted-proxy"
             logger.warning(words, _and(exposed))
         if exposed and settings.tls is None and settings.tokens:
-            words = "tokens travel to %s in the clear: let nobody but a front end reach it, or serve https (--tls-cert)"
+            words = "tokens travel to %s in the clear: keep all but a front end away, or serve https (--tls-cert)"
             logger.warning(words, _and(exposed))
         self._notifier.tell("READY=1", f"STATUS={self._status()}")
         self._ready.set()

@@ -265,6 +265,24 @@ async def test_openssl_s_client_is_a_client_for_a_tunnel(site: Site) -> None:
     assert said == b"hello\n"
 
 
+@pytest.mark.parametrize("version", VERSIONS)
+async def test_a_balancer_that_passes_tls_on_names_the_client_before_it(
+    version: ssl.TLSVersion, site: Site, caplog: pytest.LogCaptureFixture
+) -> None:
+    async with target(greet_and_close) as where, served(tls=site.tls, proxy_protocol=True) as server:
+
+        def talk() -> bytes:
+            with socket.create_connection((server.address.host, server.address.port), PATIENCE) as sock:
+                # In one piece with what follows.
+                client = BIOClient(site.context(version), sock, before=b"PROXY TCP4 192.0.2.7 192.0.2.1 4711 443\r\n")
+                client.handshake()
+                client.send(asking(where))
+                return client.read_all().partition(b"\r\n\r\n")[2]
+
+        assert await trio.to_thread.run_sync(talk) == b"hello\n"
+    assert "client=192.0.2.7 port=4711" in await the_end(caplog)
+
+
 # --- refusals ---------------------------------------------------------------------------------
 
 

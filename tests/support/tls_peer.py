@@ -197,8 +197,10 @@ def client_hello(context: ssl.SSLContext) -> bytes:
 class BIOClient:
     """A client whose TLS runs apart from its socket, which blocks: it can half-close, and stop anywhere."""
 
-    def __init__(self, context: ssl.SSLContext, sock: socket.socket) -> None:
+    def __init__(self, context: ssl.SSLContext, sock: socket.socket, *, before: bytes = b"") -> None:
+        """`before` goes out in front of TLS."""
         self._socket = sock
+        self._before = before
         self._incoming, self._outgoing = ssl.MemoryBIO(), ssl.MemoryBIO()
         self.tls = context.wrap_bio(self._incoming, self._outgoing, server_hostname="localhost")
 
@@ -217,7 +219,7 @@ class BIOClient:
 
     def flush(self, piece: int = 65536) -> None:
         """Send what TLS has to say, so many bytes at a time."""
-        flight = self._outgoing.read()
+        flight, self._before = self._before + self._outgoing.read(), b""
         for start in range(0, len(flight), piece):
             self._socket.sendall(flight[start : start + piece])
 
