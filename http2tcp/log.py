@@ -152,7 +152,9 @@ class BackgroundHandler(logging.Handler):
             dropped = self.dropped - self._told
             if dropped:
                 self._told += dropped
-                self._handler.handle(warning("%d lines of this log were dropped: its reader was too slow", dropped))
+                self._handler.handle(
+                    warning("lines of this log that were dropped: %d; its reader was too slow", dropped)
+                )
 
     def close(self) -> None:
         """Wait a moment for the last lines, and end."""

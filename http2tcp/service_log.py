@@ -129,7 +129,7 @@ class FileHandler(logging.Handler):
         """Write it, or count it."""
         text = self.format(record)
         if self._lost:
-            text = f"{self.format(warning('%d lines of this log were lost: %s', self._lost, self._why))}\n{text}"
+            text = f"{self.format(warning('lines of this log that were lost: %d; %s', self._lost, self._why))}\n{text}"
         try:
             self._reopen_where_moved()
             self._write(text)
