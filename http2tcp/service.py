@@ -165,7 +165,8 @@ class Service:
         except Http2tcpError as error:
             self._server.metrics.reload_failed()
             logger.error("SIGHUP: %s; everything stays as it was", error)
-            return str(error)
+            # One line, whatever a file is called: the next one would be another assignment to the service manager.
+            return " ".join(str(error).split())
         except Exception:
             # A bug in what reads the settings must not end the sessions.
             self._server.metrics.reload_failed()
@@ -174,7 +175,7 @@ class Service:
         logger.info("SIGHUP: reread; %s", "; ".join(_changes(old, new)) or "nothing has changed")
         fixed = [_flag(name) for name in _FIXED if getattr(new, name) != getattr(self._started_with, name)]
         if fixed:
-            logger.warning("SIGHUP: %s can change by a restart only, and stays as it was", " and ".join(fixed))
+            logger.warning("SIGHUP: %s can change by a restart only, and nothing changes there", " and ".join(fixed))
         return ""
 
 

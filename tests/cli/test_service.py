@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import hashlib
 import os
 import pty
 import re
@@ -12,6 +13,7 @@ import subprocess
 import time
 from collections.abc import AsyncIterator, Callable, Iterator
 from contextlib import ExitStack, asynccontextmanager
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
 import pytest
@@ -78,10 +80,10 @@ async def until(condition: Callable[[], object], what: str) -> None:
 
 
 @asynccontextmanager
-async def session(address: TCPAddress) -> AsyncIterator[trio.SocketStream]:
+async def session(address: TCPAddress, token: str = TOKEN) -> AsyncIterator[trio.SocketStream]:
     """An open session with an echo target of its own, which has been used once."""
     async with target(echo) as where:
-        stream, _ = await open_raw(address, asking(where))
+        stream, _ = await open_raw(address, asking(where, token=token))
         async with stream:
             await stream.send_all(b"x")
             assert await stream.receive_some() == b"x"
@@ -382,6 +384,143 @@ async def test_a_broken_file_leaves_everything_as_it_was_and_says_why(
     await in_thread(manager.reload)
     assert "failed" not in manager.status
     await until(lambda: "SIGHUP: reread; nothing has changed\n" in manager.log, "it says so")
+
+
+# --- a configuration file: revocation, expiry, changes --------------------------------------------
+
+
+class Configuration:
+    """A configuration file with named tokens, which is written anew."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+
+    def write(self, *lines: str, **tokens: str) -> None:
+        """Lines for the server, and by their names the tokens with a further line of theirs; each is its own secret."""
+        blocks = [
+            f'[[token]]\nname = "{name}"\nsha256 = "{hashlib.sha256(name.encode()).hexdigest()}"\n{more}\n'
+            for name, more in tokens.items()
+        ]
+        self.path.write_text("\n".join(["grace = 1", *lines, *blocks]))
+
+
+@pytest.fixture
+def configuration(tmp_path: Path) -> Configuration:
+    return Configuration(tmp_path / "http2tcp.toml")
+
+
+@pytest.fixture
+def configured(tmp_path: Path, configuration: Configuration) -> Iterator[Callable[[], ServiceManager]]:
+    """Start a service with that file."""
+    with ExitStack() as stack:
+
+        def start() -> ServiceManager:
+            command = http2tcp("-s", "--config", str(configuration.path), "-l", "127.0.0.1:0")
+            manager = stack.enter_context(ServiceManager(command, tmp_path))
+            manager.start()
+            return manager
+
+        yield start
+
+
+async def is_cut(stream: trio.SocketStream) -> None:
+    """Wait until the server has reset it."""
+    with trio.fail_after(20), pytest.raises(trio.BrokenResourceError):
+        await stream.receive_some()
+
+
+async def is_open(stream: trio.SocketStream) -> None:
+    await stream.send_all(b"still here")
+    assert await stream.receive_some() == b"still here"
+
+
+def record(manager: ServiceManager, reason: str) -> str:
+    """The record of the session that ended for it, as far as there is one."""
+    lines = manager.log.splitlines()
+    return next((line for line in lines if " ended " in line and f" reason={reason}" in line), "")
+
+
+async def test_who_is_taken_out_of_the_file_is_out_and_nobody_else(
+    configuration: Configuration, configured: Callable[[], ServiceManager]
+) -> None:
+    configuration.write(alice="", bob="")
+    manager = configured()
+    address = address_of(manager)
+    async with session(address, "alice") as alice, session(address, "bob") as bob:
+        configuration.write("idle_timeout = 3600", bob='deny = ["10.0.0.0/8:*"]', carol="")
+        await in_thread(manager.reload)
+        await is_cut(alice)
+        await is_open(bob)
+        assert await status_with(address, "alice") == 401
+        assert await status_with(address, "carol") == 400
+    await until(lambda: "token=alice" in record(manager, "revoked"), "it is recorded")
+    changes = "SIGHUP: reread; tokens: 1 added, 1 removed, 1 changed; changed: idle-timeout\n"
+    await until(lambda: changes in manager.log, "it says what changed")
+
+
+async def test_an_open_session_ends_when_its_token_expires_and_a_reload_can_put_that_off(
+    configuration: Configuration, configured: Callable[[], ServiceManager]
+) -> None:
+    soon = datetime.now(UTC) + timedelta(seconds=8)
+    configuration.write(alice=f"expires = {soon.isoformat()}", bob=f"expires = {soon.isoformat()}")
+    manager = configured()
+    address = address_of(manager)
+    async with session(address, "alice") as alice, session(address, "bob") as bob:
+        configuration.write(alice=f"expires = {soon.isoformat()}", bob="expires = 2999-12-31")
+        await in_thread(manager.reload)
+        await is_cut(alice)
+        assert datetime.now(UTC) >= soon
+        await is_open(bob)
+        assert await status_with(address, "alice") == 401
+        assert await status_with(address, "bob") == 400
+    await until(lambda: "token=alice" in record(manager, "expired"), "it is recorded")
+
+
+async def test_with_keep_sessions_open_ones_outlive_their_token(
+    configuration: Configuration, configured: Callable[[], ServiceManager]
+) -> None:
+    soon = datetime.now(UTC) + timedelta(seconds=8)
+    configuration.write("keep_sessions = true", alice="", bob=f"expires = {soon.isoformat()}")
+    manager = configured()
+    address = address_of(manager)
+    async with session(address, "alice") as alice, session(address, "bob") as bob:
+        configuration.write("keep_sessions = true", bob=f"expires = {soon.isoformat()}")
+        await in_thread(manager.reload)
+        assert await status_with(address, "alice") == 401
+        with trio.fail_after(20):
+            while await status_with(address, "bob") != 401:
+                await trio.sleep(0.05)
+        await is_open(alice)
+        await is_open(bob)
+
+
+async def test_a_mistake_in_the_file_is_told_with_its_place_and_changes_nothing(
+    configuration: Configuration, configured: Callable[[], ServiceManager]
+) -> None:
+    configuration.write(alice="")
+    manager = configured()
+    async with session(address_of(manager), "alice") as alice:
+        configuration.write(bob='allow = ["nowhere"]')
+        await in_thread(manager.reload)
+        await is_open(alice)
+        assert await status_with(address_of(manager), "bob") == 401
+    assert "token[0].allow[0]" in manager.status
+    await until(lambda: "token[0].allow[0]" in manager.log, "it says where")
+
+
+async def test_what_only_a_restart_can_change_is_named_and_left(
+    configuration: Configuration, configured: Callable[[], ServiceManager]
+) -> None:
+    configuration.write(alice="")
+    manager = configured()
+    configuration.write('admin = "127.0.0.1:1"', 'log_format = "json"', alice="")
+    await in_thread(manager.reload)
+    words = "SIGHUP: admin and log-format can change by a restart only, and nothing changes there\n"
+    await until(lambda: words in manager.log, "it says so")
+    assert await status_with(address_of(manager), "alice") == 400
+
+
+# --- hang-ups at other times ----------------------------------------------------------------------
 
 
 async def test_hang_ups_in_a_flurry_end_nothing_and_the_last_one_counts(unit: Unit, token_file: Path) -> None:
