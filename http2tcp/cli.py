@@ -446,7 +446,7 @@ def command(ctx: click.Context, /, **options: Any) -> int:
         case "server" if options["check"]:
             from http2tcp.process import run_server_check
 
-            return run_server_check(_server_settings(ctx, options), options["as"])
+            return run_server_check(_server_settings(ctx, options), options["as"], quiet=options["quiet"])
         case "server":
             from http2tcp.process import run_server
 
@@ -598,7 +598,7 @@ def _look_at(tokens: Sequence[Token], other: str | None) -> None:
     for token in tokens:
         if other is not None and digest(other) == token.digest:
             raise SettingsError(
-                f"{token.name} of --config has the token of -t or --token-file: whose rules would count?"
+                f"the token of -t or --token-file is that of {token.name} in --config too: whose rules would count?"
             )
         if token.expires <= now:
             logger.warning("the token of %s %s: it opens nothing", token.name, expiry(token, now))
@@ -623,7 +623,7 @@ def _key(param: _Option, ctx: click.Context) -> Key:
         try:
             return param.type.convert(text, None, None)
         except click.BadParameter as error:
-            raise SettingsError(error.message) from None
+            raise SettingsError(error.message.removesuffix(".")) from None
 
     if param.is_flag:
         return Key(parse, "flag")

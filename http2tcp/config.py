@@ -27,7 +27,8 @@ from http2tcp.rules import Rule, parse_rule
 # An operator's words for a person or a machine; a line of the log holds them.
 _MAX_NAME = 64
 
-_TOKEN_KEYS = ("name", "sha256", "expires", "allow", "deny", "max_tunnels")
+#: The keys of a [[token]].
+TOKEN_KEYS = ("name", "sha256", "expires", "allow", "deny", "max_tunnels")
 _BARE_KEY = re.compile(r"[A-Za-z0-9_-]+", re.ASCII)
 # How tomllib ends its sentences: "Invalid value (at line 3, column 8)".
 _PLACE = re.compile(r"(.*) \(at (.*)\)", re.DOTALL)
@@ -167,7 +168,7 @@ class _Reader:
             return _NO_TOKEN
         name = self._name(f"{where}.name", table.get("name"))
         self._whose = f" ({name})" if name else ""
-        self.refuse_unknown(table, _TOKEN_KEYS, f"{where}.")
+        self.refuse_unknown(table, TOKEN_KEYS, f"{where}.")
         token = Token(
             name=name,
             digest=self._digest(f"{where}.sha256", table.get("sha256")),
@@ -203,7 +204,7 @@ class _Reader:
             return b""
         found = bytes.fromhex(value)
         if found in _OF_NOTHING:
-            self.wrong(where, "it is the hash of nothing: what was hashed had probably not been set")
+            self.wrong(where, "this is the hash of nothing: what was hashed had probably not been set")
         return found
 
     def _expiry(self, where: str, value: Any) -> float:

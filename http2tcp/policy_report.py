@@ -102,6 +102,7 @@ def _limits(settings: ServerSettings, limits: Limits) -> Rows:
         f"{_time(settings.head_timeout)} for a request to be complete",
         f"{_time(settings.connect_timeout)} to reach its target",
         f"{_time(settings.grace)} for open tunnels when the server is stopped",
+        f"they {'go on' if settings.keep_sessions else 'end'} when their token expires or is taken away",
     ]
     return [("limits", lines)]
 
@@ -128,8 +129,8 @@ def _everybody(settings: ServerSettings) -> Rows:
         rows.append(("no token", [f"everybody may go to {settings.destination}, and nowhere else"]))
     else:
         rows.append(("every token", []))
-        if settings.allow is not None:
-            rows.append(("  allow", list(map(str, settings.allow)) or ["nothing"]))
+    if settings.allow is not None:
+        rows.append(("  allow", list(map(str, settings.allow)) or ["nothing"]))
     if settings.deny:
         rows.append(("  deny", list(map(str, settings.deny))))
     return [*rows, ("  closed", [", ".join(map(str, BUILT_IN))])]

@@ -135,11 +135,12 @@ def run_check(settings: ClientSettings, *, as_json: bool, quiet: bool) -> int:
     return status
 
 
-def run_server_check(settings: ServerSettings, question: tuple[str, Address] | None) -> int:
+def run_server_check(settings: ServerSettings, question: tuple[str, Address] | None, *, quiet: bool) -> int:
     """Check the settings as a server's start does, and show what they amount to; the exit status.
 
     A question, the name of a token and a destination, is answered instead: whether it may go there, and why. The
-    exit status is then what a client would have of this server, as far as the target itself. Raises SettingsError.
+    exit status is then what a client would have of this server, as far as the target itself. `quiet` shows what
+    fails alone. Raises SettingsError.
     """
     from http2tcp.descriptors import allow_many
     from http2tcp.policy_report import describe
@@ -147,42 +148,44 @@ def run_server_check(settings: ServerSettings, question: tuple[str, Address] | N
 
     allow_many()
     server = Server(settings)
+    status, words = 0, ""
     if question is not None:
-        return _answer(server, *question)
-    _print(describe(settings, server.policy, server.limits, time.time()))
-    return 0
+        status, words = _answer(server, *question)
+    elif not quiet:
+        words = describe(settings, server.policy, server.limits, time.time())
+    if words and (status or not quiet):
+        encoding = sys.stdout.encoding or "utf-8"
+        print(words.encode(encoding, "replace").decode(encoding))
+    return status
 
 
-def _answer(server: Server, name: str, destination: Address) -> int:
+def _answer(server: Server, name: str, destination: Address) -> tuple[int, str]:
+    """The exit status, and a sentence; below it, the addresses."""
     from http2tcp.net.dial import DialError
     from http2tcp.policy_report import expiry, grant_of, judged, who, why_admitted
 
     grant = grant_of(server.policy, name)
-    if grant.token is not None and grant.token.expires <= time.time():
-        _print(f"{who(grant)} may go nowhere: the token {expiry(grant.token, time.time())}")
-        return CredentialsRefused.exit_code
     may, may_not = f"{who(grant)} may go to {destination}", f"{who(grant)} may not go to {destination}"
+    if grant.token is not None and grant.token.expires <= time.time():
+        return CredentialsRefused.exit_code, f"{may_not}: the token {expiry(grant.token, time.time())}"
     try:
         admission = grant.admit(destination)
     except Forbidden as refusal:
-        _print(f"{may_not}: {refusal.rule}")
-        return DestinationForbidden.exit_code
+        return DestinationForbidden.exit_code, f"{may_not}: {refusal.rule}"
     why = why_admitted(grant, admission)
     if isinstance(destination, UnixAddress):
-        _print(f"{may}: {why}")
-        return 0
+        return 0, f"{may}: {why}"
     try:
         addresses = trio.run(_addresses, destination, server.settings.connect_timeout)
     except (DialError, trio.TooSlowError) as error:
         unknown = "no name server answered" if isinstance(error, trio.TooSlowError) else str(error)
         if not admission.by_name:
-            _print(f"{may_not}: no rule of allow names it, and from here {unknown}")
-            return DestinationForbidden.exit_code
-        _print(f"{may}: {why}; but from here {unknown}")
-        return TargetFailed.exit_code
+            return DestinationForbidden.exit_code, f"{may_not}: no rule of allow names it, and from here {unknown}"
+        return TargetFailed.exit_code, f"{may}: {why}; but from here {unknown}"
     opened, lines = judged(admission, addresses)
-    _print(f"{may}: {why or opened}\n{lines}" if opened else f"{may_not}: none of its addresses is open\n{lines}")
-    return 0 if opened else DestinationForbidden.exit_code
+    if not opened:
+        return DestinationForbidden.exit_code, f"{may_not}: none of its addresses is open\n{lines}"
+    return 0, f"{may}: {why or opened}\n{lines}"
 
 
 async def _addresses(destination: TCPAddress, patience: float) -> Sequence[IPAddress]:
@@ -191,11 +194,6 @@ async def _addresses(destination: TCPAddress, patience: float) -> Sequence[IPAdd
 
     with trio.fail_after(patience):
         return [candidate.ip for candidate in await resolve(destination)]
-
-
-def _print(text: str) -> None:
-    encoding = sys.stdout.encoding or "utf-8"
-    print(text.encode(encoding, "replace").decode(encoding))
 
 
 def _run(main: Callable[[], Awaitable[None]], signals: Sequence[signal.Signals], on_signal: OnSignal) -> None:
