@@ -36,6 +36,16 @@ ENV_PREFIX = "HTTP2TCP"
 # A name of our own: a unit that runs ssh may have a `token` that is for somebody else.
 _CREDENTIAL = "http2tcp.token"
 _Source = click.core.ParameterSource
+# What --ssh-config has no place for.
+_NOT_OF_SSH = {
+    "server": "-s",
+    "config": "--config",
+    "new_token": "--new-token",
+    "as": "--as",
+    "check": "--check",
+    "json": "--json",
+    "demo": "--demo",
+}
 EXIT_BUG = 1
 EXIT_USAGE = 2
 
@@ -432,7 +442,7 @@ def command(ctx: click.Context, /, **options: Any) -> int:
         return 0
     if mode == "ssh-config":
         # As bytes: the name of a file need not be UTF-8.
-        sys.stdout.buffer.write(os.fsencode(_host_block(ctx, options)))
+        click.echo(os.fsencode(_host_block(ctx, options)), nl=False)
         return 0
     _refuse_misplaced(ctx, options, mode)
     normal = logging.WARNING if mode == "demo" else logging.INFO
@@ -485,15 +495,15 @@ def _head_start(settings: ClientSettings) -> HeadStart | None:
 
 
 def _mode(ctx: click.Context, options: dict[str, Any]) -> str:
+    if options["ssh_config"] is not None:
+        for name, option in _NOT_OF_SSH.items():
+            if _on_command_line(ctx, name):
+                raise SettingsError(
+                    f"--ssh-config prints the options of a client for ssh: expected it without {option}"
+                )
+        return "ssh-config"
     if options["new_token"] is not None:
         return "new-token"
-    if options["ssh_config"] is not None:
-        others = ("server", "check", "json", "demo")
-        if any(options[name] and _on_command_line(ctx, name) for name in others):
-            raise SettingsError(
-                "--ssh-config prints a client's options: expected it without -s, --check, --json and --demo"
-            )
-        return "ssh-config"
     if options["demo"]:
         return "demo"
     chosen = [mode for mode in ("server", "client") if options[mode]]

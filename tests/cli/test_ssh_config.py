@@ -245,6 +245,8 @@ def test_no_proxy_on_the_command_line_beats_a_proxy_of_the_environment(http2tcp:
         (("-c", "-e", ENDPOINT, "--check"), "--check"),
         (("-e", ENDPOINT, "--json"), "--json"),
         (("--demo",), "--demo"),
+        (("-e", ENDPOINT, "--config", "/etc/http2tcp.toml"), "--config"),
+        (("--new-token", "alice"), "--new-token"),
         (("-e", ENDPOINT, "-l", "5432"), "-l"),
         (("-e", ENDPOINT, "-L", "1:b:2"), "-L"),
         (("-e", ENDPOINT, "-D", "1080"), "-D"),
@@ -274,6 +276,19 @@ def test_a_file_name_that_is_no_utf8_is_printed_as_it_is() -> None:
     command = http2tcp_process("--ssh-config", "box", "-e", ENDPOINT, "--token-file", os.fsdecode(b"/t\xff"))
     done = subprocess.run(command, capture_output=True, timeout=30, env=environment(), check=True)
     assert b"--token-file '/t\xff'\n" in done.stdout
+
+
+def test_a_block_that_could_not_be_written_is_no_success() -> None:
+    command = http2tcp_process("--ssh-config", "box", "-e", ENDPOINT)
+    with open("/dev/full", "wb") as full:
+        done = subprocess.run(command, stdout=full, stderr=subprocess.PIPE, text=True, timeout=30, env=environment())
+    assert (done.returncode, done.stderr) == (72, "http2tcp: stdout: cannot write to it: no space left on device\n")
+
+
+def test_without_a_stdout_nothing_is_printed_and_nothing_breaks() -> None:
+    command = shlex.join(http2tcp_process("--ssh-config", "box", "-e", ENDPOINT))
+    done = subprocess.run(["sh", "-c", f"{command} >&-"], capture_output=True, timeout=30, env=environment())
+    assert (done.stdout, done.stderr) == (b"", b"")
 
 
 def test_the_page_shows_what_is_printed(http2tcp: Run) -> None:

@@ -35,10 +35,12 @@ def build(source: Path, target: str, directory: Path) -> Path:
 
 def run(*command: str, cwd: Path | None = None, variables: Mapping[str, str] | None = None) -> str:
     """What a command prints, both streams. Raises AssertionError with that where it fails."""
+    # The way to the index may be a proxy.
+    proxies = {name: value for name, value in os.environ.items() if name.upper().endswith("_PROXY")}
     done = subprocess.run(
         command,
         cwd=cwd,
-        env=environment(NO_COLOR="1", **(variables or {})),
+        env=environment(**{"NO_COLOR": "1", **proxies, **(variables or {})}),
         stdin=subprocess.DEVNULL,
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,
