@@ -1,8 +1,7 @@
-"""The server's story: accept → head → authorise → dial → switch → relay → record.
+"""Serving: listen, share, reload, drain. A tunnel's whole life is `Connection.run`, in connection.py.
 
-`Server` listens, drains and takes new settings; `_Connection.run` is a tunnel's whole life. Draining is the
-shape of the nurseries: the accepting one lies inside the sessions' one and is cancelled; the sessions get a
-deadline.
+Draining is the shape of the nurseries: the accepting one lies inside the sessions' one and is cancelled; the
+sessions get a deadline.
 """
 
 from __future__ import annotations
@@ -14,55 +13,21 @@ import ssl
 import time
 from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager
-from ipaddress import ip_address
-from typing import TYPE_CHECKING
 
 import trio
 
-from http2tcp.address import Address, TCPAddress, is_loopback, parse_destination, parse_target
-from http2tcp.audit import NoSession, Reason, Session
+from http2tcp.address import Address, TCPAddress, is_loopback
+from http2tcp.connection import Connection
 from http2tcp.descriptors import allowed
-from http2tcp.errors import (
-    AddressError,
-    BadRequest,
-    Forbidden,
-    HeadTimeout,
-    InternalError,
-    LimitReached,
-    NotFound,
-    ProxyAuthenticationRequired,
-    ProxyHeaderRefused,
-    Refusal,
-    TargetTimeout,
-    TargetUnreachable,
-    TokenExpired,
-    TooManyRequests,
-    Unauthorized,
-    UpgradeRequired,
-)
 from http2tcp.limits import Failures, Limits, Tunnels, Waiting
 from http2tcp.metrics import Metrics
-from http2tcp.net.capsules import CapsuleStream
-from http2tcp.net.dial import DialError, DialFailure, Dialled, dial
 from http2tcp.net.listen import Listener, open_listeners
-from http2tcp.net.relay import End, Term, relay
-from http2tcp.net.streams import PacedStream, SocketStream, Stream
-from http2tcp.policy import Admission, Grant, Policy, Token
-from http2tcp.protocol.forwarded import Peer, client_address, is_trusted, unmapped
-from http2tcp.protocol.proxy_header import ProxyHeaderError, ProxyHeaderReader
-from http2tcp.protocol.server import CONTINUE, MAX_HEAD, RequestReader, TunnelRequest, accept, refuse
-from http2tcp.protocol.transport import Transport
-from http2tcp.rules import IPAddress
+from http2tcp.net.streams import SocketStream
+from http2tcp.policy import Policy
 from http2tcp.settings import ServerSettings
-
-if TYPE_CHECKING:
-    from http2tcp.net.tls_server import ServerTLSStream
 
 logger = logging.getLogger(__name__)
 
-# How long a refused client may take to read the refusal, and how much it may still send meanwhile.
-_LINGER = 1.0
-_LINGER_BYTES = 256 * 1024
 # What a relay gets beyond the grace to tell its peers that it is over.
 _LAST_WORDS = 1.0
 
@@ -91,11 +56,11 @@ class Server:
         """Listeners that somebody else has opened take the place of the settings'. They are closed at the end."""
         self._listeners, self._admin_listeners = list(listeners), list(admin_listeners)
         self.limits = _limits(settings)
-        self.waiting: Waiting[_Connection] = Waiting(self.limits, _Connection.push_out)
+        self.waiting: Waiting[Connection] = Waiting(self.limits, Connection.push_out)
         self.tunnels = Tunnels(self.limits)
         self.failures = Failures(self.limits)
         #: The open sessions.
-        self.sessions: set[_Connection] = set()
+        self.sessions: set[Connection] = set()
         #: When they end: the grace after `drain`.
         self.ends_at = math.inf
         self.draining = False
@@ -144,7 +109,7 @@ class Server:
 
                 def accepted(sock: socket.socket, peer: TCPAddress | None) -> None:
                     self.metrics.accepted.add()
-                    sessions.start_soon(_Connection(self, SocketStream(sock), peer).run)
+                    sessions.start_soon(Connection(self, SocketStream(sock), peer).run)
 
                 async with trio.open_nursery() as accepting:
                     for listener in listeners:
@@ -211,355 +176,3 @@ def _tls(settings: ServerSettings) -> ssl.SSLContext | None:
 
 def _limits(settings: ServerSettings) -> Limits:
     return (settings.limits or Limits()).within(allowed())
-
-
-class _Connection:
-    """One connection from a client."""
-
-    def __init__(self, server: Server, stream: SocketStream, peer: TCPAddress | None) -> None:
-        self._server = server
-        # A connection is served by the settings that it came under.
-        self._settings = server.settings
-        self._stream: SocketStream | ServerTLSStream = stream
-        #: Who it comes from, as far as that is known: the peer, and then whom a trusted proxy names.
-        self._client: Peer = "unix" if peer is None else unmapped(ip_address(peer.host))
-        # Not behind a PROXY header that names nobody: the peer is trusted then, and its client is not.
-        self._reads_forwarded = bool(self._settings.trusted_proxies)
-        self._session = Session(peer)
-        self._opening = trio.CancelScope()
-        self._grant: Grant | None = None
-        self._token: Token | None = None
-        self._accepted_at = trio.current_time()
-        self._dial_time = 0.0
-        self._opened_at = 0.0
-        self.term = Term()
-
-    async def run(self) -> None:
-        """A tunnel's whole life."""
-        reason: Reason | NoSession = Reason.STOPPED
-        words = ""
-        give_up = self._accepted_at + self._settings.head_timeout
-        # Who brings a PROXY header is a proxy, and the share is that of whom it names.
-        self._server.waiting.enter(self, None if self._settings.proxy_protocol else self._address())
-        try:
-            with self._opening:
-                if self._settings.proxy_protocol:
-                    await self._read_proxy_header(give_up)
-                if self._server.tls is not None:
-                    await self._secure(self._server.tls, give_up)
-                request = await self._read_head(give_up)
-                admission = self._authorise(request)
-                target = await self._dial(request, admission)
-                reason, words = await self._switch_and_relay(request, target)
-            if self._opening.cancelled_caught:
-                reason = NoSession.PUSHED_OUT
-        except Refusal as refusal:
-            await self._refuse(refusal, give_up)
-        except _Departed:
-            reason = NoSession.CLIENT_LEFT
-        except _NoTLS as error:
-            reason, words = NoSession.NO_TLS, str(error)
-        except Exception:
-            # One tunnel's bug must not end the others.
-            logger.exception("session %s failed; please report this", self._session.id)
-            reason = Reason.FAILED
-            if not self._opened_at:
-                await self._refuse(InternalError(), give_up)
-        finally:
-            self._stream.abort()
-            self._leave()
-            if not self._session.is_over:
-                self._server.metrics.ended(self._session.traffic, reason.value)
-            self._session.ended(reason, words)
-
-    def push_out(self) -> None:
-        """Others need its place: it has waited longest without a token."""
-        self._opening.cancel()
-
-    def settings_changed(self) -> None:
-        """What they say about an open session counts now."""
-        if self._token is not None and not self._server.settings.keep_sessions:
-            self._token = self._server.policy.find(self._token)
-            if self._token is None:
-                self.term.end("the token was taken away", Reason.REVOKED)
-        self.limit_term()
-
-    def _leave(self) -> None:
-        self._server.waiting.leave(self)
-        self._server.sessions.discard(self)
-        self._free_tunnel()
-
-    def _free_tunnel(self) -> None:
-        """Others may have its place; a client that is slow to read its refusal holds none."""
-        if self._grant is not None:
-            self._server.tunnels.leave(self._grant.token)
-            self._grant = None
-
-    def _address(self) -> IPAddress | None:
-        """The client's address, where it is the client's alone: not that of a front end, behind which all are."""
-        if self._client == "unix" or self._client.is_loopback or self._is_proxy(self._client):
-            return None
-        return self._client
-
-    def _is_proxy(self, peer: Peer) -> bool:
-        """Whether it speaks for others."""
-        return is_trusted(peer, self._settings.trusted_proxies)
-
-    def _comes_from(self, client: IPAddress, port: int | None = None) -> None:
-        """A trusted proxy says whom it speaks for."""
-        self._client = client
-        self._session.client_is(client, port)
-        self._server.waiting.comes_from(self, self._address())
-
-    async def _read_proxy_header(self, give_up: float) -> None:
-        """What the PROXY protocol puts before all else, and not a byte of what follows."""
-        # Without a list of proxies, all who reach the listener are.
-        if self._settings.trusted_proxies and not self._is_proxy(self._client):
-            raise ProxyHeaderRefused("it is not from a trusted proxy", proxy_error="http_request_denied")
-        reader = ProxyHeaderReader()
-        with trio.move_on_at(give_up):
-            try:
-                while (header := reader.next_event()) is None:
-                    reader.receive(await self._receive(reader.needed))
-            except ProxyHeaderError as error:
-                raise ProxyHeaderRefused(str(error)) from None
-            if header.source is None:
-                self._reads_forwarded = False
-            else:
-                self._comes_from(header.source, header.port)
-            return
-        raise _Departed("no PROXY header in time")
-
-    async def _receive(self, most: int) -> bytes:
-        """Bytes of the request, or of what comes before it."""
-        try:
-            data = await self._stream.receive_some(most)
-        except trio.BrokenResourceError:
-            raise _Departed from None
-        if not data:
-            raise _Departed
-        return data
-
-    async def _secure(self, context: ssl.SSLContext, give_up: float) -> None:
-        from http2tcp.net.tls_server import HandshakeFailed, accept_tls
-
-        assert isinstance(self._stream, SocketStream)
-        try:
-            with trio.move_on_at(give_up):
-                self._stream = await accept_tls(self._stream, context)
-                self._server.waiting.speaks(self)
-                return
-        except trio.BrokenResourceError:
-            raise _Departed from None
-        except HandshakeFailed as error:
-            raise _NoTLS(str(error)) from None
-        raise _NoTLS("the handshake took too long")
-
-    async def _read_head(self, give_up: float) -> TunnelRequest:
-        forwarded_header = self._settings.forwarded_header if self._reads_forwarded else None
-        reader = RequestReader(connect=self._settings.connect, forwarded_header=forwarded_header)
-        with trio.move_on_at(give_up):
-            while (request := reader.next_event()) is None:
-                reader.receive(await self._receive(MAX_HEAD))
-                self._server.waiting.speaks(self)
-            self._stream.unread(reader.trailing_data)
-            if forwarded_header is not None:
-                trusted = self._settings.trusted_proxies
-                named = client_address(self._client, request.forwarded, header=forwarded_header, trusted=trusted)
-                if named != self._client and named != "unix":
-                    self._comes_from(named)
-            return request
-        raise HeadTimeout
-
-    def _authorise(self, request: TunnelRequest) -> Admission:
-        """Where the request may go. The order of the checks is what an attacker may learn."""
-        if self._settings.path not in (None, request.path) and not request.is_connect:
-            raise NotFound
-        grant = self._authenticate(request)
-        if request.transport is None:
-            raise UpgradeRequired
-        try:
-            if request.target is not None:
-                destination: Address | None = parse_target(*request.target)
-            else:
-                destination = grant.default if request.addr is None else parse_destination(request.addr)
-        except AddressError as error:
-            raise BadRequest(f"the destination is not understood: {error}") from None
-        if destination is None:
-            raise BadRequest("the request names no destination, and this server has no default one (-d)")
-        self._session.asked(destination)
-        if request.origin is not None and request.origin not in self._settings.allow_origins:
-            raise Forbidden("a web page may not open tunnels")
-        admission = grant.admit(destination)
-        self._server.tunnels.enter(grant.token)
-        self._grant, self._token = grant, grant.token
-        return admission
-
-    def _authenticate(self, request: TunnelRequest) -> Grant:
-        try:
-            grant = self._server.policy.authenticate(request.token, time.time())
-        except Unauthorized as error:
-            if request.token is not None:
-                self._session.failed_authentication(error.name if isinstance(error, TokenExpired) else None)
-                self._server.metrics.authentication_failures.add()
-            if request.token is not None and self._server.failures.failed(self._address(), trio.current_time()):
-                raise TooManyRequests from None
-            if request.is_connect:
-                raise ProxyAuthenticationRequired from error
-            raise
-        self._server.waiting.leave(self)
-        self._session.authenticated("" if grant.token is None else grant.token.name)
-        return grant
-
-    async def _dial(self, request: TunnelRequest, admission: Admission) -> Dialled:
-        destination = admission.destination
-        try:
-            if request.expects_continue:
-                await self._stream.send_all(CONTINUE)
-            started = trio.current_time()
-            known = trio.Event()
-            with trio.fail_after(self._settings.connect_timeout):
-                dialled = await dial(destination, admission.permits, known.set)
-            self._dial_time = trio.current_time() - started
-            self._server.metrics.dials.observe(self._dial_time)
-            return dialled
-        except trio.TooSlowError:
-            raise _too_slow(admission, self._settings.connect_timeout, named=known.is_set()) from None
-        except DialError as error:
-            raise _dial_refusal(admission, error) from error
-        except trio.BrokenResourceError:
-            raise _Departed from None
-
-    async def _switch_and_relay(self, request: TunnelRequest, target: Dialled) -> tuple[Reason, str]:
-        self._session.opened(target.address, request.carrier, self._dial_time)
-        self._server.metrics.opened(self._session.traffic, request.carrier)
-        self._server.sessions.add(self)
-        self._opened_at = trio.current_time()
-        self.limit_term()
-        idle = self._server.limits.idle_timeout
-        if idle is not None:
-            self.term.idle(idle, f"no byte went either way for {idle:g} s", Reason.IDLE)
-        try:
-            keepalive = self._settings.keepalive
-            answer = accept(request, self._session.id, keepalive=keepalive, dial_time=self._dial_time)
-            await self._stream.send_all(answer)
-            self._server.metrics.handshakes.observe(trio.current_time() - self._accepted_at)
-        except trio.BrokenResourceError as error:
-            return Reason.CLIENT_BROKE, str(error)
-        else:
-            outcome = await relay(self._framed(request), self._paced(target), self._session.traffic, self.term)
-            return _reason(outcome.end, self.term), outcome.words
-        finally:
-            target.stream.abort()
-
-    def limit_term(self) -> None:
-        """When it ends at the latest, by all that may end it."""
-        limits, now = self._server.limits, trio.current_time()
-        self.term.renew()
-        self.term.until(self._server.ends_at, "the server was stopped", Reason.STOPPED)
-        if limits.max_session is not None:
-            words = f"a session lasts {limits.max_session:g} s at most"
-            self.term.until(self._opened_at + limits.max_session, words, Reason.MAX_SESSION)
-        if self._token is not None and not self._server.settings.keep_sessions:
-            self.term.until(now + self._token.expires - time.time(), "the token has expired", Reason.EXPIRED)
-
-    def _paced(self, target: Dialled) -> Stream:
-        rate = self._server.limits.max_rate
-        return target.stream if rate is None else PacedStream(target.stream.socket, rate)
-
-    def _framed(self, request: TunnelRequest) -> Stream:
-        """The tunnel's bytes: what the transport adds to them stays below."""
-        stream: Stream = self._stream
-        keepalive = self._settings.keepalive
-        if request.transport is Transport.WEBSOCKET:
-            # Its frames are wsproto's, which a server that has no such client does not load.
-            from http2tcp.net.websocket import WebSocketStream
-
-            # Capsules break the silence themselves.
-            stream = WebSocketStream(stream, client=False, keepalive=math.inf if request.capsules else keepalive)
-        if request.capsules:
-            stream = CapsuleStream(
-                stream, keepalive=keepalive, peer_keepalive=request.keepalive, confirms=request.confirms
-            )
-        return stream
-
-    async def _refuse(self, refusal: Refusal, give_up: float) -> None:
-        """Send the refusal and see it delivered: closing with bytes unread would reset it away."""
-        self._session.refused(refusal)
-        self._server.metrics.refused(refusal)
-        if isinstance(refusal, ProxyHeaderRefused):
-            return
-        # Before the token is accepted nobody is waited for beyond the head's own deadline.
-        with trio.move_on_after(_LINGER) as linger:
-            if refusal.status in (400, 401, 404, 407, 408, 426, 429, 431):
-                linger.deadline = min(linger.deadline, max(give_up, trio.current_time() + 0.1))
-            try:
-                await self._stream.send_all(refuse(refusal, self._session.id))
-                await self._stream.send_eof()
-                unread = _LINGER_BYTES
-                while unread > 0 and (data := await self._stream.receive_some()):
-                    unread -= len(data)
-                await self._stream.aclose()
-            except (trio.BrokenResourceError, trio.ClosedResourceError):
-                return
-
-
-class _Departed(Exception):
-    """The client closed or broke the connection before its request was whole."""
-
-
-class _NoTLS(Exception):
-    """No TLS session came about. `str(error)` says why."""
-
-
-_REASONS = {
-    End.CLOSED: Reason.CLOSED,
-    End.LEFT_BROKE: Reason.CLIENT_BROKE,
-    End.RIGHT_BROKE: Reason.TARGET_BROKE,
-}
-
-
-def _reason(end: End, term: Term) -> Reason:
-    if end is not End.TERMINATED:
-        return _REASONS[end]
-    assert isinstance(term.cause, Reason)
-    return term.cause
-
-
-def _too_slow(admission: Admission, seconds: float, *, named: bool) -> Refusal:
-    destination = admission.destination
-    if not named and not admission.by_name:
-        return Forbidden()
-    if named or not isinstance(destination, TCPAddress):
-        return TargetTimeout(f"cannot reach {destination} from the server: no answer in {seconds:g} s")
-    words = f"cannot find {destination.host} from the server: no name server answered in {seconds:g} s"
-    return TargetTimeout(words, proxy_error="dns_timeout")
-
-
-_ABOUT_THE_NAME = (DialFailure.PROHIBITED, DialFailure.NAME, DialFailure.NAME_TEMPORARY)
-
-
-def _dial_refusal(admission: Admission, error: DialError) -> Refusal:
-    destination = admission.destination
-    if error.failure in _ABOUT_THE_NAME and not admission.by_name:
-        # A token learns nothing of names that it may not use: neither whether they exist, nor what they are.
-        return Forbidden()
-    if error.failure is DialFailure.PROHIBITED:
-        return Forbidden(
-            f"{destination} is not allowed: none of its addresses is open, as a rule or as link-local and metadata",
-            proxy_error="destination_ip_prohibited",
-        )
-    words = f"cannot reach {destination} from the server: {error}"
-    match error.failure:
-        case DialFailure.EXHAUSTED:
-            return LimitReached(words)
-        case DialFailure.TIMEOUT:
-            return TargetTimeout(words)
-        case DialFailure.NAME | DialFailure.NAME_TEMPORARY:
-            return TargetUnreachable(words, proxy_error="dns_error")
-        case DialFailure.REFUSED:
-            return TargetUnreachable(words, proxy_error="connection_refused")
-        case DialFailure.UNROUTABLE:
-            return TargetUnreachable(words, proxy_error="destination_ip_unroutable")
-        case _:
-            return TargetUnreachable(words, proxy_error="destination_unavailable")

@@ -44,7 +44,14 @@ FOR_WEBSOCKET = {"http2tcp.net.websocket", "http2tcp.protocol.websocket", "http2
 BROUGHT_LATE = {"difflib"}
 # Each costs a login milliseconds, and each is only one import away.
 NEVER = {
-    *("http2tcp.server", "http2tcp.policy", "http2tcp.audit", "http2tcp.demo", "http2tcp.protocol.server"),
+    *(
+        "http2tcp.server",
+        "http2tcp.connection",
+        "http2tcp.policy",
+        "http2tcp.audit",
+        "http2tcp.demo",
+        "http2tcp.protocol.server",
+    ),
     *("http2tcp.check", "http2tcp.report", "http2tcp.hops", "http2tcp.findings", "http2tcp.advice"),
     *("http2tcp.progress", "http2tcp.protocol.certificate"),
     *("http2tcp.forwarder", "http2tcp.forwards", "http2tcp.protocol.socks"),

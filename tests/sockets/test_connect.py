@@ -44,7 +44,10 @@ async def opened(server: Served, request: bytes) -> tuple[trio.SocketStream, byt
         assert data, f"the connection ended after {raw!r}"
         raw += data
     head, _, rest = raw.partition(b"\r\n\r\n")
-    assert head == b"HTTP/1.1 200 Connection established\r\nProxy-Status: http2tcp"
+    status, *fields = head.split(b"\r\n")
+    assert status == b"HTTP/1.1 200 Connection established"
+    assert [field.partition(b":")[0] for field in fields] == [b"Proxy-Status", b"Http2tcp-Session"]
+    assert fields[0] == b"Proxy-Status: http2tcp"
     return stream, rest
 
 

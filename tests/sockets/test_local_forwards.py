@@ -338,16 +338,16 @@ async def test_a_program_that_leaves_while_its_tunnel_opens_leaves_nothing_open(
     caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     asked, go_on = trio.Event(), trio.Event()
-    import http2tcp.server
+    import http2tcp.connection
 
-    dial = http2tcp.server.dial
+    dial = http2tcp.connection.dial
 
     async def late(*arguments: Any) -> Any:
         asked.set()
         await go_on.wait()
         return await dial(*arguments)
 
-    monkeypatch.setattr("http2tcp.server.dial", late)
+    monkeypatch.setattr("http2tcp.connection.dial", late)
     async with target(echo) as where, served() as server, socks_proxy(server.url) as local:
         stream = await trio.open_tcp_stream(*local)
         await stream.send_all(HELLO + asking_for(where))

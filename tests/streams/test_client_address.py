@@ -11,8 +11,9 @@ import trio
 import trio.testing
 
 from http2tcp.address import TCPAddress
+from http2tcp.connection import Connection
 from http2tcp.limits import Limits
-from http2tcp.server import Server, _Connection
+from http2tcp.server import Server
 from http2tcp.settings import ServerSettings, parse_trusted_proxy
 from tests.support.loopback import TOKEN, Answer, asking, parse_answer
 from tests.support.memory_stream import memory_pair
@@ -38,7 +39,7 @@ async def send(
 ) -> bytes:
     """What comes back to a peer that sends this, in one piece or byte by byte, and then waits or ends."""
     ours, theirs = memory_pair()
-    connection = _Connection(server, ours, peer)  # type: ignore[arg-type]
+    connection = Connection(server, ours, peer)  # type: ignore[arg-type]
     received = b""
     async with trio.open_nursery() as nursery:
         nursery.start_soon(connection.run)
@@ -272,7 +273,7 @@ async def test_a_proxy_header_that_does_not_end_has_no_more_time_than_a_head(
 
 async def test_the_time_that_a_proxy_header_takes_is_the_heads(autojump_clock: trio.testing.MockClock) -> None:
     ours, theirs = memory_pair()
-    connection = _Connection(serving(proxy_protocol=True), ours, FRONT)  # type: ignore[arg-type]
+    connection = Connection(serving(proxy_protocol=True), ours, FRONT)  # type: ignore[arg-type]
     async with trio.open_nursery() as nursery:
         nursery.start_soon(connection.run)
         await trio.sleep(6)
@@ -300,7 +301,7 @@ async def test_silent_connections_are_counted_for_the_client_that_the_proxy_head
     async with trio.open_nursery() as nursery:
         for address in ("203.0.113.7", "203.0.113.8", "203.0.113.7", "203.0.113.7"):
             ours, theirs = memory_pair()
-            nursery.start_soon(_Connection(server, ours, FRONT).run)  # type: ignore[arg-type]
+            nursery.start_soon(Connection(server, ours, FRONT).run)  # type: ignore[arg-type]
             await theirs.send_all(v1(address, 51234))
             await trio.testing.wait_all_tasks_blocked()
             ends.append(theirs)

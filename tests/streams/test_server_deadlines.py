@@ -11,9 +11,10 @@ import trio
 import trio.testing
 
 from http2tcp.address import TCPAddress
+from http2tcp.connection import Connection
 from http2tcp.net import dial as dial_module
 from http2tcp.net.dial import Candidate, resolve
-from http2tcp.server import Server, _Connection
+from http2tcp.server import Server
 from http2tcp.settings import ServerSettings
 from tests.support.loopback import TOKEN, Answer, asking, parse_answer
 from tests.support.memory_stream import MemoryStream, memory_pair
@@ -21,10 +22,10 @@ from tests.support.memory_stream import MemoryStream, memory_pair
 SETTINGS = ServerSettings(tokens=(TOKEN,))
 
 
-def connected(settings: ServerSettings = SETTINGS) -> tuple[_Connection, MemoryStream]:
+def connected(settings: ServerSettings = SETTINGS) -> tuple[Connection, MemoryStream]:
     """A connection that the server has accepted, and the client's end of it."""
     ours, client = memory_pair()
-    connection = _Connection(
+    connection = Connection(
         Server(settings),
         ours,  # type: ignore[arg-type]
         TCPAddress("192.0.2.7", 4711),

@@ -10,13 +10,14 @@ import pytest
 
 from http2tcp.address import TCPAddress
 from http2tcp.audit import NoSession, Reason
+from http2tcp.connection import _dial_refusal, _too_slow
 from http2tcp.errors import Refusal
 from http2tcp.exposition import Family
 from http2tcp.footprint import footprint
 from http2tcp.metrics import ABANDONED, ENDINGS, REFUSALS, families
 from http2tcp.net.dial import DialError, DialFailure
 from http2tcp.policy import Grant
-from http2tcp.server import Server, _dial_refusal, _too_slow
+from http2tcp.server import Server
 from http2tcp.settings import ServerSettings
 
 PAGE = Path(__file__).parents[2] / "docs" / "metrics.md"
