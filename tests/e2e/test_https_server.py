@@ -18,11 +18,13 @@ import trustme
 from cryptography import x509
 from cryptography.hazmat.primitives.serialization import Encoding, PublicFormat
 
+from tests.support.nginx import replaced
 from tests.support.openssh import Login, Sshd, sshd
 from tests.support.processes import conversation, environment, http2tcp, program, wait_until
 from tests.support.site import Server, run_server
 
 HUNDRED_MB = 100_000_000
+HOOK = Path(__file__).parents[2] / "examples" / "certbot" / "http2tcp"
 
 
 @dataclass
@@ -71,9 +73,12 @@ def issue(authority: trustme.CA, certificate: Path, key: Path) -> bytes:
 
 
 @contextmanager
-def running_host(directory: Path) -> Iterator[Host]:
+def running_host(directory: Path, tls: Path | None = None) -> Iterator[Host]:
+    """`tls`: where its certificate and key are."""
     authority = trustme.CA()
-    ca_file, certificate, key = (directory / name for name in ("ca.pem", "fullchain.pem", "privkey.pem"))
+    tls = tls or directory
+    tls.mkdir(exist_ok=True)
+    ca_file, certificate, key = directory / "ca.pem", tls / "fullchain.pem", tls / "privkey.pem"
     authority.cert_pem.write_to_path(str(ca_file))
     issue(authority, certificate, key)
     options = ("--tls-cert", str(certificate), "--tls-key", str(key), "--connect")
@@ -165,6 +170,40 @@ def test_a_renewed_certificate_is_served_after_sighup_and_a_broken_one_is_not(tm
             assert host.presented() == renewed
             done = Login(host.sshd, host.client(), tmp_path / "second").run("ssh", "target", "echo new")
             assert done.stdout == b"new\n", done.stderr
+            ssh.stdin.write(b"still here\n")
+            ssh.stdin.flush()
+            assert ssh.stdout.readline() == b"still here\n"
+            ssh.wait(20)
+
+
+def test_certbots_hook_renews_the_certificate_while_a_login_is_open(tmp_path: Path) -> None:
+    lineage, programs, tls = tmp_path / "live", tmp_path / "bin", tmp_path / "tls"
+    for directory in (lineage, programs):
+        directory.mkdir()
+    with running_host(tmp_path, tls) as host:
+        (programs / "systemctl").write_text(
+            f'#!/bin/sh\n[ "$*" = "try-reload-or-restart http2tcp.service" ] && kill -HUP {host.server.process.pid}\n'
+        )
+        (programs / "systemctl").chmod(0o755)
+        hook = tmp_path / "hook"
+        hook.write_text(
+            replaced(
+                HOOK.read_text(),
+                {"directory=/etc/http2tcp/tls": f"directory={tls}", "group=ssl-cert": f"group={os.getgid()}"},
+            )
+        )
+        hook.chmod(0o755)
+        command = Login(host.sshd, host.client(), tmp_path / "login").command("ssh", "target", "read line; echo $line")
+        with conversation(command) as ssh:
+            assert ssh.stdin is not None
+            assert ssh.stdout is not None
+            wait_until(lambda: "opened " in host.server.log, "the login's tunnel is open")
+            renewed = issue(host.authority, lineage / "fullchain.pem", lineage / "privkey.pem")
+            path = os.pathsep.join([str(programs), os.environ["PATH"]])
+            variables = environment(PATH=path, RENEWED_LINEAGE=str(lineage))
+            subprocess.run([hook], check=True, capture_output=True, timeout=20, env=variables)
+            wait_until(lambda: host.presented() == renewed, "the new certificate is served")
+            assert (tls / "privkey.pem").stat().st_mode & 0o777 == 0o640
             ssh.stdin.write(b"still here\n")
             ssh.stdin.flush()
             assert ssh.stdout.readline() == b"still here\n"
