@@ -34,6 +34,8 @@ def start_logging(level: int, *, hold_back: bool = False) -> None:
     """
     # A log that cannot be written (a full disk, a closed pipe) is no reason to print tracebacks.
     logging.raiseExceptions = False
+    # What is in none of our lines need not be looked up for each.
+    logging.logThreads = logging.logProcesses = logging.logMultiprocessing = False
     stderr: logging.Handler = logging.StreamHandler()
     stderr.setFormatter(marked(logging.Formatter("http2tcp: %(message)s")))
     logger.handlers[:] = [HeldBack(stderr) if hold_back else stderr]
