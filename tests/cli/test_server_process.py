@@ -29,6 +29,8 @@ class ServerProcess:
         self.address = TCPAddress("127.0.0.1", 0)
         #: What it said before it listened.
         self.before = ""
+        #: That it listens, and what it is open to.
+        self.greeting = ""
         self._unread = ""
 
     async def line(self) -> str:
@@ -74,6 +76,7 @@ async def serving(*arguments: str, journal: bool = False, **variables: str) -> A
         if "-q" not in arguments:
             while (found := LISTENING.search(line := await server.line())) is None:
                 server.before += f"{line}\n"
+            server.greeting = line
             server.address = TCPAddress("127.0.0.1", int(found[1]))
         yield server
     finally:
@@ -295,6 +298,19 @@ async def test_without_a_token_it_says_that_everybody_may_come() -> None:
         assert (await server.ended())[0] == 0
     assert "localhost:22 alone" in line
     assert "everybody" in line
+
+
+@pytest.mark.parametrize(
+    ("rules", "reach"),
+    [
+        ((), "open to any destination but link-local and metadata addresses, with the token"),
+        (("--allow", "bastion:22"), "open to what the rules allow, with the token"),
+    ],
+    ids=["no policy", "a policy"],
+)
+async def test_it_says_when_it_starts_how_far_a_token_goes(rules: tuple[str, ...], reach: str) -> None:
+    async with serving(*rules) as server:
+        assert server.greeting.endswith(reach)
 
 
 # --- it cannot start ----------------------------------------------------------------------------
