@@ -571,7 +571,9 @@ async def test_a_way_that_works_is_shown_hop_by_hop_with_the_targets_first_words
     assert found.hop("tls").facts["version"] == "TLSv1.3"
     assert "trustme" in found.hop("tls").text
     assert all(found.hop(transport).facts["status"] == 101 for transport in ALL)
-    assert found.hop("server").facts == {"proxy_status": True, "keepalive": 7.0}
+    facts = found.hop("server").facts
+    assert {**facts, "session": None} == {"proxy_status": True, "keepalive": 7.0, "session": None}
+    assert f"its log has this as session {facts['session']}" in found.text
     assert found.hop("target").facts["greeting"] == "SSH-2.0-OpenSSH_9.2p1 Debian-2"
     assert found.hop("target").seconds is not None  # the server's own measure
     assert "says SSH-2.0-OpenSSH_9.2p1 Debian-2" in found.text

@@ -8,7 +8,7 @@ import pytest
 import trio
 import trio.testing
 
-from http2tcp import client, server
+from http2tcp import client, connection
 from http2tcp.audit import Record
 from http2tcp.errors import TargetFailed, TunnelCut
 from http2tcp.limits import Limits
@@ -188,7 +188,7 @@ async def test_a_stop_before_a_session_has_opened_is_one_record(
         dialling.set()
         await trio.sleep_forever()
 
-    monkeypatch.setattr(server, "dial", dial)
+    monkeypatch.setattr(connection, "dial", dial)
     async with served() as running:
         async with await trio.open_tcp_stream(running.address.host, running.address.port) as stream:
             await stream.send_all(asking("db:5432"))
@@ -206,7 +206,7 @@ async def test_a_bug_is_one_record_too(
     async def fail(*_: object) -> None:
         raise RuntimeError("a bug")
 
-    monkeypatch.setattr(server, "dial" if at == "the dial" else "relay", fail)
+    monkeypatch.setattr(connection, "dial" if at == "the dial" else "relay", fail)
     async with target(echo) as where, served() as running:
         if at == "the dial":
             answer = await exchange(running.address, asking(where))

@@ -15,6 +15,7 @@ from http2tcp.errors import (
     CredentialsRefused,
     DestinationForbidden,
     FrontEndFailed,
+    InternalError,
     OriginalServer,
     ServerRefused,
     TargetFailed,
@@ -51,6 +52,13 @@ def explained(
 
 
 # --- what our own server says -----------------------------------------------------------------
+
+
+def test_a_bug_of_the_servers_is_told_with_the_id_under_which_its_log_says_why() -> None:
+    refused = Refused(500, "proxy_internal_error", InternalError.text, session="5e55")
+    error = explain_refusal(refused, parse_endpoint(HTTPS), None, Transport.TCP, with_token=True)
+    assert isinstance(error, ServerRefused)
+    assert str(error) == "the server refused (500): the http2tcp server failed; its log says why, at session 5e55"
 
 
 def test_without_a_token_the_user_is_told_how_to_give_one() -> None:

@@ -124,6 +124,12 @@ def test_a_target_that_was_not_seen_to_accept_is_not_said_to() -> None:
 
 def test_a_server_that_does_not_name_itself_is_noted() -> None:
     assert server_hop(opened(ours=False), refuses=False).state is State.NOTE
+    named = Attempt(Transport.TCP, Switched(Transport.TCP, from_http2tcp=True, session="5e55"))
+    assert server_hop(named, refuses=False).text == "is there; its log has this as session 5e55"
+    assert server_hop(named, refuses=False).facts["session"] == "5e55"
+    refused = Attempt(Transport.TCP, Refused(502, "dns_error", session="5e55"), error=TargetFailed("x"))
+    assert server_hop(refused, refuses=False).facts["session"] == "5e55"
+    assert server_hop(opened(), refuses=False).facts["session"] is None
     assert "original" in server_hop(opened(ours=False, transport=Transport.HTTP2TCP), refuses=False).text
 
 
