@@ -73,6 +73,15 @@ def run_proxies(directory: Path, certificate: Path) -> Iterator[Proxies]:
 
 
 @contextmanager
+def tinyproxy(directory: Path) -> Iterator[int]:
+    """A tinyproxy that wants the login above; its port."""
+    directory.mkdir()
+    port = free_port()
+    with running(_tinyproxy(directory, port, login=True), directory / "output.log", lambda: listens(port)):
+        yield port
+
+
+@contextmanager
 def _squid_home() -> Iterator[Path]:
     """Where squid may write: as root it becomes another user, who cannot enter the test's directories."""
     with tempfile.TemporaryDirectory(prefix="squid-") as name:

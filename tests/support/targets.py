@@ -34,13 +34,13 @@ def echo(connection: socket.socket) -> None:
 
 
 @contextmanager
-def target(handler: Callable[[socket.socket], None]) -> Iterator[str]:
+def target(handler: Callable[[socket.socket], None], host: str = "127.0.0.1", port: int = 0) -> Iterator[str]:
     """A server on loopback that gives each connection to the handler; its host and port."""
-    with socket.create_server(("127.0.0.1", 0)) as listener:
+    with socket.create_server((host, port)) as listener:
         thread = threading.Thread(target=serve, args=(listener, handler))
         thread.start()
         try:
-            yield f"127.0.0.1:{listener.getsockname()[1]}"
+            yield f"{host}:{listener.getsockname()[1]}"
         finally:
             listener.shutdown(socket.SHUT_RDWR)
             thread.join()

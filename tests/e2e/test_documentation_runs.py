@@ -1,0 +1,82 @@
+"""The tutorial and the how-tos, typed in as they stand by a new user: what they print is what the pages say."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from tests.support.documented import LEFT_RUNNING, NOT_RUN, Machine, blocks
+from tests.support.documented_machine import documented_machine
+
+DOCS = Path(__file__).parents[2] / "docs"
+TUTORIAL = DOCS / "tutorial.md"
+HOW_TOS = sorted((DOCS / "how-to").glob("*.md"))
+PAGES = [TUTORIAL, *HOW_TOS]
+
+# Files and diagrams. Commands are ```console, so that they are typed in here.
+NO_COMMANDS = {"caddy", "haproxy", "ini", "mermaid", "nginx", "ssh-config", "text", "toml", "yaml"}
+
+pytestmark = pytest.mark.timeout(300)
+
+
+def type_in(machine: Machine, page: Path) -> None:
+    for block in blocks(page):
+        if block.not_run is None:
+            machine.run(block)
+
+
+@pytest.fixture(scope="module")
+def machine(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Machine]:
+    """The machine of a reader who has followed the tutorial. The how-tos begin where it ends."""
+    with documented_machine(tmp_path_factory.mktemp("documented")) as machine:
+        type_in(machine, TUTORIAL)
+        yield machine
+
+
+def test_who_follows_the_tutorial_logs_in(machine: Machine) -> None:
+    assert machine.left_running[0].poll() is None, "the tutorial's server runs on"
+
+
+@pytest.mark.parametrize("page", HOW_TOS, ids=[page.name for page in HOW_TOS])
+def test_a_how_to_does_what_it_says(machine: Machine, page: Path) -> None:
+    try:
+        type_in(machine, page)
+    finally:
+        machine.end(kept=1)
+
+
+@pytest.mark.parametrize("page", PAGES, ids=[page.name for page in PAGES])
+def test_no_command_is_hidden_from_this_test(page: Path) -> None:
+    text = page.read_text()
+    languages = re.findall(r"^ *```(.+)$", text, re.MULTILINE)
+    assert set(languages) <= {"console", *NO_COMMANDS}
+    assert len(re.findall(r"^ *```", text, re.MULTILINE)) == 2 * len(languages), "a block without a language"
+    assert len(blocks(page)) == languages.count("console")
+    for comment in re.findall(r"<!--.*?-->", text, re.DOTALL):
+        assert comment == LEFT_RUNNING or NOT_RUN.fullmatch(comment), comment
+
+
+@pytest.mark.parametrize(
+    ("page", "wrong"),
+    [
+        ("$ echo one; echo two\none\n", True),
+        ("$ echo one\none\ntwo\n", True),
+        ("$ echo one two\none …ree\n", True),
+        ("$ echo one | tee x\none\n$ cat x\ntwo\n", True),
+        ("$ echo one two\none …o\n", False),
+        ("$ cat <<END\n> one\n> END\none\n$ echo two; echo three\n…\nthree\n", False),
+    ],
+)
+def test_a_page_that_tells_another_answer_fails(tmp_path: Path, page: str, wrong: bool) -> None:
+    (tmp_path / "home/me").mkdir(parents=True)
+    machine = Machine(tmp_path, replacements=[], printed=[], variables={})
+    (tmp_path / "page.md").write_text(f"```console\n{page}```\n")
+    (block,) = blocks(tmp_path / "page.md")
+    if wrong:
+        with pytest.raises(AssertionError, match=r"page\.md, line"):
+            machine.run(block)
+    else:
+        machine.run(block)

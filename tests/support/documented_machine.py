@@ -1,0 +1,145 @@
+"""The machine of the documentation: example.com with nginx and sshd, what stands behind it, and a user who is new.
+
+What a command of the documentation says is done as it says, but for this: ports are free ones of this machine, hosts
+are addresses of loopback, /etc is a directory's, sudo asks nobody, ssh reads the home's configuration and knows the key
+of the host.
+"""
+
+from __future__ import annotations
+
+import re
+import socket
+import sys
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
+from pathlib import Path
+
+import trustme
+
+from tests.support.documented import Machine
+from tests.support.nginx import command as nginx_command
+from tests.support.nginx import prepared
+from tests.support.openssh import Sshd, sshd
+from tests.support.processes import free_port, listens, program, running
+from tests.support.real_proxies import PASSWORD, USER, tinyproxy
+from tests.support.targets import echo, target
+
+# The site as its owner has it before the tutorial.
+_NGINX = """\
+events {}
+http {
+    include conf.d/*.conf;
+    include sites-enabled/*;
+}
+"""
+_SITE = """\
+server {
+    listen 127.0.0.1:PORT ssl;
+    listen 127.0.0.2:PORT ssl;
+    server_name example.com;
+    ssl_certificate     CERTIFICATE;
+    ssl_certificate_key CERTIFICATE;
+    location / {
+        return 404;
+    }
+}
+"""
+
+# What commands listen on, or connect to: the ports are written alone in places, as in `-D 1080`.
+_PORTS = ("12345", "12346", "5432", "1080", "8080")
+# The hosts behind the server. Each has an address of its own, so that what is forwarded may have the same port.
+_DATABASE, _INTRANET = "127.0.0.3", "127.0.0.4"
+
+
+@contextmanager
+def documented_machine(root: Path) -> Iterator[Machine]:
+    """A machine on which nothing of http2tcp is set up, and a user who has just got a home."""
+    for name in ("home/me", "bin", "etc/nginx/conf.d", "etc/nginx/sites-available", "etc/nginx/sites-enabled"):
+        (root / name).mkdir(parents=True)
+    with ExitStack() as stack:
+        running_sshd = stack.enter_context(sshd(root / "sshd"))
+        site = _start_nginx(stack, root)
+        intranet = stack.enter_context(target(_intranet, _INTRANET))
+        proxy = stack.enter_context(tinyproxy(root / "proxy"))
+        ports = {name: str(free_port()) for name in _PORTS}
+        database = f"{_DATABASE}:{ports['5432']}"
+        stack.enter_context(target(echo, _DATABASE, int(ports["5432"])))
+        here = f"localhost:{running_sshd.port}"
+        machine = Machine(
+            root,
+            replacements=[
+                ("https://example.com/", f"https://localhost:{site}/"),
+                ("https://%h/", f"https://%h:{site}/"),
+                # Two more sites; nginx listens at both of the addresses.
+                ("*.example.com", "127.0.0.*"),
+                ("one.example.com", "127.0.0.1"),
+                ("two.example.com", "127.0.0.2"),
+                ("USER:PASSWORD@proxy.example.com:3128", f"{USER}:{PASSWORD}@localhost:{proxy}"),
+                ("localhost:22", here),
+                ("http://intranet/", f"http://{intranet}/"),
+                ("intranet:80", intranet),
+                ("db:5432", database),
+                *ports.items(),
+                ("/etc/", f"{root}/etc/"),
+            ],
+            printed=[
+                (re.escape(str(root)), ""),
+                (re.escape(f"localhost:{site}"), "example.com"),
+                (rf"%h:{site}\b", "%h"),
+                (re.escape("127.0.0.*"), "*.example.com"),
+                (re.escape(here), "localhost:22"),
+                (re.escape(intranet), "intranet:80"),
+                (re.escape(database), "db:5432"),
+                (re.escape(f"localhost:{proxy}"), "proxy.example.com:3128"),
+                *((rf"\b{port}\b", documented) for documented, port in ports.items()),
+            ],
+            variables={"SSL_CERT_FILE": str(root / "authority.pem")},
+        )
+        _wrap(machine, running_sshd)
+        stack.callback(machine.end)
+        yield machine
+
+
+def _start_nginx(stack: ExitStack, root: Path) -> int:
+    """nginx with the site; its port."""
+    authority = trustme.CA()
+    authority.cert_pem.write_to_path(str(root / "authority.pem"))
+    issued = authority.issue_cert("localhost", "127.0.0.1", "127.0.0.2")
+    issued.private_key_and_cert_chain_pem.write_to_path(str(root / "site.pem"))
+    port = free_port()
+    site = _SITE.replace("PORT", str(port)).replace("CERTIFICATE", str(root / "site.pem"))
+    (root / "etc/nginx/sites-available/example.com").write_text(site)
+    (root / "etc/nginx/sites-enabled/example.com").symlink_to("../sites-available/example.com")
+    configuration = root / "etc/nginx/nginx.conf"
+    configuration.write_text(_NGINX)
+    command = nginx_command(prepared(configuration))
+    stack.enter_context(running(command, root / "nginx.log", lambda: listens(port)))
+    return port
+
+
+def _wrap(machine: Machine, running_sshd: Sshd) -> None:
+    """Fill the PATH."""
+    machine.link("http2tcp", Path(sys.executable).parent / "http2tcp")
+    machine.wrap("sudo", 'exec "$@"')
+    directory = machine.root / "etc/nginx"
+    nginx = nginx_command(directory / "nginx.conf")
+    machine.wrap(
+        "nginx",
+        f"pid=$(cat {directory}/nginx.pid)",
+        "before=$(cat /proc/$pid/task/$pid/children)",
+        f'{" ".join(nginx[:-2])} -g "pid {directory}/nginx.pid;" "$@" || exit',
+        # A reload takes effect a moment later, and a test types faster than a person.
+        '[ "$*" != "-s reload" ] || for worker in $before; do while [ -e /proc/$worker ]; do sleep 0.05; done; done',
+    )
+    keys = running_sshd.directory
+    options = f"-F ~/.ssh/config -o IdentityFile={keys}/user -o UserKnownHostsFile={keys}/known_hosts"
+    options += " -o HostKeyAlias=sshd-behind-http2tcp -o BatchMode=yes -o IdentitiesOnly=yes"
+    for name in ("ssh", "scp"):
+        machine.wrap(name, f'exec {program(name)} {options} "$@"')
+
+
+def _intranet(connection: socket.socket) -> None:
+    """A web server with one page."""
+    connection.recv(65536)
+    page = b"the intranet's page\n"
+    connection.sendall(b"HTTP/1.1 200 OK\r\nContent-Length: %d\r\nConnection: close\r\n\r\n%s" % (len(page), page))
