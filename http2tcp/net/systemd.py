@@ -26,6 +26,8 @@ _FIRST = 3
 _UNNAMED = "unknown"
 # Of the status line, in seconds: `systemctl status` is read by people.
 _STATUS_PERIOD = 5.0
+# Of a datagram, systemd reads 4,096 bytes (NOTIFY_BUFFER_MAX), and drops a longer one whole.
+_MAX_ASSIGNMENT = 2048
 
 
 class InheritedSocket(NamedTuple):
@@ -114,7 +116,7 @@ class Notifier:
     def tell(self, *assignments: str) -> None:
         """Say it now, in one datagram, or as soon as there is room. It never waits."""
         if self._socket is not None:
-            self._untold.append("\n".join(assignments).encode())
+            self._untold.append(b"\n".join(map(_encoded, assignments)))
             self._flush()
 
     def close(self) -> None:
@@ -162,3 +164,8 @@ class Notifier:
             except OSError as error:
                 logger.debug("the service manager cannot be notified: %s", error.strerror)
             self._untold.popleft()
+
+
+def _encoded(assignment: str) -> bytes:
+    # A status may name a file, whose name may be no UTF-8, and quote a mistake of any length.
+    return assignment.encode("utf-8", "replace")[:_MAX_ASSIGNMENT].decode("utf-8", "ignore").encode()

@@ -386,6 +386,17 @@ async def test_a_broken_file_leaves_everything_as_it_was_and_says_why(
     await until(lambda: "SIGHUP: reread; nothing has changed\n" in manager.log, "it says so")
 
 
+async def test_a_file_whose_name_is_no_utf_8_may_be_broken_like_any_other(tmp_path: Path) -> None:
+    path = Path(os.fsdecode(os.fsencode(tmp_path) + b"/caf\xe9.toml"))
+    path.write_text(f'[[token]]\nname = "a"\nsha256 = "{hashlib.sha256(TOKEN.encode()).hexdigest()}"\n')
+    with ServiceManager(http2tcp("-s", "--config", str(path), "-l", "127.0.0.1:0"), tmp_path) as manager:
+        manager.start()
+        path.write_text("no")
+        await in_thread(manager.reload)
+        assert "the last reload failed" in manager.status
+        assert await status_with(address_of(manager), TOKEN) == 400
+
+
 # --- a configuration file: revocation, expiry, changes --------------------------------------------
 
 

@@ -215,6 +215,19 @@ def test_what_is_told_is_heard_one_datagram_at_a_time(ear: Ear, notifier: Notifi
     assert "NOTIFY_SOCKET" not in os.environ
 
 
+@pytest.mark.parametrize("text", ["x" * 9000, "é" * 9000, "caf\udce9"])
+def test_a_status_of_any_length_and_kind_is_one_line_that_systemd_takes(
+    ear: Ear, notifier: Notifier, text: str
+) -> None:
+    """It reads 4,096 bytes, and drops a longer datagram whole: nobody would learn that the reload is over."""
+    notifier.tell("READY=1", f"STATUS={text}")
+    (said,) = ear.heard()
+    assert len(said.encode()) < 4096
+    ready, status = said.split("\n")
+    assert ready == "READY=1"
+    assert status.startswith(f"STATUS={text[:3]}")
+
+
 def test_an_abstract_socket_is_told_too(monkeypatch: pytest.MonkeyPatch) -> None:
     name = f"http2tcp-{os.urandom(4).hex()}"
     monkeypatch.setenv("NOTIFY_SOCKET", f"@{name}")
