@@ -270,9 +270,16 @@ async def _listen(tunnel: Tunnel) -> tuple[bytes | None, TunnelError | None]:
 
 
 async def _close(tunnel: Tunnel) -> None:
+    """End it as a client that has said all, so that a target that ends too leaves the record of a finished session."""
+    stream = tunnel.stream
     try:
         with trio.move_on_after(_CLOSING):
-            await tunnel.stream.aclose()
+            if stream.half_close:
+                await stream.send_eof()
+                while await stream.receive_some():
+                    pass
+                await stream.finish()
+            await stream.aclose()
     except trio.BrokenResourceError:
         pass  # it is over either way
     finally:

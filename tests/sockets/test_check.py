@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import datetime
 import hashlib
+import logging
 import ssl
 from base64 import b64encode
 from collections.abc import AsyncIterator, Callable
@@ -19,6 +20,7 @@ from cryptography import x509
 from cryptography.hazmat.primitives.serialization import Encoding, PublicFormat
 
 from http2tcp.address import TCPAddress, parse_destination, parse_listen
+from http2tcp.audit import Record
 from http2tcp.client import AUTO
 from http2tcp.findings import State
 from http2tcp.forwards import Forward
@@ -577,6 +579,20 @@ async def test_a_way_that_works_is_shown_hop_by_hop_with_the_targets_first_words
     assert found.hop("target").facts["greeting"] == "SSH-2.0-OpenSSH_9.2p1 Debian-2"
     assert found.hop("target").seconds is not None  # the server's own measure
     assert "says SSH-2.0-OpenSSH_9.2p1 Debian-2" in found.text
+
+
+async def test_the_server_s_records_of_a_check_are_those_of_finished_sessions(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    async def greet(stream: trio.SocketStream) -> None:
+        await stream.send_all(b"SSH-2.0-OpenSSH_9.2p1 Debian-2\r\n")
+        await stream.receive_some()
+
+    caplog.set_level(logging.INFO, "http2tcp.audit")
+    async with target(greet) as where, served() as server:
+        await checked(asking(server.url, where))
+    ends = [entry.msg for entry in caplog.records if isinstance(entry.msg, Record) and entry.msg["event"] == "ended"]
+    assert [(end["transport"], end["reason"]) for end in ends] == [(transport.value, "closed") for transport in AUTO]
 
 
 async def test_a_target_that_waits_for_its_client_is_no_failure() -> None:
