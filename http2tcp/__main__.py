@@ -18,6 +18,10 @@ def main() -> None:
     from http2tcp.cli import run
 
     status = run()
+    from http2tcp.log import finish
+
+    if not finish():
+        os._exit(status)
     _drop_untaken_lines()
     sys.exit(status)
 

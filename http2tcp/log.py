@@ -47,6 +47,31 @@ def log_in_background() -> None:
     logger.handlers[:] = [BackgroundHandler(handler) for handler in logger.handlers]
 
 
+def finish() -> bool:
+    """At the end of the process: whether the last lines were taken, for which it waits a moment.
+
+    Where they were not, only `os._exit` ends it: the interpreter would wait for the locks of whoever writes them.
+    """
+    background = [handler for handler in logger.handlers if isinstance(handler, BackgroundHandler)]
+    if not background:
+        return True
+    for handler in background:
+        handler.close()
+    # A file's complaint may wait for a reader of stderr.
+    flushing = threading.Thread(target=_flush_stderr, name="last lines", daemon=True)
+    flushing.start()
+    flushing.join(_LAST_LINES)
+    return not flushing.is_alive() and all(handler.is_done for handler in background)
+
+
+def _flush_stderr() -> None:
+    try:
+        if sys.stderr is not None:
+            sys.stderr.flush()
+    except OSError:
+        pass  # nobody is there who could take them
+
+
 def dropped_lines() -> int:
     """How many lines of this process found no room, since its log is written by a thread."""
     return sum(handler.dropped for handler in logger.handlers if isinstance(handler, BackgroundHandler))
@@ -158,11 +183,16 @@ class BackgroundHandler(logging.Handler):
                     warning("lines of this log that were dropped: %d; its reader was too slow", dropped)
                 )
 
+    @property
+    def is_done(self) -> bool:
+        """After `close`: whether the last line was taken."""
+        return not self._thread.is_alive()
+
     def close(self) -> None:
         """Wait a moment for the last lines, and end."""
         atexit.unregister(self.close)
         self._records.put(None)
-        # Where nobody reads, the thread ends with the process.
+        # Where nobody reads, the thread ends with the process: see `finish`.
         self._thread.join(_LAST_LINES)
         super().close()
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import fcntl
 import json
 import os
 import resource
@@ -182,6 +183,68 @@ async def test_a_full_disk_stops_no_tunnel(tmp_path: Path) -> None:
     assert path.stat().st_size == 200
     assert said.startswith(f"http2tcp: cannot write the log file {path}: {os.strerror(errno.EFBIG).lower()}; ")
     assert said.count("\n") == 1
+
+
+@contextmanager
+def stuck_reader(path: Path) -> Iterator[int]:
+    """A pipe by name that its reader has open and takes nothing from; the end to write to."""
+    os.mkfifo(path)
+    reads = os.open(path, os.O_RDONLY | os.O_NONBLOCK)
+    writes = os.open(path, os.O_WRONLY)
+    fcntl.fcntl(writes, fcntl.F_SETPIPE_SZ, 4096)
+    try:
+        yield writes
+    finally:
+        os.close(reads)
+        os.close(writes)
+
+
+@pytest.mark.parametrize("to", ["stderr", "a file"])
+async def test_a_log_that_nobody_reads_any_more_holds_up_neither_tunnels_nor_the_end(to: str, tmp_path: Path) -> None:
+    path, port = tmp_path / "pipe", free_port()
+    with stuck_reader(path) as writes:
+        options = ("--log-file", str(path)) if to == "a file" else ()
+        process = subprocess.Popen(
+            http2tcp("-s", "-l", f"127.0.0.1:{port}", *options),
+            stderr=writes if to == "stderr" else subprocess.DEVNULL,
+            env=environment(HTTP2TCP_TOKEN=TOKEN),
+        )
+        try:
+            wait_until(lambda: listens(port), "it listens")
+            async with target(echo) as where:
+                for _ in range(40):
+                    stream, _rest = await open_raw(TCPAddress("127.0.0.1", port), asking(where))
+                    async with stream:
+                        await stream.send_all(b"x")
+                        assert await stream.receive_some() == b"x"
+            process.terminate()
+            assert await trio.to_thread.run_sync(process.wait, 20) == 0
+        finally:
+            process.kill()
+            process.wait()
+
+
+async def test_neither_does_a_file_that_cannot_be_written_where_nobody_hears_of_it(tmp_path: Path) -> None:
+    directory, pipe = tmp_path / "logs", tmp_path / "pipe"
+    directory.mkdir()
+    with stuck_reader(pipe) as writes:
+        os.write(writes, bytes(4096))
+        port = free_port()
+        process = subprocess.Popen(
+            http2tcp("-s", "-l", f"127.0.0.1:{port}", "--log-file", str(directory / "log")),
+            stderr=writes,
+            env=environment(HTTP2TCP_TOKEN=TOKEN),
+        )
+        try:
+            wait_until(lambda: listens(port), "it listens")
+            directory.rename(tmp_path / "gone")
+            refused = await exchange(TCPAddress("127.0.0.1", port), asking("localhost:22", token="wrong"))
+            assert refused.status == 401
+            process.terminate()
+            assert await trio.to_thread.run_sync(process.wait, 20) == 0
+        finally:
+            process.kill()
+            process.wait()
 
 
 @pytest.mark.parametrize(
