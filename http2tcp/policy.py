@@ -24,7 +24,14 @@ BUILT_IN: tuple[IPv4Network | IPv6Network, ...] = (
     IPv4Network("168.63.129.16/32"),  # Azure's WireServer
     IPv4Network("192.0.0.192/32"),  # Oracle Cloud
     IPv6Network("fe80::/10"),  # link-local (RFC 4291, section 2.5.6)
+    # Metadata services where IPv6 is spoken.
     IPv6Network("fd00:ec2::254/128"),  # Amazon EC2
+    IPv6Network("fd00:ec2::23/128"),  # Amazon EKS, the credentials of pods
+    IPv6Network("fd20:ce::254/128"),  # Google Cloud
+    IPv6Network("fd00:c1::a9fe:a9fe/128"),  # Oracle Cloud
+    IPv6Network("fd00:100::100:200/128"),  # Alibaba Cloud
+    IPv6Network("fd00:a9fe:a9fe::1/128"),  # Akamai, formerly Linode
+    IPv6Network("fd00:42::42/128"),  # Scaleway
 )
 
 # Where an IPv6 address carries an IPv4 address in its last 32 bits.
@@ -39,6 +46,7 @@ _NAT64_LOCAL = IPv6Network("64:ff9b:1::/48")
 _6TO4 = IPv6Network("2002::/16")  # RFC 3056, section 2
 _TEREDO = IPv6Network("2001::/32")  # RFC 4380, section 4
 _ISATAP = (0x00005EFE, 0x02005EFE)  # RFC 5214, section 6.1: these 32 bits, then the IPv4 address
+_LOOPBACK: dict[int, IPAddress] = {4: IPv4Address("127.0.0.1"), 6: IPv6Address("::1")}
 
 #: How an operator calls who has no name: no token may be called so.
 UNNAMED = "-"
@@ -59,7 +67,15 @@ def forbidden(address: IPAddress) -> bool:
 
 
 def _leads_to(address: IPAddress) -> Iterator[IPAddress]:
-    """The address, and every IPv4 address that is embedded in it."""
+    """The address, every IPv4 address that is embedded in it, and loopback where one of them stands for this host."""
+    for each in _embedded(address):
+        yield each
+        if each.is_unspecified:
+            # Whoever connects to 0.0.0.0 or :: gets to 127.0.0.1 or ::1.
+            yield _LOOPBACK[each.version]
+
+
+def _embedded(address: IPAddress) -> Iterator[IPAddress]:
     yield address
     if isinstance(address, IPv4Address):
         return

@@ -19,6 +19,8 @@ if TYPE_CHECKING:
 _LABEL = 18
 # Of those who may go anywhere; more of them are counted.
 _NAMES = 5
+# Networks of the built-in list in a line.
+_A_LINE = 4
 _EVERYTHING = "any destination but link-local and metadata addresses"
 _DAY = 86400
 # The first second of year 1, and the last of 9999.
@@ -133,7 +135,9 @@ def _everybody(settings: ServerSettings) -> Rows:
         rows.append(("  allow", list(map(str, settings.allow)) or ["nothing"]))
     if settings.deny:
         rows.append(("  deny", list(map(str, settings.deny))))
-    return [*rows, ("  closed", [", ".join(map(str, BUILT_IN))])]
+    closed = [str(network) for network in BUILT_IN]
+    lines = [", ".join(closed[start : start + _A_LINE]) for start in range(0, len(closed), _A_LINE)]
+    return [*rows, ("  closed", lines)]
 
 
 def _shown(rows: Rows) -> str:

@@ -101,12 +101,19 @@ def parse_rule(text: str) -> Rule:
     if text.startswith("unix:"):
         path = parse_destination(text)
         assert isinstance(path, UnixAddress)
+        if "*" in path.path:
+            raise AddressError(f"{text!a}: a Unix socket is named by its whole path; a * is no pattern there")
         return Rule(text, _Kind.UNIX, path.path)
     host, colon, ports = text.rpartition(":")
     # What ends in a bracket or a mask has no port: its last colon is the address's own.
     if not colon or not host or "]" in ports or "/" in ports:
         raise AddressError(f"{text!a}: expected HOST:PORT, such as bastion:22, 10.0.0.0/8:*, [fd00::/8]:22")
     first, last = _parse_ports(ports, text)
+    if _is_ipv6(text):
+        # A port that was forgotten would make it another address.
+        raise AddressError(
+            f"{text!a}: IPv6 is in brackets, so that its port shows: [{host}]:{ports}, or [{text}]:* for every port"
+        )
     if host != "*" and "*" in host.removeprefix("*."):
         raise AddressError(
             f"{text!a}: a * stands for all hosts, or for what is before the first dot, as in *.example.com"
@@ -146,6 +153,13 @@ def _parse_network(host: str, text: str) -> IPNetwork | None:
     if isinstance(network, IPv6Network) and network.network_address.ipv4_mapped is not None:
         raise AddressError(f"{text!a}: write IPv4 addresses as such; the IPv6 forms of them are recognised")
     return network
+
+
+def _is_ipv6(text: str) -> bool:
+    try:
+        return ip_address(text).version == 6
+    except ValueError:
+        return False
 
 
 def _parse_name(name: str, text: str) -> str:

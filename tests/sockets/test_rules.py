@@ -111,7 +111,13 @@ async def test_names_that_no_rule_could_allow_are_not_even_looked_up() -> None:
     assert names.asked == []
 
 
-@pytest.mark.parametrize("spelling", ["127.1", "2130706433", "0x7f.1", "0177.0.0.1", "127.0.0.1", "[::ffff:127.0.0.1]"])
+@pytest.mark.parametrize(
+    "spelling",
+    [
+        *("127.1", "2130706433", "0x7f.1", "0177.0.0.1", "127.0.0.1", "[::ffff:127.0.0.1]"),
+        *("0", "0.0.0.0", "0x0", "[::]"),
+    ],
+)
 async def test_a_denied_address_is_denied_however_it_is_spelled(spelling: str) -> None:
     async with target(echo) as where, served(tokens=[token(deny=["127.0.0.0/8:*"])]) as server:
         port = where.rpartition(":")[2]

@@ -76,6 +76,12 @@ def test_an_open_address_stays_open_inside_an_ipv6_one(embed: str) -> None:
         "fe80::1%eth0",
         "fd00:ec2::254",
         "fd00:0ec2:0:0:0:0:0:0254",
+        "fd00:ec2::23",
+        "fd20:ce::254",
+        "fd00:c1::a9fe:a9fe",
+        "fd00:100::100:200",
+        "fd00:a9fe:a9fe::1",
+        "fd00:42::42",
     ],
 )
 def test_every_spelling_of_a_closed_ipv6_address_is_closed(text: str) -> None:
@@ -232,6 +238,15 @@ def test_deny_wins_whichever_way_the_address_is_spelled() -> None:
     assert not admits(rules, "secret.example:443")
     assert admits(rules, "secret.example:80", "10.20.8.1")
     assert admits(rules, "db:22", "10.20.9.1", "10.20.8.1")
+
+
+@pytest.mark.parametrize("unspecified", ["0.0.0.0", "::ffff:0.0.0.0", "::"])
+def test_the_address_that_stands_for_this_host_is_closed_with_its_loopback(unspecified: str) -> None:
+    rules = grant(deny=["127.0.0.0/8:*", "[::1]:*"])
+    assert not admits(rules, "db:22", unspecified)
+    # It is nobody's way to an address that was opened under its own name.
+    assert not admits(grant("127.0.0.1:22", "[::1]:22"), "db:22", unspecified)
+    assert admits(grant(deny=["10.0.0.0/8:*"]), "db:22", unspecified)
 
 
 def test_a_name_that_is_allowed_has_still_to_pass_deny_and_the_built_in_list() -> None:

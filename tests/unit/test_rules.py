@@ -15,7 +15,17 @@ from http2tcp.rules import parse_network, parse_rule
     "text",
     [
         *("bastion:22", "Bastion.Example.:22", "*.prod.svc:22", "10.20.0.0/16:5432", "[fd00::/8]:22", "fd00::/8:22"),
-        *("10.0.0.1:22", "[::1]:22", "::1:22", "db:5432-5439", "db:*", "*:443", "*:*", "unix:/run/x.sock", "a_b:1"),
+        *(
+            "10.0.0.1:22",
+            "[::1]:22",
+            "1:2:3:4:5:6:7:8:22",
+            "db:5432-5439",
+            "db:*",
+            "*:443",
+            "*:*",
+            "unix:/run/x.sock",
+            "a_b:1",
+        ),
     ],
 )
 def test_a_rule_is_shown_as_it_was_written(text: str) -> None:
@@ -50,6 +60,10 @@ def test_a_rule_is_shown_as_it_was_written(text: str) -> None:
         ("a b:22", "expected a host name"),
         ("db\n:22", "expected a host name"),
         ("unix:run/x", "absolute path"),
+        ("unix:/run/*", "no pattern"),
+        # An address with a port, or an address of which the port was forgotten?
+        ("::1:22", "\\[::1\\]:22.*\\[::1:22\\]:\\*"),
+        ("2001:db8::5:443", "\\[2001:db8::5\\]:443.*\\[2001:db8::5:443\\]:\\*"),
     ],
 )
 def test_a_rule_that_could_mean_something_else_is_refused_in_one_sentence(text: str, words: str) -> None:
