@@ -73,8 +73,8 @@ def _flush_stderr() -> None:
 
 
 def dropped_lines() -> int:
-    """How many lines of this process found no room, since its log is written by a thread."""
-    return sum(handler.dropped for handler in logger.handlers if isinstance(handler, BackgroundHandler))
+    """How many lines of this process found no room, or were not taken by their file, since a thread writes its log."""
+    return sum(handler.untold for handler in logger.handlers if isinstance(handler, BackgroundHandler))
 
 
 def flush() -> None:
@@ -182,6 +182,12 @@ class BackgroundHandler(logging.Handler):
                 self._handler.handle(
                     warning("lines of this log that were dropped: %d; its reader was too slow", dropped)
                 )
+
+    @property
+    def untold(self) -> int:
+        """How many lines nobody can read."""
+        lost: int = getattr(self._handler, "lost", 0)
+        return self.dropped + lost
 
     @property
     def is_done(self) -> bool:

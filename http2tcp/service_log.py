@@ -117,7 +117,8 @@ class FileHandler(logging.Handler):
         self._inode: tuple[int, int] | None = None
         #: The last line was cut off within.
         self._torn = False
-        self._lost = 0
+        #: Lines that could not be written, and how many of them the file tells of.
+        self.lost = self._told = 0
         self._why = ""
         self._complained_at = -_COMPLAINTS
         try:
@@ -127,15 +128,20 @@ class FileHandler(logging.Handler):
 
     def emit(self, record: logging.LogRecord) -> None:
         """Write it, or count it."""
-        text = self.format(record)
-        if self._lost:
-            text = f"{self.format(warning('lines of this log that were lost: %d; %s', self._lost, self._why))}\n{text}"
+        try:
+            text = self.format(record)
+        except Exception:
+            # A bug in one line must not keep the others from the file.
+            self.handleError(record)
+            return
+        if lost := self.lost - self._told:
+            text = f"{self.format(warning('lines of this log that were lost: %d; %s', lost, self._why))}\n{text}"
         try:
             self._reopen_where_moved()
             self._write(text)
-            self._lost = 0
+            self._told = self.lost
         except OSError as error:
-            self._lost += 1
+            self.lost += 1
             self._why = _reason(error)
             self._complain()
 
@@ -174,12 +180,15 @@ class FileHandler(logging.Handler):
     def _complain(self) -> None:
         if time.monotonic() - self._complained_at < _COMPLAINTS:
             return
-        self._complained_at = time.monotonic()
         words = f"http2tcp: cannot write the log file {self._path}: {self._why}; its lines are lost until it can"
         if stderr_is_journal():
             words = mark(words, logging.ERROR)
-        # In a thread, since stderr may have a reader who has stopped.
-        threading.Thread(target=_say, args=(words,), name="log complaint", daemon=True).start()
+        try:
+            # In a thread, since stderr may have a reader who has stopped.
+            threading.Thread(target=_say, args=(words,), name="log complaint", daemon=True).start()
+        except RuntimeError:
+            return  # there are too many; the next line that is lost tries again
+        self._complained_at = time.monotonic()
 
 
 def _say(words: str) -> None:

@@ -20,6 +20,7 @@ from http2tcp.audit import Reason, Session
 from http2tcp.errors import SettingsError
 from http2tcp.log import start_logging
 from http2tcp.service_log import FileHandler, JSONFormatter, TextFormatter, log_as_service
+from tests.support.processes import wait_until
 
 # 2027-01-31T12:34:56.789Z
 AT = 1801398896.7891
@@ -294,6 +295,51 @@ def test_a_reader_of_stderr_who_has_stopped_does_not_stop_the_log_in_the_file(
     for thread in threading.enumerate():
         if thread.name == "log complaint":
             thread.join(10)
+
+
+def test_where_no_thread_can_be_started_the_complaint_waits_and_the_log_goes_on(
+    handler: FileHandler, path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """A unit's TasksMax= is reached sooner than one thinks, and the thread that writes the log must not die of it."""
+
+    def refuse(thread: threading.Thread) -> None:
+        raise RuntimeError("can't start new thread")
+
+    moved = path.parent.rename(path.parent.with_name("elsewhere"))
+    with monkeypatch.context() as refusing:
+        refusing.setattr(threading.Thread, "start", refuse)
+        handler.handle(record("lost"))
+    handler.handle(record("lost"))
+    assert "cannot write the log file" in said(capsys)
+    moved.rename(path.parent)
+    handler.handle(record("back"))
+    assert lines(path)[-1] == "back"
+
+
+def test_a_line_that_cannot_be_made_ends_no_log(path: Path) -> None:
+    path.parent.mkdir()
+    start_logging(logging.INFO)
+    log_as_service("text", str(path))
+    (background,) = log.logger.handlers
+    background.handle(record("%d tunnels", "many"))
+    background.handle(record("the next"))
+    background.close()
+    assert lines(path)[-1].endswith("the next")
+
+
+def test_lines_that_a_file_did_not_take_are_counted_for_the_metrics(path: Path) -> None:
+    path.parent.mkdir()
+    start_logging(logging.INFO)
+    log_as_service("text", str(path))
+    moved = path.parent.rename(path.parent.with_name("elsewhere"))
+    log.logger.info("lost")
+    log.logger.info("lost")
+    wait_until(lambda: log.dropped_lines() == 2, "both are counted")
+    moved.rename(path.parent)
+    log.logger.info("back")
+    log.logger.handlers[0].close()
+    assert log.dropped_lines() == 2
+    assert lines(path)[-1].endswith("back")
 
 
 # --- the process's log ----------------------------------------------------------------------------
