@@ -122,11 +122,16 @@ class Connection:
 
     def settings_changed(self) -> None:
         """What they say about an open session counts now."""
-        if self._token is not None and not self._server.settings.keep_sessions:
-            self._token = self._server.policy.find(self._token)
-            if self._token is None:
-                self.term.end("the token was taken away", Reason.REVOKED)
+        if not self._is_still_known():
+            self.term.end("the token was taken away", Reason.REVOKED)
         self.limit_term()
+
+    def _is_still_known(self) -> bool:
+        """Whether its token is as good as when it was accepted; its time may be another now."""
+        if self._token is None or self._server.settings.keep_sessions:
+            return True
+        self._token = self._server.policy.find(self._token)
+        return self._token is not None
 
     def _leave(self) -> None:
         self._server.waiting.leave(self)
@@ -266,6 +271,10 @@ class Connection:
                 dialled = await dial(destination, admission.permits, known.set)
             self._dial_time = trio.current_time() - started
             self._server.metrics.dials.observe(self._dial_time)
+            if not self._is_still_known():
+                # Taken away meanwhile: a session that opened now would outlive it.
+                dialled.stream.abort()
+                raise ProxyAuthenticationRequired if request.is_connect else Unauthorized
             return dialled
         except trio.TooSlowError:
             raise _too_slow(admission, self._settings.connect_timeout, named=known.is_set()) from None

@@ -12,6 +12,9 @@ import pytest
 import trio
 
 from http2tcp.limits import Limits
+from http2tcp.net import dial as dial_module
+from http2tcp.net.dial import Candidate
+from http2tcp.net.streams import SocketStream
 from http2tcp.policy import Token, digest
 from http2tcp.rules import parse_rule
 from tests.support.loopback import (
@@ -64,6 +67,37 @@ async def test_a_token_that_is_taken_away_ends_its_sessions_and_no_others(caplog
             refused = await exchange(server.address, asking(where))
             assert refused.status == 401
     assert caplog.text.count("reason=revoked") == 1
+
+
+async def test_a_token_that_is_taken_away_while_its_target_is_dialled_opens_nothing(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    dialling, go_on = trio.Event(), trio.Event()
+
+    async def slowly(candidate: Candidate) -> SocketStream:
+        dialling.set()
+        await go_on.wait()
+        return await connect(candidate)
+
+    connect = dial_module._connect
+    monkeypatch.setattr(dial_module, "_connect", slowly)
+    caplog.set_level(logging.INFO)
+    async with target(echo) as where, served(tokens=[token(), token("bob", BOB)]) as server:
+        answers = []
+
+        async def ask() -> None:
+            answers.append(await exchange(server.address, asking(where)))
+
+        with trio.fail_after(10):
+            async with trio.open_nursery() as nursery:
+                nursery.start_soon(ask)
+                await dialling.wait()
+                server.reload(tokens=[token("bob", BOB)])
+                go_on.set()
+        assert [answer.status for answer in answers] == [401]
+        async with tunnel(server, where, BOB) as bobs:
+            await lives(bobs)
+    assert caplog.text.count("token=alice") == caplog.text.count("status=401") == 1
 
 
 async def test_the_last_token_taken_away_opens_nothing_to_everybody(caplog: pytest.LogCaptureFixture) -> None:
