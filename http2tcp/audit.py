@@ -77,6 +77,8 @@ class NoSession(Enum):
     PUSHED_OUT = "pushed_out"
     #: No TLS session came about; the record's detail has OpenSSL's word for why.
     NO_TLS = "no_tls"
+    #: What has to come before its request, a PROXY header or a TLS handshake, was not whole in time.
+    TIMED_OUT = "timed_out"
 
 
 class Record(dict[str, object]):

@@ -103,6 +103,8 @@ class Connection:
             reason = NoSession.CLIENT_LEFT
         except _NoTLS as error:
             reason, words = NoSession.NO_TLS, str(error)
+        except _TooLate as error:
+            reason, words = NoSession.TIMED_OUT, str(error)
         except Exception:
             # One tunnel's bug must not end the others.
             logger.exception("session %s failed; please report this", self._session.id)
@@ -177,7 +179,7 @@ class Connection:
             else:
                 self._comes_from(header.source, header.port)
             return
-        raise _Departed("no PROXY header in time")
+        raise _TooLate("no PROXY header came in time")
 
     async def _receive(self, most: int) -> bytes:
         """Bytes of the request, or of what comes before it."""
@@ -202,7 +204,7 @@ class Connection:
             raise _Departed from None
         except HandshakeFailed as error:
             raise _NoTLS(str(error)) from None
-        raise _NoTLS("the handshake took too long")
+        raise _TooLate("the TLS handshake took too long")
 
     async def _read_head(self, give_up: float) -> TunnelRequest:
         forwarded_header = self._settings.forwarded_header if self._reads_forwarded else None
@@ -364,6 +366,10 @@ class _Departed(Exception):
 
 class _NoTLS(Exception):
     """No TLS session came about. `str(error)` says why."""
+
+
+class _TooLate(Exception):
+    """What comes before the head took all of its time. `str(error)` says what."""
 
 
 _REASONS = {

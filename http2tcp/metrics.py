@@ -51,7 +51,7 @@ REFUSALS = (
 
 #: `audit.Reason`, and `audit.NoSession` with the one of the others that may come before there is a tunnel.
 ENDINGS = ("closed", "client_broke", "target_broke", "idle", "max_session", "expired", "revoked", "stopped", "failed")
-ABANDONED = ("client_left", "pushed_out", "no_tls", "stopped")
+ABANDONED = ("client_left", "pushed_out", "no_tls", "timed_out", "stopped")
 
 
 class _Traffic(Protocol):
@@ -255,14 +255,15 @@ def _limits(server: Server) -> Mapping[Values, float]:
 
 
 def _reached(server: Server) -> Mapping[Values, float]:
-    refused, ended = server.metrics.refusals.of, server.metrics.sessions_ended.of
+    metrics = server.metrics
+    refused, ended, abandoned = metrics.refusals.of, metrics.sessions_ended.of, metrics.abandoned.of
     return {
         ("max_unauthenticated",): server.waiting.reached,
         ("max_unauthenticated_per_address",): server.waiting.reached_per_address,
         ("failures_per_minute",): server.failures.reached,
         ("max_tunnels",): server.tunnels.reached,
         ("token_max_tunnels",): server.tunnels.reached_per_token,
-        ("head_timeout",): refused("408", "http_request_error"),
+        ("head_timeout",): refused("408", "http_request_error") + abandoned("timed_out"),
         ("connect_timeout",): refused("504", "connection_timeout") + refused("504", "dns_timeout"),
         ("idle_timeout",): ended("idle"),
         ("max_session",): ended("max_session"),

@@ -475,4 +475,4 @@ async def test_a_slow_handshake_is_in_the_log(
     async with served(tls=site.tls) as server:
         async with await trio.open_tcp_stream(server.address.host, server.address.port) as stream:
             assert await read_until_broken(stream) == b""
-            assert "reason=no_tls detail='the handshake took too long'" in await the_end(caplog)
+            assert "reason=timed_out detail='the TLS handshake took too long'" in await the_end(caplog)

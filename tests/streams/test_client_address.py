@@ -12,7 +12,9 @@ import trio.testing
 
 from http2tcp.address import TCPAddress
 from http2tcp.connection import Connection
+from http2tcp.exposition import exposition
 from http2tcp.limits import Limits
+from http2tcp.metrics import families
 from http2tcp.server import Server
 from http2tcp.settings import ServerSettings, parse_trusted_proxy
 from tests.support.loopback import TOKEN, Answer, asking, parse_answer
@@ -283,6 +285,18 @@ async def test_the_time_that_a_proxy_header_takes_is_the_heads(autojump_clock: t
         assert b" 408 " in await theirs.receive_some()
         assert trio.current_time() == pytest.approx(10)
         await theirs.aclose()
+
+
+@pytest.mark.parametrize("sent", [b"", v1("203.0.113.7", 51234)[:-1]], ids=["silence", "half a header"])
+async def test_a_proxy_header_that_does_not_come_in_time_is_a_limit_that_was_reached(
+    sent: bytes, autojump_clock: trio.testing.MockClock, caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level(logging.DEBUG, "http2tcp")
+    server = serving(proxy_protocol=True)
+    assert await send(server, sent, ends=False) == b""
+    assert trio.current_time() == pytest.approx(10)
+    assert "reason=timed_out detail='no PROXY header came in time'" in caplog.messages[-1]
+    assert 'http2tcp_limit_reached_total{limit="head_timeout"} 1' in exposition(families(server))
 
 
 @pytest.mark.parametrize("header", HEADERS.values(), ids=HEADERS.keys())
