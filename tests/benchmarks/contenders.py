@@ -247,7 +247,24 @@ class Websocat:
         return Group(program.pid), port
 
 
-Contender = Direct | Socat | HAProxy | Http2tcp | Original | Chisel | Websocat
+class BareSplice:
+    """A blocking splice loop and nothing else, from the target to its client."""
+
+    name = "reference"
+    found = True
+
+    def relay(self, programs: Programs, target: int) -> Door:
+        program = programs.start(sys.executable, "-I", str(Path(__file__).with_name("bare_splice.py")), str(target))
+        return Door(int(program.said(r"port (\d+)")), server=Group(program.pid))
+
+    def forwarder(self, programs: Programs, target: int) -> Door | None:
+        return None
+
+    def stdio(self, programs: Programs, target: int, tls: Certificate | None) -> Command | None:
+        return None
+
+
+Contender = BareSplice | Direct | Socat | HAProxy | Http2tcp | Original | Chisel | Websocat
 
 #: In the order of the table's columns.
 CONTENDERS: tuple[Contender, ...] = (
@@ -262,7 +279,8 @@ CONTENDERS: tuple[Contender, ...] = (
     Websocat(),
 )
 
-#: Only in the row that asks for it.
+#: Only in the rows that ask for them.
+BARE_SPLICE = BareSplice()
 ON_SSLSTREAM = Http2tcp("reference", client="tests.benchmarks.sslstream")
 
 
