@@ -20,7 +20,7 @@ from tests.support.site import Server, Site, run_server
 
 LoginTo = Callable[..., Login]
 
-HOW_TO = Path(__file__).parents[2] / "docs" / "without-a-client.md"
+HOW_TO = Path(__file__).parents[2] / "docs" / "how-to" / "without-a-client.md"
 BANNER = b"SSH-2.0-OpenSSH"
 
 
@@ -57,7 +57,7 @@ class Proxy:
 
 def haproxy_configuration(directory: Path, replacements: dict[str, str]) -> Path:
     """The how-to's own, word for word but for the replacements."""
-    (block,) = re.findall(r"```\n(defaults\n.*?)```", HOW_TO.read_text(), re.DOTALL)
+    (block,) = re.findall(r"```haproxy\n(defaults\n.*?)```", HOW_TO.read_text(), re.DOTALL)
     path = directory / "haproxy.cfg"
     path.write_text(replaced(block, replacements))
     return path

@@ -86,7 +86,10 @@ def _commands(lines: Sequence[str], number: int) -> list[Command]:
 
 @dataclass
 class Machine:
-    """Where the commands run: a directory, which has `home/me` and `bin`, with what stands for what."""
+    """Where the commands run: a directory, which has `home/me` and `bin`, with what stands for what.
+
+    What the first command that was left running prints is in its `left-running-0`, beside `left-running-0.pid`.
+    """
 
     root: Path
     #: Plain texts of commands and what they are here, in this order.
@@ -116,8 +119,11 @@ class Machine:
         """Type the block in. Raises AssertionError where it prints something else than the page says."""
         for command in block.commands:
             place = f"{block.page.name}, line {command.line}: {command.text}"
-            terminal = _Terminal(self.here(command.text), self)
-            if block.left_running and command is block.commands[-1]:
+            stays = block.left_running and command is block.commands[-1]
+            shown = self.root / (f"left-running-{len(self.left_running)}" if stays else "terminal")
+            terminal = _Terminal(self.here(command.text), self, shown)
+            if stays:
+                shown.with_suffix(".pid").write_text(f"{terminal.process.pid}\n")
                 self.left_running.append(terminal.process)
                 matches = self._comes_to_match(command, terminal)
             else:
@@ -181,9 +187,9 @@ class Machine:
 
 
 class _Terminal:
-    """A command on a terminal of its own, without a keyboard, and what it prints."""
+    """A command on a terminal of its own, without a keyboard, and what it prints, which goes to the file `shown`."""
 
-    def __init__(self, command: str, machine: Machine) -> None:
+    def __init__(self, command: str, machine: Machine, shown: Path) -> None:
         master, slave = pty.openpty()
         termios.tcsetwinsize(slave, (24, 80))
         path = os.pathsep.join([str(machine.root / "bin"), "/usr/local/bin", "/usr/bin", "/bin"])
@@ -205,22 +211,24 @@ class _Terminal:
             start_new_session=True,
         )
         os.close(slave)
-        self._shown = bytearray()
+        self._shown = shown
+        self._shown.write_bytes(b"")
         self._reader = threading.Thread(target=self._read, args=(master,))
         self._reader.start()
 
     def _read(self, master: int) -> None:
-        try:
-            while data := os.read(master, 4096):
-                self._shown.extend(data)
-        except OSError:
-            pass  # the last of its processes has closed it
-        finally:
-            os.close(master)
+        with self._shown.open("ab", buffering=0) as shown:
+            try:
+                while data := os.read(master, 4096):
+                    shown.write(data)
+            except OSError:
+                pass  # the last of its processes has closed it
+            finally:
+                os.close(master)
 
     @property
     def text(self) -> str:
-        return _UNSEEN.sub("", self._shown.decode(errors="replace").replace("\r\n", "\n"))
+        return _UNSEEN.sub("", self._shown.read_bytes().decode(errors="replace").replace("\r\n", "\n"))
 
     def wait(self) -> None:
         try:

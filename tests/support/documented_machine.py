@@ -2,7 +2,7 @@
 
 What a command of the documentation says is done as it says, but for this: ports are free ones of this machine, hosts
 are addresses of loopback, /etc is a directory's, sudo asks nobody, ssh reads the home's configuration and knows the key
-of the host.
+of the host, and `systemctl reload http2tcp` is for the server that the tutorial left running.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from tests.support.nginx import prepared
 from tests.support.openssh import Sshd, sshd
 from tests.support.processes import free_port, listens, program, running
 from tests.support.real_proxies import PASSWORD, USER, tinyproxy
-from tests.support.targets import echo, target
+from tests.support.targets import target
 
 # The site as its owner has it before the tutorial.
 _NGINX = """\
@@ -46,7 +46,7 @@ server {
 """
 
 # What commands listen on, or connect to: the ports are written alone in places, as in `-D 1080`.
-_PORTS = ("12345", "12346", "5432", "1080", "8080")
+_PORTS = ("12345", "12346", "12347", "6379", "1080")
 # The hosts behind the server. Each has an address of its own, so that what is forwarded may have the same port.
 _DATABASE, _INTRANET = "127.0.0.3", "127.0.0.4"
 
@@ -62,23 +62,29 @@ def documented_machine(root: Path) -> Iterator[Machine]:
         intranet = stack.enter_context(target(_intranet, _INTRANET))
         proxy = stack.enter_context(tinyproxy(root / "proxy"))
         ports = {name: str(free_port()) for name in _PORTS}
-        database = f"{_DATABASE}:{ports['5432']}"
-        stack.enter_context(target(echo, _DATABASE, int(ports["5432"])))
+        database = f"{_DATABASE}:{ports['6379']}"
+        _start_redis(stack, root, ports["6379"])
         here = f"localhost:{running_sshd.port}"
         machine = Machine(
             root,
             replacements=[
                 ("https://example.com/", f"https://localhost:{site}/"),
+                ("wss://example.com/", f"wss://localhost:{site}/"),
                 ("https://%h/", f"https://%h:{site}/"),
                 # Two more sites; nginx listens at both of the addresses.
                 ("*.example.com", "127.0.0.*"),
                 ("one.example.com", "127.0.0.1"),
                 ("two.example.com", "127.0.0.2"),
+                # A machine behind the site.
+                ("*.internal:22", here),
+                ("*.internal", "localhos?"),
+                ("box.internal", "localhost"),
                 ("USER:PASSWORD@proxy.example.com:3128", f"{USER}:{PASSWORD}@localhost:{proxy}"),
+                ("@proxy.example.com:3128", f"@localhost:{proxy}"),
                 ("localhost:22", here),
                 ("http://intranet/", f"http://{intranet}/"),
                 ("intranet:80", intranet),
-                ("db:5432", database),
+                ("db:6379", database),
                 *ports.items(),
                 ("/etc/", f"{root}/etc/"),
             ],
@@ -87,15 +93,16 @@ def documented_machine(root: Path) -> Iterator[Machine]:
                 (re.escape(f"localhost:{site}"), "example.com"),
                 (rf"%h:{site}\b", "%h"),
                 (re.escape("127.0.0.*"), "*.example.com"),
+                (re.escape("localhos?"), "*.internal"),
                 (re.escape(here), "localhost:22"),
                 (re.escape(intranet), "intranet:80"),
-                (re.escape(database), "db:5432"),
+                (re.escape(database), "db:6379"),
                 (re.escape(f"localhost:{proxy}"), "proxy.example.com:3128"),
                 *((rf"\b{port}\b", documented) for documented, port in ports.items()),
             ],
             variables={"SSL_CERT_FILE": str(root / "authority.pem")},
         )
-        _wrap(machine, running_sshd)
+        _fill_path(machine, running_sshd)
         stack.callback(machine.end)
         yield machine
 
@@ -117,23 +124,43 @@ def _start_nginx(stack: ExitStack, root: Path) -> int:
     return port
 
 
-def _wrap(machine: Machine, running_sshd: Sshd) -> None:
-    """Fill the PATH."""
-    machine.link("http2tcp", Path(sys.executable).parent / "http2tcp")
+def _start_redis(stack: ExitStack, root: Path, port: str) -> None:
+    """The database."""
+    options = ["--bind", _DATABASE, "--port", port, "--save", "", "--dir", str(root)]
+
+    def answers() -> bool:
+        with socket.socket() as probe:
+            return probe.connect_ex((_DATABASE, int(port))) == 0
+
+    stack.enter_context(running([program("redis-server"), *options], root / "redis.log", answers))
+
+
+def _fill_path(machine: Machine, running_sshd: Sshd) -> None:
+    """Give the user the commands that are not the system's own."""
+    for name in ("http2tcp", "websocat"):
+        machine.link(name, Path(sys.executable).parent / name)
     machine.wrap("sudo", 'exec "$@"')
     directory = machine.root / "etc/nginx"
     nginx = nginx_command(directory / "nginx.conf")
+    # A reload takes effect a moment later, and a test types faster than a person.
     machine.wrap(
         "nginx",
         f"pid=$(cat {directory}/nginx.pid)",
         "before=$(cat /proc/$pid/task/$pid/children)",
         f'{" ".join(nginx[:-2])} -g "pid {directory}/nginx.pid;" "$@" || exit',
-        # A reload takes effect a moment later, and a test types faster than a person.
         '[ "$*" != "-s reload" ] || for worker in $before; do while [ -e /proc/$worker ]; do sleep 0.05; done; done',
     )
+    server = machine.root / "left-running-0"
+    machine.wrap(
+        "systemctl",
+        '[ "$*" = "reload http2tcp" ] || exit',
+        f"before=$(grep -c SIGHUP {server})",
+        f"kill -HUP $(cat {server}.pid) || exit",
+        f"while [ $(grep -c SIGHUP {server}) = $before ]; do sleep 0.05; done",
+    )
     keys = running_sshd.directory
-    options = f"-F ~/.ssh/config -o IdentityFile={keys}/user -o UserKnownHostsFile={keys}/known_hosts"
-    options += " -o HostKeyAlias=sshd-behind-http2tcp -o BatchMode=yes -o IdentitiesOnly=yes"
+    options = f"-F ~/.ssh/config -o Port={running_sshd.port} -o IdentityFile={keys}/user -o IdentitiesOnly=yes"
+    options += f" -o UserKnownHostsFile={keys}/known_hosts -o HostKeyAlias=sshd-behind-http2tcp -o BatchMode=yes"
     for name in ("ssh", "scp"):
         machine.wrap(name, f'exec {program(name)} {options} "$@"')
 
