@@ -1,8 +1,9 @@
-"""What all tests share: how many examples hypothesis tries."""
+"""What all tests share: how many examples hypothesis tries, and what a hang-up does."""
 
 from __future__ import annotations
 
 import os
+import signal
 
 from hypothesis import HealthCheck, settings
 
@@ -18,3 +19,7 @@ settings.register_profile(
     suppress_health_check=[HealthCheck.too_slow],
 )
 settings.load_profile("ci" if os.environ.get("CI") else "quick")
+
+# Under nohup the programs that the tests start would ignore it, as they should, and their tests fail.
+if hasattr(signal, "SIGHUP"):
+    signal.signal(signal.SIGHUP, signal.SIG_DFL)
