@@ -119,7 +119,7 @@ class Connection:
             self._session.ended(reason, words)
 
     def push_out(self) -> None:
-        """Others need its place: it has waited longest without a token."""
+        """Others need its place: it has waited longest without a token, or with the answer that it got."""
         self._opening.cancel()
 
     def settings_changed(self) -> None:
@@ -347,6 +347,9 @@ class Connection:
             return
         # Before the token is accepted nobody is waited for beyond the head's own deadline.
         with trio.move_on_after(_LINGER) as linger:
+            # It still holds a descriptor, and gives it up like the others that wait.
+            self._opening = linger
+            self._server.waiting.answered(self)
             if refusal.status in (400, 401, 404, 407, 408, 426, 429, 431):
                 linger.deadline = min(linger.deadline, max(give_up, trio.current_time() + 0.1))
             try:

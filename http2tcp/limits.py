@@ -57,10 +57,10 @@ _C = TypeVar("_C")
 
 
 class Waiting(Generic[_C]):
-    """The connections whose token has not been accepted yet.
+    """The connections whose token has not been accepted yet, and those that have been refused and still stay.
 
-    When there are too many, the one that has waited longest goes, and of those first one that has said
-    nothing: a newcomer with a good token needs a moment only, and gets it.
+    When there are too many, the one that has waited longest goes; first one that has had its answer, then one
+    that has said nothing: a newcomer with a good token needs a moment only, and gets it.
     """
 
     def __init__(self, limits: Limits, push_out: Callable[[_C], None]) -> None:
@@ -69,20 +69,19 @@ class Waiting(Generic[_C]):
         self._push_out = push_out
         self._silent: OrderedDict[_C, str | None] = OrderedDict()
         self._speaking: OrderedDict[_C, str | None] = OrderedDict()
+        self._answered: OrderedDict[_C, str | None] = OrderedDict()
         self._of_address: dict[str, OrderedDict[_C, None]] = {}
         #: How often each limit was reached.
         self.reached = 0
         self.reached_per_address = 0
 
     def __len__(self) -> int:
-        return len(self._silent) + len(self._speaking)
+        return len(self._silent) + len(self._speaking) + len(self._answered)
 
     def enter(self, connection: _C, address: IPAddress | None) -> None:
         """A connection was accepted."""
         self._silent[connection] = None
-        if len(self) > self.limits.unauthenticated:
-            self.reached += 1
-            self._end(next(iter(self._silent if len(self._silent) > 1 else self._speaking or self._silent)))
+        self._make_room()
         self.comes_from(connection, address)
 
     def comes_from(self, connection: _C, address: IPAddress | None) -> None:
@@ -105,11 +104,24 @@ class Waiting(Generic[_C]):
         if connection in self._silent:
             self._speaking[connection] = self._silent.pop(connection)
 
+    def answered(self, connection: _C) -> None:
+        """It was refused, and may stay to read that as long as nobody needs its place. It may have left before."""
+        waiting = self._silent if connection in self._silent else self._speaking
+        self._answered[connection] = waiting.pop(connection, None)
+        self._make_room()
+
     def leave(self, connection: _C) -> None:
         """Its token was accepted, or it is over. It may have left before."""
-        for waiting in (self._silent, self._speaking):
+        for waiting in (self._silent, self._speaking, self._answered):
             if connection in waiting:
                 self._forget_address(connection, waiting.pop(connection))
+
+    def _make_room(self) -> None:
+        if len(self) > self.limits.unauthenticated:
+            self.reached += 1
+            # The only one of its kind may just have come.
+            crowds = (each for each in (self._answered, self._silent) if len(each) > 1)
+            self._end(next(iter(next(crowds, self._speaking or self._answered or self._silent))))
 
     def _end(self, connection: _C) -> None:
         self.leave(connection)

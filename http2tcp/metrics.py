@@ -176,7 +176,7 @@ def families(server: Server) -> list[Family]:
         metrics.accepted,
         _gauge(
             "http2tcp_connections_unauthenticated",
-            "Connections whose token has not been accepted yet.",
+            "Connections whose token has not been accepted yet, and refused ones that are still there.",
             lambda: {(): len(server.waiting)},
         ),
         _gauge("http2tcp_sessions_open", "Tunnels that are open.", metrics.sessions_open, ["transport"]),

@@ -8,6 +8,7 @@ import trio
 from http2tcp.address import TCPAddress
 from http2tcp.limits import Limits
 from http2tcp.policy import Token, digest
+from tests.support.descriptors import open_descriptors
 from tests.support.loopback import TOKEN, asking, echo, exchange, open_raw, read_all, served, target
 
 
@@ -32,6 +33,25 @@ async def test_silent_connections_give_way_to_a_login_however_many_they_are() ->
             await silent[-1].receive_some()
         assert waits.cancelled_caught
         for each in (stream, *silent):
+            await each.aclose()
+
+
+@pytest.mark.parametrize(
+    "request_head",
+    [b"no http\r\n\r\n", asking("127.0.0.1:1", token="wrong"), asking("127.0.0.1:1")],
+    ids=["no request", "wrong token", "no target"],
+)
+async def test_refused_clients_that_stay_hold_no_more_descriptors_than_the_limit_has(request_head: bytes) -> None:
+    async with target(echo) as where, served(limits=Limits(unauthenticated=10)) as server:
+        before = len(open_descriptors())
+        staying = []
+        for _ in range(40):
+            staying.append(await connect(server.address))
+            await staying[-1].send_all(request_head)
+            assert (await staying[-1].receive_some()).startswith(b"HTTP/1.1 ")
+        assert len(open_descriptors()) - before - len(staying) <= 10
+        stream, _ = await open_raw(server.address, asking(where))
+        for each in (stream, *staying):
             await each.aclose()
 
 

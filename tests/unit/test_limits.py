@@ -43,6 +43,42 @@ def test_where_all_others_speak_the_oldest_of_them_goes() -> None:
     assert gone == ["a"]
 
 
+def test_who_has_had_an_answer_goes_before_those_who_wait_for_one() -> None:
+    pool, gone = waiting(unauthenticated=4)
+    for name in "abcd":
+        pool.enter(name, None)
+    for name in "cb":
+        pool.speaks(name)
+        pool.answered(name)
+    pool.enter("e", None)
+    assert gone == ["c"]
+    # The last of them may read it while there are others.
+    pool.enter("f", None)
+    assert gone == ["c", "a"]
+    pool.leave("b")
+    assert len(pool) == 3
+
+
+def test_a_refusal_that_is_still_to_be_read_counts_although_the_token_was_accepted() -> None:
+    pool, gone = waiting(unauthenticated=2, unauthenticated_per_address=1)
+    for name in "abc":
+        pool.enter(name, ONE if name == "a" else None)
+        pool.leave(name)
+        pool.answered(name)
+    assert (gone, len(pool), pool.reached) == (["a"], 2, 1)
+    pool.leave("b")
+    pool.leave("c")
+    assert len(pool) == 0
+
+
+def test_the_only_place_is_the_newcomer_s() -> None:
+    pool, gone = waiting(unauthenticated=1)
+    pool.enter("a", ONE)
+    pool.answered("a")
+    pool.enter("b", ONE)
+    assert gone == ["a"]
+
+
 def test_who_has_left_makes_room() -> None:
     pool, gone = waiting(unauthenticated=1, unauthenticated_per_address=1)
     pool.enter("a", ONE)
