@@ -646,8 +646,9 @@ def _show_new_token(name: str) -> None:
     """The lines go to stdout, which may be the file that they are for, and the token to stderr."""
     from http2tcp.config import new_token, parse_name
 
-    if sys.stderr is None:
-        raise SettingsError("--new-token shows the token on stderr, and that is closed")
+    if sys.stderr is None or sys.stdout is None:
+        closed = "stderr" if sys.stderr is None else "stdout"
+        raise SettingsError(f"--new-token shows the token on stderr and its lines on stdout, and {closed} is closed")
     token, lines = new_token(parse_name(name) if name else "")
     if sys.stderr.isatty():
         whose = f" of {name}" if name else ""

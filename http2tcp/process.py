@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gc
+import io
 import logging
 import signal
 import sys
@@ -118,7 +119,9 @@ def run_check(settings: ClientSettings, *, as_json: bool, quiet: bool) -> int:
     _warn(settings)
     # The log's lines would end up behind a hop that is still open.
     live = not logger.isEnabledFor(logging.DEBUG)
-    report = JSONReport(sys.stdout) if as_json else TextReport(sys.stdout, quiet=quiet, live=live)
+    # Where stdout was closed when we began it is None, and the exit status tells.
+    out = sys.stdout or io.StringIO()
+    report = JSONReport(out) if as_json else TextReport(out, quiet=quiet, live=live)
     status = 0
 
     def on_signal(number: signal.Signals, everything: trio.CancelScope) -> None:
@@ -154,7 +157,8 @@ def run_server_check(settings: ServerSettings, question: tuple[str, Address] | N
     elif not quiet:
         words = describe(settings, server.policy, server.limits, time.time())
     if words and (status or not quiet):
-        encoding = sys.stdout.encoding or "utf-8"
+        # Without a stdout, print says nothing: the status tells.
+        encoding = getattr(sys.stdout, "encoding", None) or "utf-8"
         print(words.encode(encoding, "replace").decode(encoding))
     return status
 

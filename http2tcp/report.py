@@ -9,6 +9,7 @@ import textwrap
 from collections.abc import Sequence
 from typing import Any, TextIO
 
+from http2tcp.errors import StdioFailed
 from http2tcp.findings import Hop, Report, State, Verdict
 
 #: Raised when a key of the document is renamed or goes; new ones may come at any time.
@@ -141,7 +142,7 @@ class JSONReport:
         self._hops.append({"hop": hop.key, "state": hop.state.value, "ms": ms, "text": hop.text, **hop.facts})
 
     def end(self, verdict: Verdict) -> None:
-        """The document."""
+        """The document. Raises StdioFailed where all works and the document is lost."""
         found = verdict.advice
         advice = found and {"front_end": found.front_end, "note": found.note, "lines": list(found.lines)}
         self._document |= {
@@ -156,8 +157,12 @@ class JSONReport:
         try:
             self._out.write(json.dumps(self._document, indent=2) + "\n")
             self._out.flush()
-        except OSError:
+        except BrokenPipeError:
             pass  # nobody reads on; the exit status tells
+        except OSError as error:
+            # A program that finds half a document should not find a 0 beside it.
+            if verdict.exit_status == 0:
+                raise StdioFailed(f"cannot write to stdout: {(error.strerror or 'failed').lower()}") from None
 
     def interrupted(self) -> None:
         """Nothing: half a document is none."""

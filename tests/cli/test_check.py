@@ -14,7 +14,7 @@ import pytest
 import trio
 
 from http2tcp.address import TCPAddress
-from tests.support.client_process import client
+from tests.support.client_process import client, ended
 from tests.support.loopback import TOKEN, echo, full_backlog, greet_and_close, read_all, served, target
 from tests.support.processes import environment, http2tcp
 
@@ -96,6 +96,15 @@ async def test_json_is_one_document_whatever_happens() -> None:
             document = json.loads(out)
             assert (document["exit_status"], document["works"]) == (status, status == 0)
             assert "wr0ng" not in out
+
+
+async def test_a_document_that_could_not_be_written_is_no_success() -> None:
+    async with target(greet_and_close) as where, served() as server:
+        arguments = ("-e", server.url, "-d", where, "--check", "--json")
+        with open("/dev/full", "wb") as full:
+            async with client(*arguments, stdin=subprocess.DEVNULL, stdout=full) as process:
+                status, said = await ended(process)
+    assert (status, said) == (72, "http2tcp: stdio: cannot write to stdout: no space left on device\n")
 
 
 async def test_quiet_says_only_what_fails() -> None:

@@ -8,6 +8,7 @@ import subprocess
 import pytest
 
 from http2tcp import __version__
+from tests.support.loopback import closed_port
 from tests.support.processes import environment, http2tcp
 
 
@@ -46,6 +47,31 @@ def test_the_demo_needs_no_settings_of_the_users() -> None:
 def test_whoever_stops_reading_brings_no_complaint(script: str, arguments: tuple[str, ...]) -> None:
     done = shell(script, *arguments)
     assert (done.returncode, done.stderr) == (0, "")
+
+
+@pytest.mark.parametrize(
+    ("status", "arguments"),
+    [
+        (0, ("-s", "-d", "localhost:22", "--check")),
+        (65, ("-c", "-e", "http://127.0.0.1:{port}/", "--check")),
+        (65, ("-c", "-e", "http://127.0.0.1:{port}/", "--check", "--json")),
+    ],
+    ids=["server", "client", "json"],
+)
+def test_a_check_without_a_stdout_is_told_by_its_status(status: int, arguments: tuple[str, ...]) -> None:
+    port = closed_port()
+    done = shell('"$@" >&-', *(argument.format(port=port) for argument in arguments))
+    assert (done.returncode, done.stderr) == (status, "")
+
+
+@pytest.mark.parametrize("closed", ["stdout", "stderr"])
+def test_no_token_is_made_where_one_of_its_halves_could_not_be_shown(closed: str) -> None:
+    done = shell(f'"$@" {">&-" if closed == "stdout" else "2>&-"}', "--new-token", "alice")
+    assert (done.returncode, done.stdout) == (2, "")
+    if closed == "stdout":
+        assert done.stderr == (
+            "http2tcp: --new-token shows the token on stderr and its lines on stdout, and stdout is closed\n"
+        )
 
 
 def test_a_mistake_with_stderr_closed_is_told_by_the_status_alone() -> None:
