@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import errno
 import logging
+import math
 import os
 import socket
 import stat
@@ -24,6 +25,8 @@ logger = logging.getLogger(__name__)
 BACKLOG = 65535
 # How long to wait for a descriptor to become free.
 _EXHAUSTED_PAUSE = 0.1
+# In a crowd each one that becomes free is gone at once, and that is no news.
+_EXHAUSTED_SILENCE = 60.0
 _EXHAUSTED = (errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM)
 
 #: A connection, and whom it comes from; None: by a Unix socket, where peers have no address.
@@ -56,7 +59,8 @@ class Listener:
 
     async def accept_forever(self, accepted: Accepted) -> None:
         """Hand every connection and its peer's name to `accepted`, until cancelled."""
-        exhausted = False
+        exhausted = told = False
+        silent_until = -math.inf
         while True:
             await trio.lowlevel.wait_readable(self._socket)
             try:
@@ -66,13 +70,16 @@ class Listener:
             except OSError as error:
                 if error.errno not in _EXHAUSTED:
                     continue  # that connection is gone already: accept(2) names a dozen ways
-                if not exhausted:
+                now = trio.current_time()
+                if not exhausted and now >= silent_until:
                     logger.error("no connection can be accepted: %s; trying on", os.strerror(error.errno).lower())
+                    told, silent_until = True, now + _EXHAUSTED_SILENCE
                 exhausted = True
                 await trio.sleep(_EXHAUSTED_PAUSE)
             else:
-                if exhausted:
+                if exhausted and told:
                     logger.warning("connections can be accepted again")
+                    told = False
                 exhausted = False
 
     def accept_queued(self, accepted: Accepted) -> bool:

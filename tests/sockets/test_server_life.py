@@ -315,6 +315,33 @@ async def test_a_server_without_descriptors_says_so_once_and_recovers() -> None:
     ]
 
 
+async def test_a_server_that_runs_out_of_descriptors_again_and_again_does_not_flood_the_log(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture, autojump_clock: trio.testing.MockClock
+) -> None:
+    """Each one that becomes free is taken by the next connection, for as long as an attack lasts."""
+    codes = [errno.EMFILE, errno.EAGAIN, 0] * 1000
+
+    def accept() -> tuple[socket.socket, None]:
+        if len(codes) == 1:
+            end.cancel()
+        if code := codes.pop():
+            raise OSError(code, os.strerror(code))
+        return socket.socket(), None
+
+    with socket.socket() as sock, socket.socket() as client:
+        sock.bind(("127.0.0.1", 0))
+        sock.listen()
+        client.connect(sock.getsockname())
+        listener = Listener(sock)
+        monkeypatch.setattr(listener, "_accept", accept)
+        with trio.CancelScope() as end:
+            await listener.accept_forever(lambda accepted, peer: accepted.close())
+    # In a hundred seconds.
+    assert not codes
+    assert 2 <= len(caplog.messages) <= 6
+    assert "too many open files" in caplog.messages[0]
+
+
 async def test_a_drain_without_descriptors_still_serves_what_was_queued() -> None:
     """In a process of its own: five are accepted before the drain, the others as these end."""
     script = textwrap.dedent(
