@@ -22,18 +22,45 @@ __version__ = "0.1.0"
 if TYPE_CHECKING:
     from http2tcp.address import parse_destination, parse_endpoint, parse_listen
     from http2tcp.client import open_tunnel
-    from http2tcp.errors import Http2tcpError, ListenError, SettingsError, TunnelError
+    from http2tcp.errors import (
+        AddressError,
+        ConnectFailed,
+        CredentialsRefused,
+        DestinationForbidden,
+        FrontEndFailed,
+        Http2tcpError,
+        ListenError,
+        ProxyFailed,
+        ResolveFailed,
+        ServerRefused,
+        SettingsError,
+        TargetFailed,
+        TLSFailed,
+        TunnelError,
+    )
+    from http2tcp.net.streams import HalfCloseUnsupported
     from http2tcp.protocol.transport import Transport
     from http2tcp.server import serve
     from http2tcp.settings import ServerSettings, ServerTLS, TLSSettings
 
 __all__ = [
+    "AddressError",
+    "ConnectFailed",
+    "CredentialsRefused",
+    "DestinationForbidden",
+    "FrontEndFailed",
+    "HalfCloseUnsupported",
     "Http2tcpError",
     "ListenError",
+    "ProxyFailed",
+    "ResolveFailed",
+    "ServerRefused",
     "ServerSettings",
     "ServerTLS",
     "SettingsError",
+    "TLSFailed",
     "TLSSettings",
+    "TargetFailed",
     "Transport",
     "TunnelError",
     "__version__",
@@ -51,9 +78,20 @@ _HOMES = {
     "ServerTLS": "settings",
     "TLSSettings": "settings",
     "Transport": "protocol.transport",
+    "AddressError": "errors",
+    "ConnectFailed": "errors",
+    "CredentialsRefused": "errors",
+    "DestinationForbidden": "errors",
+    "FrontEndFailed": "errors",
+    "HalfCloseUnsupported": "net.streams",
     "Http2tcpError": "errors",
     "ListenError": "errors",
+    "ProxyFailed": "errors",
+    "ResolveFailed": "errors",
+    "ServerRefused": "errors",
     "SettingsError": "errors",
+    "TLSFailed": "errors",
+    "TargetFailed": "errors",
     "TunnelError": "errors",
     "parse_destination": "address",
     "parse_endpoint": "address",

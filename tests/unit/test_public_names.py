@@ -1,0 +1,31 @@
+"""What a program finds in `http2tcp` itself, and what it needs no other module for."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+import http2tcp
+from http2tcp import errors
+
+PAGE = (Path(__file__).parents[2] / "docs" / "api.md").read_text()
+# What ends the command line's own relay; a program has the stream, and trio's errors from it.
+OF_THE_COMMAND = {errors.TunnelCut, errors.StdioFailed}
+
+
+@pytest.mark.parametrize("name", http2tcp.__all__)
+def test_each_name_is_there_and_has_its_place_on_the_page(name: str) -> None:
+    assert getattr(http2tcp, name) is not None
+    assert name in PAGE or name == "__version__"
+
+
+@pytest.mark.parametrize("kind", sorted(set(errors.TunnelError.__subclasses__()) - OF_THE_COMMAND, key=str))
+def test_each_hop_s_error_can_be_caught_by_its_name(kind: type[errors.TunnelError]) -> None:
+    assert getattr(http2tcp, kind.__name__) is kind
+    assert f"| `{kind.__name__}` | {kind.hop} | {kind.exit_code} |" in PAGE
+
+
+def test_an_unknown_name_is_an_attribute_error() -> None:
+    with pytest.raises(AttributeError, match="nonsense"):
+        http2tcp.nonsense  # noqa: B018
