@@ -10,7 +10,6 @@ import sys
 import time
 from base64 import b64decode
 from collections.abc import Callable, Sequence
-from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 import click
@@ -313,7 +312,10 @@ def _both(*names: str, **attributes: Any) -> Callable[[Callable[..., Any]], Call
 @_server("--connect-timeout", type=_TIME, default=10, help="To reach a target.  [default: 10]")
 @_server("--grace", type=_TIME, default=30, help="For open tunnels after SIGTERM.  [default: 30]")
 @_server("--max-tunnels", type=_COUNT, help="Tunnels at once.  [default: as many as descriptors allow]")
+@_server("--max-tunnels-per-token", type=_COUNT, help="Tunnels at once by one token.  [default: no limit]")
 @_server("--max-unauthenticated", type=_COUNT, help="Connections without an accepted token.  [default: 4096]")
+@_server("--max-unauthenticated-per-address", type=_COUNT, help="Of these, from one address.  [default: 64]")
+@_server("--max-failures-per-minute", type=_COUNT, help="Wrong tokens from one address before 429.  [default: 10]")
 @_server("--idle-timeout", type=_TIME, help="End tunnels that are silent both ways for so long.  [default: never]")
 @_server("--max-session", type=_TIME, help="End tunnels that have lasted so long.  [default: never]")
 @_server(
@@ -546,14 +548,17 @@ def _server_settings(ctx: click.Context, options: dict[str, Any]) -> ServerSetti
 def _limits(options: dict[str, Any]) -> Limits:
     from http2tcp.limits import Limits
 
-    limits = Limits(
-        tunnels=options["max_tunnels"],
-        idle_timeout=options["idle_timeout"],
-        max_session=options["max_session"],
-        max_rate=options["max_rate"],
-    )
-    unauthenticated = options["max_unauthenticated"]
-    return limits if unauthenticated is None else replace(limits, unauthenticated=unauthenticated)
+    limits = {
+        "unauthenticated": options["max_unauthenticated"],
+        "unauthenticated_per_address": options["max_unauthenticated_per_address"],
+        "failures_per_minute": options["max_failures_per_minute"],
+        "tunnels": options["max_tunnels"],
+        "tunnels_per_token": options["max_tunnels_per_token"],
+        "idle_timeout": options["idle_timeout"],
+        "max_session": options["max_session"],
+        "max_rate": options["max_rate"],
+    }
+    return Limits(**{name: limit for name, limit in limits.items() if limit is not None})
 
 
 def _server_tls(options: dict[str, Any]) -> ServerTLS | None:

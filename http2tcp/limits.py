@@ -37,6 +37,8 @@ class Limits:
     #: Wrong tokens a minute from one client address before it is told to wait.
     failures_per_minute: int = 10
     tunnels: int | None = None
+    #: … of one token that has no number of its own.
+    tunnels_per_token: int | None = None
     #: Silence in both directions.
     idle_timeout: float | None = None
     #: A session's whole life.
@@ -161,9 +163,10 @@ class Tunnels:
             raise LimitReached
         if token is not None:
             held = self._of_token.get(token.digest, 0)
-            if token.max_tunnels is not None and held >= token.max_tunnels:
+            most = self.limits.tunnels_per_token if token.max_tunnels is None else token.max_tunnels
+            if most is not None and held >= most:
                 self.reached_per_token += 1
-                raise TooManyRequests(f"this token has its {token.max_tunnels} tunnels open already")
+                raise TooManyRequests(f"this token has its {most} tunnels open already")
             self._of_token[token.digest] = held + 1
         self._all += 1
 

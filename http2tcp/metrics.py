@@ -243,8 +243,9 @@ def _limits(server: Server) -> Mapping[Values, float]:
         for name, limit in {
             "max_unauthenticated": limits.unauthenticated,
             "max_unauthenticated_per_address": limits.unauthenticated_per_address,
-            "failures_per_minute": limits.failures_per_minute,
+            "max_failures_per_minute": limits.failures_per_minute,
             "max_tunnels": limits.tunnels,
+            "max_tunnels_per_token": limits.tunnels_per_token,
             "head_timeout": settings.head_timeout,
             "connect_timeout": settings.connect_timeout,
             "idle_timeout": limits.idle_timeout,
@@ -260,9 +261,9 @@ def _reached(server: Server) -> Mapping[Values, float]:
     return {
         ("max_unauthenticated",): server.waiting.reached,
         ("max_unauthenticated_per_address",): server.waiting.reached_per_address,
-        ("failures_per_minute",): server.failures.reached,
+        ("max_failures_per_minute",): server.failures.reached,
         ("max_tunnels",): server.tunnels.reached,
-        ("token_max_tunnels",): server.tunnels.reached_per_token,
+        ("max_tunnels_per_token",): server.tunnels.reached_per_token,
         ("head_timeout",): refused("408", "http_request_error") + abandoned("timed_out"),
         ("connect_timeout",): refused("504", "connection_timeout") + refused("504", "dns_timeout"),
         ("idle_timeout",): ended("idle"),

@@ -91,6 +91,8 @@ def _doors(settings: ServerSettings) -> Rows:
 
 def _limits(settings: ServerSettings, limits: Limits) -> Rows:
     lines = [f"{limits.tunnels} tunnels at once"]
+    if limits.tunnels_per_token is not None:
+        lines.append(f"{limits.tunnels_per_token} of one token that has no number of its own")
     if limits.max_session is not None:
         lines.append(f"{_time(limits.max_session)} for a tunnel")
     if limits.idle_timeout is not None:

@@ -19,7 +19,8 @@ _http2tcp() {
             return
             ;;
         --allow | --deny | --path | --allow-origin | --admin | --forwarded-header | --head-timeout | \
-        --connect-timeout | --grace | --max-tunnels | --max-unauthenticated | --idle-timeout | --max-session | \
+        --connect-timeout | --grace | --max-tunnels | --max-tunnels-per-token | --max-unauthenticated | \
+        --max-unauthenticated-per-address | --max-failures-per-minute | --idle-timeout | --max-session | \
         --max-rate | --new-token | --as | -e | --endpoint | --user-agent | --tls-server-name | --pin-sha256 | \
         -L | --local-forward | -D | --dynamic-forward | --ssh-config | -t | --token | -d | --destination | -l \
         | --listen | --keepalive)
@@ -81,8 +82,9 @@ _http2tcp() {
         candidates+=(
             --server --config --allow --deny --path --allow-origin --connect --tls-cert --tls-key --admin
             --trusted-proxy --forwarded-header --proxy-protocol --head-timeout --connect-timeout --grace
-            --max-tunnels --max-unauthenticated --idle-timeout --max-session --max-rate --keep-sessions
-            --log-format --log-file --new-token --as
+            --max-tunnels --max-tunnels-per-token --max-unauthenticated --max-unauthenticated-per-address
+            --max-failures-per-minute --idle-timeout --max-session --max-rate --keep-sessions --log-format
+            --log-file --new-token --as
         )
     fi
     if [[ $mode != server ]]; then

@@ -288,8 +288,9 @@ async def test_every_limit_is_told_and_none_is_infinite() -> None:
     assert told == {
         "max_unauthenticated": 50,
         "max_unauthenticated_per_address": 64,
-        "failures_per_minute": 10,
+        "max_failures_per_minute": 10,
         "max_tunnels": 7,
+        "max_tunnels_per_token": float("inf"),
         "head_timeout": 10,
         "connect_timeout": 3,
         "idle_timeout": float("inf"),
@@ -338,7 +339,7 @@ async def test_a_token_with_all_its_tunnels_counts_for_its_limit() -> None:
         stream, _ = await open_raw(server.address, asking(where))
         async with stream:
             assert (await exchange(server.address, asking(where))).status == 429
-        assert await figure(server, "limit_reached_total", limit="token_max_tunnels") == 1
+        assert await figure(server, "limit_reached_total", limit="max_tunnels_per_token") == 1
 
 
 # --- tokens and settings ----------------------------------------------------------------------

@@ -132,6 +132,19 @@ def test_tunnels_are_limited_in_all_and_for_each_token() -> None:
     tunnels.enter(ALICE)
 
 
+def test_a_token_s_own_number_of_tunnels_takes_the_place_of_the_one_for_all_tokens() -> None:
+    tunnels = Tunnels(replace(Limits(), tunnels_per_token=1))
+    bob, unnamed = Token("bob", digest("b")), Token("", digest("c"))
+    for token in (ALICE, ALICE, bob, unnamed):
+        tunnels.enter(token)
+    for token in (ALICE, bob, unnamed):
+        with pytest.raises(TooManyRequests):
+            tunnels.enter(token)
+    # Who needs no token has none to count by.
+    tunnels.enter(None)
+    tunnels.enter(None)
+
+
 def test_wrong_tokens_are_counted_by_address_and_forgiven_with_time() -> None:
     failures = Failures(replace(Limits(), failures_per_minute=3))
     assert [failures.failed(ONE, 0.0) for _ in range(5)] == [False, False, False, True, True]
