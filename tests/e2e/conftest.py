@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 
+from tests.support.images import Image, images
 from tests.support.openssh import Login, sshd
 from tests.support.site import Site, issue_certificates, run_site
 
@@ -36,3 +37,10 @@ def login(site: Site, tmp_path: Path) -> Callable[..., Login]:
         return Login(site.sshd, proxy_command or site.client(site.https), directory, options)
 
     return make
+
+
+@pytest.fixture(scope="session")
+def built() -> Iterator[dict[str, Image]]:
+    """The images of examples/docker, by their names there."""
+    with images() as made:
+        yield made
