@@ -12,7 +12,7 @@ import pytest
 import trio
 import trio.testing
 
-from http2tcp.net.streams import SocketStream
+from http2tcp.net.streams import PacedStream, SocketStream
 from tests.support.loopback import read_all, read_until_broken
 
 Pair = tuple[SocketStream, SocketStream]
@@ -209,3 +209,35 @@ async def test_a_child_process_does_not_inherit_the_sockets(pair: Pair) -> None:
         code = f"import os\ntry: os.fstat({stream.socket.fileno()})\nexcept OSError: raise SystemExit(7)"
         done = await trio.run_process([sys.executable, "-c", code], check=False, stdin=subprocess.DEVNULL)
         assert done.returncode == 7
+
+
+@pytest.mark.parametrize("rate", [100_000, 100_000_000])
+async def test_a_rate_is_reached_although_no_clock_wakes_a_task_to_the_microsecond(
+    rate: int, monkeypatch: pytest.MonkeyPatch, autojump_clock: trio.testing.MockClock
+) -> None:
+    async def late(deadline: float) -> None:
+        if deadline > trio.current_time():
+            await sleep_until(deadline + 0.004)
+        else:
+            await trio.lowlevel.checkpoint()
+
+    sleep_until = trio.sleep_until
+    one, other = unix_pair()
+    sender, receiver = PacedStream(one.socket, rate), PacedStream(other.socket, rate)
+    monkeypatch.setattr(trio, "sleep_until", late)
+    received = 0
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(sender.send_all, bytes(2 * rate))
+        while received < 2 * rate:
+            received += len(await receiver.receive_some())
+    assert trio.current_time() == pytest.approx(2, abs=0.2)
+    # What nobody sent is not saved up.
+    await sleep_until(trio.current_time() + 10)
+    began = trio.current_time()
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(sender.send_all, bytes(rate))
+        while received < 3 * rate:
+            received += len(await receiver.receive_some())
+    assert trio.current_time() - began == pytest.approx(1, abs=0.2)
+    for stream in (sender, receiver):
+        await stream.aclose()
