@@ -143,6 +143,9 @@ def _parse_ipv6(host: str, text: str) -> str:
         # ipaddress takes any text for a scope, line breaks included.
         if address.scope_id is not None and not _SCOPE.fullmatch(address.scope_id):
             raise ValueError
+        if address.ipv4_mapped is not None and address.scope_id is None:
+            # RFC 5952, section 5. Up to Python 3.12, str spells it ::ffff:a00:1.
+            return f"::ffff:{address.ipv4_mapped}"
         return str(address)
     except ValueError:
         raise AddressError(f"{text!a}: expected [IPv6]:PORT, as in [2001:db8::1]:22") from None

@@ -32,6 +32,8 @@ OURS = {
     *("http2tcp.net", "http2tcp.net.dial", "http2tcp.net.pump", "http2tcp.net.relay", "http2tcp.net.splice"),
     *("http2tcp.net.stdio", "http2tcp.net.streams", "http2tcp.net.head_start", "http2tcp.log"),
 }
+# What `address` parses with. Up to Python 3.12 the libraries bring it, by pathlib.
+PARSERS = {"ipaddress", "urllib", "urllib.parse"}
 FOR_TLS = {"http2tcp.net.tls"}
 FOR_CAPSULES = {
     "http2tcp.net.capsules",
@@ -95,7 +97,7 @@ async def test_a_login_loads_nothing_that_it_does_not_need(scheme: str, transpor
         endpoint = ("-e", server.url) if scheme == "http" else front.arguments
         modules = await loaded(tmp_path, [*endpoint, "-d", where, "--transport", transport])
     extra = modules - await brought()
-    needed = OURS | (FOR_TLS if scheme == "https" else set())
+    needed = OURS | PARSERS | (FOR_TLS if scheme == "https" else set())
     if transport in ("connect-tcp", "websocket", "auto"):
         needed |= FOR_CAPSULES
     if transport == "websocket":

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import string
-from ipaddress import IPv4Address, IPv6Address
+from ipaddress import IPv4Address, IPv6Address, ip_address
 
 from hypothesis import assume, example, given
 from hypothesis import strategies as st
@@ -15,6 +15,7 @@ from http2tcp.address import (
     UnixAddress,
     parse_destination,
     parse_endpoint,
+    parse_host,
     parse_listen,
     parse_target,
 )
@@ -29,7 +30,7 @@ from tests.support.heads import read
 ports = st.integers(1, 65535)
 labels = st.text(string.ascii_lowercase + string.digits + "_", min_size=1, max_size=20)
 names = st.lists(labels, min_size=1, max_size=5).map(".".join)
-hosts = st.one_of(names, st.ip_addresses().map(str), st.just("fe80::1%eth0"))
+hosts = st.one_of(names, st.ip_addresses().map(str).map(parse_host), st.just("fe80::1%eth0"))
 unix_paths = st.text(st.characters(categories=["L", "N", "P", "S", "Zs"]), max_size=30).filter(str.isprintable)
 destinations = st.one_of(
     st.builds(TCPAddress, hosts, ports), st.builds(UnixAddress, unix_paths.map(lambda path: "/" + path))
@@ -63,7 +64,10 @@ def test_a_destination_survives_being_written(destination: Address) -> None:
 
 @given(st.ip_addresses(v=6).map(str), ports)
 def test_an_ipv6_address_needs_no_brackets(host: str, port: int) -> None:
-    assert parse_destination(f"{host}:{port}") == TCPAddress(host, port) == parse_destination(f"[{host}]:{port}")
+    plain, bracketed = parse_destination(f"{host}:{port}"), parse_destination(f"[{host}]:{port}")
+    assert isinstance(plain, TCPAddress)
+    assert plain == bracketed
+    assert (ip_address(plain.host), plain.port) == (ip_address(host), port)
 
 
 @given(address_text)

@@ -441,16 +441,17 @@ async def test_a_407_says_which_schemes_the_proxy_offers(fields: str, login: str
 
 
 async def closing(stream: trio.SocketStream) -> None:
-    await stream.receive_some(1000)
+    # The whole of it: whoever closes with bytes unread resets. With a key share of ML-KEM it is over 1,500 bytes.
+    await stream.receive_some()
 
 
 async def resetting(stream: trio.SocketStream) -> None:
-    await stream.receive_some(1000)
+    await stream.receive_some()
     reset(stream)
 
 
 async def alerting(stream: trio.SocketStream) -> None:
-    await stream.receive_some(1000)
+    await stream.receive_some()
     # RFC 8446, section 6: fatal, handshake_failure.
     await stream.send_all(b"\x15\x03\x03\x00\x02\x02\x28")
 

@@ -43,7 +43,8 @@ def is_a_sentence(error: AddressError) -> bool:
         # ssh's %h:%p.
         ("::1:22", "::1", 22),
         ("2001:db8::1:22", "2001:db8::1", 22),
-        ("::ffff:10.0.0.1:22", "::ffff:a00:1", 22),
+        ("::ffff:10.0.0.1:22", "::ffff:10.0.0.1", 22),
+        ("[::FFFF:a00:1]:22", "::ffff:10.0.0.1", 22),
         (":22", "localhost", 22),
         ("bücher.example:80", "xn--bcher-kva.example", 80),
         ("１２７.0.0.1:80", "127.0.0.1", 80),
