@@ -12,15 +12,13 @@ import socket
 from collections.abc import Callable, Sequence
 from enum import Enum
 from ipaddress import IPv4Address, IPv6Address, ip_address
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import Any, NamedTuple
 
 import trio
 
 from http2tcp.address import Address, TCPAddress, UnixAddress
+from http2tcp.net.head_start import LOCALHOST, LOOPBACK, HeadStart
 from http2tcp.net.streams import SocketStream
-
-if TYPE_CHECKING:
-    from http2tcp.net.head_start import HeadStart
 
 # RFC 8305, section 5: the recommended delay between two attempts.
 STAGGER = 0.25
@@ -92,19 +90,13 @@ class Candidate(NamedTuple):
         return ip_address(str(self.sockaddr[0]).partition("%")[0])
 
 
-# RFC 6761, section 6.3: it is loopback, whatever a name server says. It is what most tunnels ask for, and
-# must not wait in the queue behind names that no server knows.
-_LOCALHOST = ("localhost", "localhost.")
-_LOOPBACK = ((socket.AF_INET, "127.0.0.1"), (socket.AF_INET6, "::1"))
-
-
 async def resolve(destination: TCPAddress, head_start: HeadStart | None = None) -> list[Candidate]:
     """The name's addresses in the resolver's order, which `head_start` may know already. Raises DialError."""
     try:
         if head_start is not None:
             return await _resolved_before(head_start)
-        if destination.host in _LOCALHOST:
-            return [Candidate(family, (address, destination.port)) for family, address in _LOOPBACK]
+        if destination.host in LOCALHOST:
+            return [Candidate(family, (address, destination.port)) for family, address in LOOPBACK]
         # Bytes, since a str is put through the idna codec, whose import costs time and which knows fewer names.
         host = destination.host.encode("ascii")
         found = await trio.socket.getaddrinfo(host, destination.port, type=socket.SOCK_STREAM)

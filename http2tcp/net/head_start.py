@@ -13,6 +13,11 @@ from typing import Any
 
 AddressInfo = tuple[Any, Any, int, str, Any]
 
+# RFC 6761, section 6.3: it is loopback, whatever a name server says. It is what most tunnels ask for, and
+# must not wait in the queue behind names that no server knows.
+LOCALHOST = ("localhost", "localhost.")
+LOOPBACK = ((socket.AF_INET, "127.0.0.1"), (socket.AF_INET6, "::1"))
+
 
 class HeadStart:
     """Looks the name up at once, and begins to connect to its first address."""
@@ -26,7 +31,10 @@ class HeadStart:
 
     def _run(self, host: str, port: int) -> None:
         try:
-            self._addresses = list(socket.getaddrinfo(host.encode("ascii"), port, type=socket.SOCK_STREAM))
+            if host in LOCALHOST:
+                self._addresses = [(family, socket.SOCK_STREAM, 0, "", (ip, port)) for family, ip in LOOPBACK]
+            else:
+                self._addresses = list(socket.getaddrinfo(host.encode("ascii"), port, type=socket.SOCK_STREAM))
         except (OSError, UnicodeError) as error:
             self._error = error
             return

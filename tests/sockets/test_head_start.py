@@ -56,6 +56,18 @@ async def test_a_name_without_an_address_is_told_as_without_it() -> None:
         await connect(client_settings("http://no-such-name.invalid/", "localhost:22"), head_start)
 
 
+async def test_localhost_needs_no_name_server(monkeypatch: pytest.MonkeyPatch) -> None:
+    def unknown(*args: object, **kwargs: object) -> None:
+        raise socket.gaierror(socket.EAI_AGAIN, "")
+
+    monkeypatch.setattr(socket, "getaddrinfo", unknown)
+    where = TCPAddress("localhost", closed_port())
+    head_start = HeadStart(where.host, where.port)
+    for candidates in (await resolve(where, head_start), await resolve(where)):
+        assert [candidate.sockaddr for candidate in candidates] == [("127.0.0.1", where.port), ("::1", where.port)]
+    head_start.close()
+
+
 async def test_a_slow_name_server_holds_up_nothing_else(monkeypatch: pytest.MonkeyPatch) -> None:
     answer = threading.Event()
     real = socket.getaddrinfo
