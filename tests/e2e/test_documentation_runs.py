@@ -13,11 +13,13 @@ from tests.support.documented_machine import documented_machine
 
 DOCS = Path(__file__).parents[2] / "docs"
 TUTORIAL = DOCS / "tutorial.md"
-HOW_TOS = sorted((DOCS / "how-to").glob("*.md"))
+README = DOCS.parent / "README.md"
+# They begin where the tutorial ends.
+HOW_TOS = [*sorted((DOCS / "how-to").glob("*.md")), DOCS / "deploy/nginx.md"]
 PAGES = [TUTORIAL, *HOW_TOS]
 
-# Files and diagrams. Commands are ```console, so that they are typed in here.
-NO_COMMANDS = {"caddy", "haproxy", "ini", "mermaid", "nginx", "ssh-config", "text", "toml", "yaml"}
+# Files. Commands are ```console, so that they are typed in here.
+NO_COMMANDS = {"haproxy", "ini", "nginx", "text", "toml", "yaml"}
 
 pytestmark = pytest.mark.timeout(300)
 
@@ -30,7 +32,7 @@ def type_in(machine: Machine, page: Path) -> None:
 
 @pytest.fixture(scope="module")
 def machine(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Machine]:
-    """The machine of a reader who has followed the tutorial. The how-tos begin where it ends."""
+    """The machine of a reader who has followed the tutorial."""
     with documented_machine(tmp_path_factory.mktemp("documented")) as machine:
         type_in(machine, TUTORIAL)
         yield machine
@@ -46,6 +48,17 @@ def test_a_how_to_does_what_it_says(machine: Machine, page: Path) -> None:
         type_in(machine, page)
     finally:
         machine.end(kept=1)
+
+
+def test_who_follows_the_readme_logs_in(tmp_path: Path) -> None:
+    first, location = re.findall(r"^```nginx\n(.*?)^```", README.read_text(), re.MULTILINE | re.DOTALL)
+    with documented_machine(tmp_path / "machine") as machine:
+        # What the page leaves to an editor, and to the hand that writes the location into the site.
+        etc = machine.root / "etc/nginx"
+        (etc / "conf.d/http2tcp.conf").write_text(first)
+        site = etc / "sites-available/example.com"
+        site.write_text(site.read_text().replace("    location / {", machine.here(location) + "    location / {"))
+        type_in(machine, README)
 
 
 @pytest.mark.parametrize("page", PAGES, ids=[page.name for page in PAGES])

@@ -68,6 +68,8 @@ def documented_machine(root: Path) -> Iterator[Machine]:
         machine = Machine(
             root,
             replacements=[
+                ("/opt/http2tcp/bin/http2tcp", "http2tcp"),
+                ("~/.local/share/http2tcp/bin/http2tcp", "http2tcp"),
                 ("https://example.com/", f"https://localhost:{site}/"),
                 ("wss://example.com/", f"wss://localhost:{site}/"),
                 ("https://%h/", f"https://%h:{site}/"),
@@ -82,6 +84,7 @@ def documented_machine(root: Path) -> Iterator[Machine]:
                 ("USER:PASSWORD@proxy.example.com:3128", f"{USER}:{PASSWORD}@localhost:{proxy}"),
                 ("@proxy.example.com:3128", f"@localhost:{proxy}"),
                 ("localhost:22", here),
+                ("/localhost/22", f"/localhost/{running_sshd.port}"),
                 ("http://intranet/", f"http://{intranet}/"),
                 ("intranet:80", intranet),
                 ("db:6379", database),
