@@ -67,7 +67,7 @@ def read_config(path: str, keys: Mapping[str, Key]) -> Config:
         raise ConfigError([f"{path}, line {line}: it is not UTF-8"]) from None
     except OSError as error:
         raise ConfigError(
-            [f"cannot read the configuration file {path}: {(error.strerror or 'failed').lower()}"]
+            [f"cannot read the configuration file {path or 'without a name'}: {(error.strerror or 'failed').lower()}"]
         ) from None
     return parse_config(text, keys, path)
 
@@ -82,7 +82,7 @@ def parse_config(text: str, keys: Mapping[str, Key], path: str) -> Config:
         if place == "end of document":
             place = f"line {len(text.splitlines())}, its end"
         raise ConfigError([f"{path}{place and ', '}{place}: {words[:1].lower()}{words[1:]}"]) from None
-    reader = _Reader(os.path.dirname(path))
+    reader = _Reader(os.path.dirname(path), keys)
     reader.refuse_unknown(document, {*keys, "token"}, "")
     values = {name: reader.value(name, document[name], keys[name]) for name in keys if name in document}
     tokens = reader.tokens(document.get("token", []))
@@ -94,9 +94,11 @@ def parse_config(text: str, keys: Mapping[str, Key], path: str) -> Config:
 class _Reader:
     """Reads values and gathers mistakes; what it returns for one is not to be used."""
 
-    def __init__(self, directory: str) -> None:
+    def __init__(self, directory: str, keys: Iterable[str]) -> None:
         self.mistakes: list[str] = []
         self._directory = directory
+        # Those for the server as a whole.
+        self._keys = set(keys)
         # The name of the token that is being read, which is easier to find than its number.
         self._whose = ""
 
@@ -111,8 +113,22 @@ class _Reader:
             if name in known:
                 continue
             shown = name if _BARE_KEY.fullmatch(name) else ascii(name)
-            near = difflib.get_close_matches(name.replace("-", "_").lower(), known, 1)
-            self.wrong(prefix + shown, f"there is no such key; is {near[0]} meant?" if near else "there is no such key")
+            self.wrong(prefix + shown, self._hint(name, table[name], known, prefix))
+
+    def _hint(self, name: str, value: Any, known: Sequence[str], prefix: str) -> str:
+        plain = name.replace("-", "_").lower()
+        if prefix and plain in self._keys.difference(TOKEN_KEYS):
+            # What TOML has behind a [[token]] belongs to that, down to the file's end.
+            return f"{plain} is no token's: it stands before the first [[token]]"
+        if prefix and plain == "token":
+            return "there is no such key; is sha256 meant, the token's hash?"
+        if not prefix and plain in set(TOKEN_KEYS) - self._keys:
+            return "this is a token's, and stands behind a [[token]]"
+        if near := difflib.get_close_matches(plain, known, 1):
+            return f"there is no such key; is {near[0]} meant?"
+        return (
+            f"there is no such {'section: keys stand at the top, outside of any' if isinstance(value, dict) else 'key'}"
+        )
 
     def value(self, where: str, value: Any, key: Key) -> Any:
         """An option's value."""
@@ -130,7 +146,11 @@ class _Reader:
             if not isinstance(value, bool):
                 self.wrong(where, f"expected true or false, not {_what(value)}")
             return value
-        if key.kind == "number" and _is_number(value):
+        if key.kind == "number" and isinstance(value, int | float) and not isinstance(value, bool):
+            # Beyond 64 bits TOML has no integers, though tomllib has.
+            if isinstance(value, int) and value.bit_length() >= 64:
+                self.wrong(where, "expected a smaller number")
+                return None
             value = str(value)
         if not isinstance(value, str):
             expected = "a number" if key.kind == "number" else "text in quotes"
@@ -249,13 +269,6 @@ def parse_name(text: str) -> str:
         limits = f"up to {_MAX_NAME} printable characters, without a blank at an end"
         raise SettingsError(f"expected a name such as alice, and not {UNNAMED}: {limits}")
     return text
-
-
-def _is_number(value: Any) -> bool:
-    # In Python true is 1. Beyond 64 bits TOML has no integers, though tomllib has.
-    if isinstance(value, bool):
-        return False
-    return isinstance(value, float) or (isinstance(value, int) and value.bit_length() < 64)
 
 
 def _what(value: Any) -> str:

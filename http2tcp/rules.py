@@ -27,6 +27,8 @@ IPAddress = IPv4Address | IPv6Address
 IPNetwork = IPv4Network | IPv6Network
 
 _MAX_PORT = 65535
+# What other programs call so, and nobody's machine is.
+_EVERYWHERE = ("any", "all", "0.0.0.0", "[::]")  # noqa: S104  (nothing is bound)
 _PORTS = re.compile(r"([0-9]{1,5})(?:-([0-9]{1,5}))?", re.ASCII)
 
 
@@ -105,15 +107,18 @@ def parse_rule(text: str) -> Rule:
             raise AddressError(f"{text!a}: a Unix socket is named by its whole path; a * is no pattern there")
         return Rule(text, _Kind.UNIX, path.path)
     host, colon, ports = text.rpartition(":")
-    # What ends in a bracket or a mask has no port: its last colon is the address's own.
-    if not colon or not host or "]" in ports or "/" in ports:
-        raise AddressError(f"{text!a}: expected HOST:PORT, such as bastion:22, 10.0.0.0/8:*, [fd00::/8]:22")
-    first, last = _parse_ports(ports, text)
     if _is_ipv6(text):
         # A port that was forgotten would make it another address.
+        meant = f"[{host}]:{ports}, or [{text}]:* for every port" if _is_ipv6(host) else f"[{text}]:PORT"
+        raise AddressError(f"{text!a}: IPv6 is in brackets, so that its port shows: {meant}")
+    # What ends in a bracket or a mask has no port: its last colon is the address's own.
+    if not colon or not host or "]" in ports or "/" in ports or "//" in host:
         raise AddressError(
-            f"{text!a}: IPv6 is in brackets, so that its port shows: [{host}]:{ports}, or [{text}]:* for every port"
+            f"{text!a}: expected HOST:PORT, such as bastion:22, 10.0.0.0/8:*, [fd00::/8]:22; or unix:/PATH"
         )
+    first, last = _parse_ports(ports, text)
+    if host.lower() in _EVERYWHERE:
+        raise AddressError(f"{text!a}: every host is *:{ports}, and {host} would be one host")
     if host != "*" and "*" in host.removeprefix("*."):
         raise AddressError(
             f"{text!a}: a * stands for all hosts, or for what is before the first dot, as in *.example.com"

@@ -61,6 +61,11 @@ def test_a_rule_is_shown_as_it_was_written(text: str) -> None:
         ("db\n:22", "expected a host name"),
         ("unix:run/x", "absolute path"),
         ("unix:/run/*", "no pattern"),
+        ("/run/x.sock", "unix:/PATH"),
+        ("tcp://db:22", "expected HOST:PORT"),
+        # A firewall's words for every address.
+        *((f"{text}:25", "\\*:25") for text in ("any", "ALL", "0.0.0.0", "[::]")),
+        ("::1", "\\[::1\\]:PORT"),
         # An address with a port, or an address of which the port was forgotten?
         ("::1:22", "\\[::1\\]:22.*\\[::1:22\\]:\\*"),
         ("2001:db8::5:443", "\\[2001:db8::5\\]:443.*\\[2001:db8::5:443\\]:\\*"),
