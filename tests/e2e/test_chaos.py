@@ -12,11 +12,13 @@ import random
 import signal
 import subprocess
 import sys
+import urllib.request
 from collections import Counter
 from pathlib import Path
 
 import pytest
 import trio
+from prometheus_client.parser import text_string_to_metric_families
 
 import http2tcp
 from http2tcp.errors import TunnelError
@@ -49,7 +51,6 @@ import socket, struct, sys, threading
 def linger(sock, on):
     sock.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", on, 0))
 def echo(sock):
-    linger(sock, 1)
     try:
         while data := sock.recv(65536):
             sock.sendall(data)
@@ -59,6 +60,8 @@ def echo(sock):
     finally:
         sock.close()
 listener = socket.create_server(("127.0.0.1", int(sys.argv[1])), backlog=500)
+# Accepted ones have it from their first moment.
+linger(listener, 1)
 while True:
     threading.Thread(target=echo, args=[listener.accept()[0]], daemon=True).start()
 """
@@ -99,7 +102,10 @@ async def talk(url: str, target: str, chance: random.Random, outcomes: Counter[s
 
 
 async def _converse(url: str, target: str, chance: random.Random, sent: bytearray, received: bytearray) -> None:
-    async with await http2tcp.open_tunnel(url, target, token=TOKEN) as tunnel, trio.open_nursery() as nursery:
+    # Chosen, since a worker that dies instead of answering looks as if it did not pass this one on, and the next that
+    # would be tried is tcp, whose half-close nginx does not keep.
+    opening = http2tcp.open_tunnel(url, target, token=TOKEN, transport=http2tcp.Transport.CONNECT_TCP)
+    async with await opening as tunnel, trio.open_nursery() as nursery:
 
         async def send() -> None:
             for _ in range(chance.randrange(1, 8)):
@@ -149,6 +155,16 @@ def records(log: Path) -> dict[str, list[str]]:
     return {session: told for session, told in events.items() if "opened" in told}
 
 
+def figures(admin: int) -> dict[str, dict[str, float]]:
+    """The server's own counts: by their names, and by the value of their label."""
+    with urllib.request.urlopen(f"http://127.0.0.1:{admin}/metrics", timeout=20) as answer:
+        families = list(text_string_to_metric_families(answer.read().decode()))
+    told: dict[str, dict[str, float]] = {}
+    for sample in (sample for family in families for sample in family.samples):
+        told.setdefault(sample.name.removeprefix("http2tcp_"), {})[" ".join(sample.labels.values())] = sample.value
+    return told
+
+
 def held(pid: int) -> Counter[str]:
     """What kinds of descriptors a process holds."""
     kinds: Counter[str] = Counter()
@@ -165,11 +181,12 @@ def test_nothing_is_left_and_nobody_is_lied_to_when_things_are_killed_under_load
     seed = random.randrange(1 << 32)
     print("seed", seed)  # to see it where the test fails
     chance = random.Random(seed)
-    port, front = free_port(), free_port()
+    port, front, admin = free_port(), free_port(), free_port()
     log, token = tmp_path / "log", tmp_path / "token"
     token.write_text(TOKEN)
     token.chmod(0o600)
     arguments = ["-s", "--token-file", str(token), "-l", f"127.0.0.1:{port}", "--log-format", "json"]
+    arguments += ["--admin", f"127.0.0.1:{admin}"]
     configuration = _FRONT.format(front=front, server=port)
     outcomes: Counter[str] = Counter()
     target = Target()
@@ -196,7 +213,7 @@ def test_nothing_is_left_and_nobody_is_lied_to_when_things_are_killed_under_load
 
     try:
         with (
-            running(command(*arguments), log, lambda: listens(port)) as server,
+            running(command(*arguments), log, lambda: listens(port) and listens(admin)) as server,
             nginx(tmp_path / "nginx", configuration, front) as shield,
         ):
             before = held(server.pid)
@@ -206,10 +223,19 @@ def test_nothing_is_left_and_nobody_is_lied_to_when_things_are_killed_under_load
             # A few empty pipes are kept for the next flow.
             assert held(server.pid)["pipe"] <= before["pipe"] + 16
             wait_until(lambda: all(len(told) == 2 for told in records(log).values()), "every session has two records")
+            told = figures(admin)
         sessions = records(log)
         assert sessions
         assert {tuple(told) for told in sessions.values()} == {("opened", "ended")}
         assert "Traceback" not in log.read_text()
+        # The figures say the same, and add up.
+        assert sum(told["sessions_open"].values()) == told["connections_unauthenticated"][""] == 0
+        assert told["log_lines_dropped_total"][""] == 0
+        assert sum(told["sessions_opened_total"].values()) == len(sessions)
+        ended = Counter(json.loads(line)["reason"] for line in log.read_text().splitlines() if '"ended"' in line)
+        assert {reason: count for reason, count in told["sessions_ended_total"].items() if count} == ended
+        became = ("sessions_opened_total", "refused_total", "abandoned_total")
+        assert told["connections_accepted_total"][""] == sum(sum(told[name].values()) for name in became)
         assert outcomes["whole"] > 5
         assert outcomes["told"] > 5
     finally:
