@@ -20,6 +20,7 @@ from http2tcp.errors import (
     CredentialsRefused,
     DestinationForbidden,
     ServerRefused,
+    SettingsError,
     TargetFailed,
     TunnelCut,
     TunnelError,
@@ -54,6 +55,8 @@ class _Walk:
         self._destinations: list[Address | None] = list(dict.fromkeys(led)) or [settings.destination]
         #: Each connection will name its own by SOCKS5, and there is none to try yet.
         self._later = bool(settings.forwards) and not led and settings.destination is None
+        if self._later and settings.endpoint.needs_target:
+            raise SettingsError("a check of -D needs a destination (-d) to try: this endpoint's template names it")
         self._settings = replace(settings, destination=self._destinations[0], forwards=())
         self._report = report
         self._path = settings.endpoint.path.partition("{")[0]

@@ -8,6 +8,7 @@ import re
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Literal
+from urllib.parse import quote
 
 from http2tcp import __version__
 from http2tcp.address import Address, Endpoint, TCPAddress, UnixAddress
@@ -201,7 +202,8 @@ class ClientSettings:
         wanted = [forward.destination for forward in self.forwards if not forward.socks] if self.forwards else [None]
         if self.destination is None and None in wanted and self.endpoint.needs_target:
             raise SettingsError("this endpoint's template needs a destination (-d)")
-        if isinstance(self.destination, UnixAddress) and self.endpoint.needs_target:
+        destinations = [self.destination, *(forward.destination for forward in self.forwards)]
+        if self.endpoint.needs_target and any(isinstance(each, UnixAddress) for each in destinations):
             raise SettingsError("this endpoint's template has no place for a Unix socket: it names a host and a port")
 
 
@@ -236,6 +238,12 @@ def check_path(text: str) -> None:
     """Raises SettingsError for what no request asks for."""
     if not text.startswith("/"):
         raise SettingsError(f"{text!a}: a path begins with /, as in /~http2tcp/")
+    if "?" in text or "#" in text:
+        raise SettingsError(f"{text!a}: a path ends before ? and #; a request's query is not compared")
+    # Compared as it comes, and clients and front ends leave these as they are.
+    as_sent = quote(text, safe="".join(map(chr, range(0x21, 0x7F))), errors="surrogateescape")
+    if as_sent != text:
+        raise SettingsError(f"{text!a}: no request says it so: expected it as it is sent, {as_sent}")
 
 
 def check_origin(text: str) -> None:

@@ -56,6 +56,17 @@ def test_a_mistake_is_one_sentence(http2tcp: Run, arguments: tuple[str, ...], ex
     assert "s3cret" not in sentence
 
 
+async def test_a_check_of_a_socks_proxy_by_a_template_asks_for_a_destination_to_try() -> None:
+    arguments = ("-e", "http://localhost/{target_host}/{target_port}/", "-D", "1080", "--check")
+    status, out, err = await ran(*arguments)
+    assert (status, out) == (2, "")
+    assert err.startswith("http2tcp: a check of -D needs a destination (-d)")
+    async with target(greet_and_close) as where, served() as server:
+        template = server.url + ".well-known/masque/tcp/{target_host}/{target_port}/"
+        status, out, err = await ran("-e", template, "-D", "1080", "-d", where, "--check")
+    assert (status, err) == (0, ""), out
+
+
 def test_neither_option_comes_from_the_environment(http2tcp: Run) -> None:
     assert http2tcp(*ENDPOINT, HTTP2TCP_CHECK="1", HTTP2TCP_JSON="1").client is not None
 

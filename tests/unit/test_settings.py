@@ -103,6 +103,27 @@ def test_one_string_is_not_taken_for_a_list_of_one_letter_tokens() -> None:
         ServerSettings(tokens="secret")
 
 
+@pytest.mark.parametrize("path", ["/", "/~http2tcp/", "/a%20b", "/%C3%A4;v=1,2/@:!$&'()*+", "/{a}|[b]"])
+def test_a_path_is_compared_as_requests_carry_it(path: str) -> None:
+    assert ServerSettings(tokens=["tok"], path=path).path == path
+
+
+@pytest.mark.parametrize(
+    ("path", "expected"),
+    [
+        ("/ä", "/%C3%A4"),
+        ("/a b", "/a%20b"),
+        ("/\x1b", "/%1B"),
+        ("/\udcff", "/%FF"),
+        ("/a?", r"before \? and #"),
+        ("/#a", r"before \? and #"),
+    ],
+)
+def test_a_path_that_no_request_can_carry_is_refused(path: str, expected: str) -> None:
+    with pytest.raises(SettingsError, match=expected):
+        ServerSettings(tokens=["tok"], path=path)
+
+
 @pytest.mark.parametrize("path", ["", "~http2tcp/", "https://example.com/", "*"])
 def test_a_path_begins_with_a_slash(path: str) -> None:
     with pytest.raises(SettingsError, match="begins with /"):
