@@ -45,6 +45,8 @@ _NOT_OF_SSH = {
     "json": "--json",
     "demo": "--demo",
 }
+# difflib's ratio: one letter of a short name, two of a longer one.
+_RESEMBLES = 0.8
 EXIT_BUG = 1
 EXIT_USAGE = 2
 
@@ -101,11 +103,7 @@ class _Parsed(click.ParamType):  # type: ignore[type-arg]  # generic from click 
     envvar_list_splitter = "\n"
 
     def split_envvar_value(self, rv: str) -> list[str]:
-        lines = [line.strip() for line in rv.split("\n") if line.strip()]
-        if not lines and rv:
-            # click takes an empty variable for an unset one. One of blanks was meant to hold something, such as a pin.
-            raise SettingsError(f"a variable for {self.name} holds blanks alone: it was probably not filled in")
-        return lines
+        return [line.strip() for line in rv.split("\n") if line.strip()]
 
 
 def _parse_header(text: str) -> tuple[tuple[str, str], ...]:
@@ -236,6 +234,17 @@ class _Option(click.Option):
     def __init__(self, *args: Any, group: str, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
         self.group = group
+
+    def value_from_envvar(self, ctx: click.Context) -> Any:
+        value = super().value_from_envvar(ctx)
+        if self.multiple and value is not None and not value:
+            # click takes an empty variable for an unset one. One of blanks was meant to hold something, such as a pin.
+            raise SettingsError(f"{_variable(self)} holds blanks alone: it was probably not filled in")
+        return value
+
+
+def _variable(param: click.Parameter) -> str:
+    return f"{ENV_PREFIX}_{str(param.name).upper()}"
 
 
 class _Command(click.Command):
@@ -450,6 +459,8 @@ def command(ctx: click.Context, /, **options: Any) -> int:
     normal = logging.WARNING if mode == "demo" else logging.INFO
     level = logging.ERROR if options["quiet"] else logging.DEBUG if options["verbose"] else normal
     start_logging(level, hold_back=mode == "server" and not options["check"])
+    if mode != "demo":
+        _warn_of_mistyped_variables(ctx)
     match mode:
         case "demo":
             from http2tcp.demo import run_demo
@@ -473,6 +484,19 @@ def command(ctx: click.Context, /, **options: Any) -> int:
             from http2tcp.process import run_client
 
             return run_client(settings, head_start)
+
+
+def _warn_of_mistyped_variables(ctx: click.Context) -> None:
+    known = {_variable(param) for param in ctx.command.params}
+    for name in os.environ:
+        # Kubernetes sets HTTP2TCP_PORT and its like for a Service of that name: what resembles nothing is others'.
+        if name.startswith(f"{ENV_PREFIX}_") and name not in known and name.isprintable():
+            from difflib import get_close_matches
+
+            options = [param for param in ctx.command.params if isinstance(param, _Option) and param.allow_from_autoenv]
+            meant = {_variable(param).removeprefix(ENV_PREFIX): _variable(param) for param in options}
+            for near in get_close_matches(name.removeprefix(ENV_PREFIX), meant, 1, _RESEMBLES):
+                logger.warning("the variable %s means nothing here: is it %s?", name, meant[near])
 
 
 def _refuse_misplaced(ctx: click.Context, options: dict[str, Any], mode: str) -> None:
@@ -857,7 +881,7 @@ def _run(arguments: Sequence[str] | None) -> int:
     try:
         return command.main(arguments, prog_name="http2tcp", standalone_mode=False) or 0
     except click.ClickException as error:
-        return _complain(" ".join(error.format_message().split()), EXIT_USAGE)
+        return _complain(_sentence(error), EXIT_USAGE)
     except ConfigError as error:
         return max(_complain(mistake, error.exit_code) for mistake in error.mistakes)
     except TunnelError as error:
@@ -871,6 +895,21 @@ def _run(arguments: Sequence[str] | None) -> int:
             return _complain("stdout: cannot write to it: no space left on device", StdioFailed.exit_code)
         logger.exception("this is a bug in http2tcp; please report it with these lines")
         return EXIT_BUG
+
+
+def _sentence(error: click.ClickException) -> str:
+    """A mistake that click found, as our own are told: first what is wrong, an option or its variable."""
+    words = error.format_message()
+    words = words[0].lower() + words[1:]
+    if isinstance(error, click.BadParameter) and error.param is not None and error.ctx is not None:
+        param = error.param
+        from_variable = error.ctx.get_parameter_source(str(param.name)) is _Source.ENVIRONMENT
+        words = error.message
+        if isinstance(param.type, click.types.BoolParamType):
+            # A flag on the command line has no value; click lists eleven, the first of them empty.
+            words = f"{os.environ.get(_variable(param), '')!a}: expected 1 or 0, true or false, yes or no, on or off"
+        words = f"{_variable(param) if from_variable else param.opts[0]}: {words}"
+    return " ".join(words.split()).removesuffix(".")
 
 
 def _complain(sentence: str, exit_code: int) -> int:

@@ -302,7 +302,40 @@ def test_the_command_line_beats_the_environment(http2tcp: Run) -> None:
 
 
 def test_a_variable_that_is_wrong_is_told_like_an_argument(http2tcp: Run) -> None:
-    assert "--destination" in complaint(http2tcp(*CLIENT, HTTP2TCP_DESTINATION="nowhere"))
+    assert "HTTP2TCP_DESTINATION: 'nowhere': expected HOST:PORT" in complaint(
+        http2tcp(*CLIENT, HTTP2TCP_DESTINATION="nowhere")
+    )
+
+
+@pytest.mark.parametrize(
+    ("mistyped", "meant"),
+    [
+        ("HTTP2TCP_TOKN_FILE", "HTTP2TCP_TOKEN_FILE"),
+        ("HTTP2TCP_ENDPIONT", "HTTP2TCP_ENDPOINT"),
+        ("HTTP2TCP_MAX_TUNNEL", "HTTP2TCP_MAX_TUNNELS"),
+        ("HTTP2TCP_CA", None),
+        # Of an option that has none, and what Kubernetes sets for a Service that is called http2tcp or http2tcp-admin.
+        ("HTTP2TCP_CHECK", None),
+        ("HTTP2TCP_SERVICE_HOST", None),
+        ("HTTP2TCP_SERVICE_PORT", None),
+        ("HTTP2TCP_SERVICE_PORT_HTTP", None),
+        ("HTTP2TCP_PORT", None),
+        ("HTTP2TCP_PORT_12345_TCP", None),
+        ("HTTP2TCP_PORT_12345_TCP_ADDR", None),
+        ("HTTP2TCP_PORT_12345_TCP_PORT", None),
+        ("HTTP2TCP_PORT_12345_TCP_PROTO", None),
+        ("HTTP2TCP_ADMIN_SERVICE_HOST", None),
+        ("HTTP2TCP_ADMIN_PORT", None),
+        ("HTTP2TCP_PORTABLE", None),
+        ("HTTP2TCP_TOKN\x1b[2J", None),
+    ],
+)
+def test_a_variable_that_resembles_one_of_ours_is_warned_of(http2tcp: Run, mistyped: str, meant: str | None) -> None:
+    for arguments in (SERVER, CLIENT):
+        ran = http2tcp(*arguments, **{mistyped: "secret"})
+        assert ran.started
+        warning = f"http2tcp: the variable {mistyped} means nothing here: is it {meant}?\n"
+        assert ran.err == (warning if meant else "")
 
 
 def test_a_repeatable_variable_is_split_at_newlines_and_blank_lines_are_nothing(http2tcp: Run) -> None:

@@ -32,6 +32,10 @@ SERVER = ("-s", "-t", "s3cret")
         ((*SERVER, "-d", "[::1:22"), "IPv6"),
         ((*SERVER, "-d", "a b:22"), "host name"),
         ((*SERVER, "--path", "relative"), "/~http2tcp/"),
+        ((*SERVER, "--path", "/a?b=s"), "ends before ? and #"),
+        ((*SERVER, "--path", "/a#b"), "ends before ? and #"),
+        ((*SERVER, "--path", "/a b"), "as it is sent, /a%20b"),
+        ((*SERVER, "--path", "/bücher/"), "as it is sent, /b%C3%BCcher/"),
         ((*SERVER, "--allow-origin", "example.com"), "https://example.com"),
         ((*SERVER, "--allow-origin", "https://example.com/"), "as browsers send it"),
         ((*SERVER, "--allow-origin", "https://Example.com"), "as browsers send it"),
@@ -55,6 +59,7 @@ SERVER = ("-s", "-t", "s3cret")
         (("-c", "-e", "http://h/", "--fdpass", "-D", "1080"), "--fdpass"),
         (("-c", "-e", "http://h/", "--fdpass", "-l", "1080"), "--fdpass"),
         (("-c", "-e", "http://h/{target_host}/{target_port}", "-l", "1080"), "-d"),
+        (("-c", "-e", "http://h/{target_host}/{target_port}", "-L", "1080:unix:/run/x"), "no place for a Unix socket"),
         (("-c", "-e", ""), "https://"),
         (("-c", "-e", "ftp://u:s3cret@h/"), "https://"),
         (("-c", "-e", "https://u:s3cret pw@h/"), "https://"),
@@ -80,6 +85,36 @@ def test_a_mistake_is_one_sentence_that_says_what_was_expected(
     assert "s3cret" not in sentence
     assert "Traceback" not in sentence
     assert all(character.isprintable() for character in sentence)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "variables", "expected"),
+    [
+        (("-s", "--servr"), {}, "no such option '--servr'. Did you mean '--server'?"),
+        (("-s", "-x"), {}, "no such option '-x'"),
+        (("-s", "-t"), {}, "option '-t' requires an argument"),
+        ((*SERVER, "--grace", "soon"), {}, "--grace: 'soon': expected a time above 0, in seconds or as in 90s, 15m"),
+        ((*CLIENT, "-d", "22"), {}, "-d: '22': expected HOST:PORT"),
+        ((*CLIENT, "--destination", "22"), {}, "-d: '22': expected HOST:PORT"),
+        ((*SERVER, "--log-format", "xml"), {}, "--log-format: 'xml' is not one of 'text', 'json'"),
+        # A unit's environment may be far from its command line.
+        (SERVER, {"HTTP2TCP_GRACE": "soon"}, "HTTP2TCP_GRACE: 'soon': expected a time above 0"),
+        ((*SERVER, "-d", "db:22"), {"HTTP2TCP_DESTINATION": "x"}, None),
+        (CLIENT, {"HTTP2TCP_PIN_SHA256": "x"}, "HTTP2TCP_PIN_SHA256: expected the SHA-256 of a public key"),
+        (CLIENT, {"HTTP2TCP_PIN_SHA256": " \n "}, "HTTP2TCP_PIN_SHA256 holds blanks alone: it was probably not filled"),
+        ((), {"HTTP2TCP_SERVER": "maybe"}, "HTTP2TCP_SERVER: 'maybe': expected 1 or 0, true or false"),
+    ],
+)
+def test_a_mistake_names_the_option_or_the_variable_that_it_was_made_in(
+    http2tcp: Run, arguments: tuple[str, ...], variables: dict[str, str], expected: str | None
+) -> None:
+    ran = http2tcp(*arguments, **variables)
+    if expected is None:
+        assert ran.started
+    else:
+        sentence = complaint(ran)
+        assert sentence.startswith(expected)
+        assert not sentence.endswith(".")
 
 
 @pytest.mark.parametrize("character", ["\x1b[31m", "\r", "\n", "\x00", "\u202e", "\udcff"])
