@@ -22,6 +22,7 @@ from prometheus_client.parser import text_string_to_metric_families
 
 import http2tcp
 from http2tcp.errors import TunnelError
+from http2tcp.net.streams import Stream
 from tests.support.loopback import TOKEN
 from tests.support.nginx import nginx
 from tests.support.processes import end, environment, free_port, listens, running, wait_until
@@ -263,7 +264,7 @@ def test_who_talks_through_a_server_that_is_killed_is_told(tmp_path: Path) -> No
                 assert await tunnel.receive_some() != b"", "a clean end"
             await tunnel.aclose()
 
-    tunnels: list[http2tcp.client.Tunnel] = []
+    tunnels: list[Stream] = []
     server = subprocess.Popen(
         command("-s", "-q", "--token-file", str(token), "-l", f"127.0.0.1:{port}"), env=environment()
     )
