@@ -20,6 +20,8 @@ settings.register_profile(
 )
 settings.load_profile("ci" if os.environ.get("CI") else "quick")
 
-# Under nohup the programs that the tests start would ignore it, as they should, and their tests fail.
+# Under nohup, and behind a shell's &, the programs that the tests start would ignore these, as they should, and the
+# tests of them would fail.
+signal.signal(signal.SIGINT, signal.default_int_handler)
 if hasattr(signal, "SIGHUP"):
     signal.signal(signal.SIGHUP, signal.SIG_DFL)
