@@ -146,8 +146,9 @@ def _doubled(text: str) -> str:
 def _quoted(word: str) -> str:
     """One word for sh, bash, zsh, csh and fish alike, and for ssh's own reader of quotes.
 
-    Not shlex.quote: fish and ssh take a backslash inside single quotes for an escape, so none may stand there.
+    Not shlex.quote: inside single quotes fish and ssh take a backslash for an escape, and csh a ! for its history, so
+    neither may stand there.
     """
     if _PLAIN.fullmatch(word):
         return word
-    return "'" + re.sub(r"['\\]", lambda match: f"'\\{match[0]}'", word) + "'"
+    return "'" + re.sub(r"['\\!]", lambda match: f"'\\{match[0]}'", word) + "'"

@@ -97,7 +97,7 @@ def test_the_sharing_that_the_comment_offers_is_what_ssh_takes(http2tcp: Run, tm
     assert said["controlpath"] != "none"
 
 
-@pytest.mark.parametrize("shell", ["sh", "bash", "zsh", "fish"])
+@pytest.mark.parametrize("shell", ["sh", "bash", "zsh", "fish", "tcsh"])
 def test_each_value_comes_through_ssh_and_the_user_s_shell_unchanged(
     http2tcp: Run, monkeypatch: pytest.MonkeyPatch, tmp_path: Path, shell: str
 ) -> None:
