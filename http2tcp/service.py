@@ -175,7 +175,9 @@ class Service:
             self._server.metrics.reload_failed()
             logger.exception("SIGHUP: the settings could not be reread; please report this")
             return "see the log"
-        logger.info("SIGHUP: reread; %s", "; ".join(_changes(old, new)) or "nothing has changed")
+        # Where a certificate is renewed, its file alone changes: whoever did that is not to read that nothing did.
+        what, nothing = ("reread, the certificate too", "nothing else") if new.tls else ("reread", "nothing")
+        logger.info("SIGHUP: %s; %s", what, "; ".join(_changes(old, new)) or f"{nothing} has changed")
         fixed = [_flag(name) for name in _FIXED if getattr(new, name) != getattr(self._started_with, name)]
         if fixed:
             logger.warning("SIGHUP: %s can change by a restart only, and nothing changes there", " and ".join(fixed))

@@ -77,7 +77,10 @@ def _load(context: ssl.SSLContext, certificate: str, key: str) -> None:
             words = f"the key in {key} is not that of the first certificate in {certificate}"
             raise SettingsError(words) from None
         files = certificate if key == certificate else f"{certificate} with {key}"
-        raise SettingsError(f"cannot use the certificate and key of {files}: {_reason(error)}") from None
+        # What is no DER has no reason of OpenSSL's.
+        damaged = isinstance(error, ssl.SSLError) and not error.reason
+        why = "OpenSSL cannot read one of them, which may be damaged" if damaged else _reason(error)
+        raise SettingsError(f"cannot use the certificate and key of {files}: {why}") from None
 
 
 def _tell_dates(path: str, base64: bytes) -> None:

@@ -162,7 +162,9 @@ def test_a_renewed_certificate_is_served_after_sighup_and_a_broken_one_is_not(tm
             wait_until(lambda: "opened " in host.server.log, "the login's tunnel is open")
             renewed = issue(host.authority, host.certificate, host.key)
             assert host.presented() == first
-            assert f"the certificate in {host.certificate} is good until" in host.reload()
+            said = host.reload()
+            assert f"the certificate in {host.certificate} is good until" in said
+            assert "SIGHUP: reread, the certificate too; nothing else has changed" in said
             assert host.presented() == renewed
             host.key.write_text("rubbish\n")
             said = host.reload()
