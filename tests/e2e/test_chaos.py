@@ -201,8 +201,10 @@ def test_nothing_is_left_and_nobody_is_lied_to_when_things_are_killed_under_load
             for number in range(2):
                 own = random.Random(seed - number)
                 nursery.start_soon(run_clients, url, f"127.0.0.1:{target.port}", own)
-            with trio.move_on_after(_SECONDS):
-                while True:
+            calm = trio.current_time() + _SECONDS
+            # On a loaded machine it takes longer until enough has happened.
+            with trio.move_on_after(10 * _SECONDS):
+                while trio.current_time() < calm or min(outcomes["whole"], outcomes["told"]) <= 5:
                     await trio.sleep(chance.random())
                     if chance.random() < 0.5:
                         await trio.to_thread.run_sync(target.kill)
