@@ -17,8 +17,8 @@ from http2tcp.errors import LimitReached, TooManyRequests
 from http2tcp.policy import Token
 from http2tcp.rules import IPAddress
 
-# What is not a connection: the log, the listeners, epoll, spliced flows' pipes, look-ups under way.
-_RESERVED_DESCRIPTORS = 128
+# What is not a connection: spliced flows' pipes (128 of them), the log, the listeners, epoll, look-ups under way.
+_RESERVED_DESCRIPTORS = 192
 _RESERVED_SHARE = 1 / 16
 # An attacker with one IPv6 address has all of its /64 (RFC 6177, section 2).
 _IPV6_PREFIX = 64

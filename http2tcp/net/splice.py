@@ -31,8 +31,10 @@ _PIPE_SIZE = 1024 * 1024
 _STDIO_PIPE_SIZE = 256 * 1024
 # A pipe beyond the user's page limit gets two pages, with which copying is faster.
 _PIPE_USEFUL = 64 * 1024
-# Pipes at work at once; 64 MiB is also what fs.pipe-user-pages-soft lets a user have.
+# Pipes at work at once; 64 MiB is also what fs.pipe-user-pages-soft lets a user have. Where descriptors are few, one
+# in eight is a pipe's at most: the others are for those who connect.
 _MAX_PIPES = 64
+_PIPE_SHARE = 1 / 16
 # Pipes kept for the next flow.
 _MAX_SPARE = 8
 # Bytes after which the other tasks get their turn.
@@ -277,6 +279,10 @@ class PipePool:
         if self._spare:
             self._taken += 1
             return self._spare.pop()
+        # It can change while the process runs; a pipe is seldom made. Below zero there is no limit.
+        descriptors = os.sysconf("SC_OPEN_MAX")
+        if 0 <= descriptors * _PIPE_SHARE < self._taken + 1:
+            return None
         try:
             pipe = Pipe()
         except OSError:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import os
 import random
+import resource
 import socket
 import sys
 
@@ -217,6 +218,22 @@ async def test_bytes_are_copied_where_there_are_no_pipes(how: str, monkeypatch: 
         pipe.close()
     await client.aclose()
     await target.aclose()
+
+
+def test_pipes_leave_descriptors_to_those_who_need_them() -> None:
+    """A sixteenth of them at most: limits.py counts on it."""
+    pool = splice.PipePool()
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (320, hard))
+    taken = []
+    try:
+        while (pipe := pool.take()) is not None:
+            taken.append(pipe)
+    finally:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
+        for pipe in taken:
+            pipe.close()
+    assert len(taken) == 20
 
 
 async def test_a_pipe_with_bytes_of_a_flow_that_broke_is_not_used_again() -> None:
