@@ -139,6 +139,14 @@ def test_the_example_is_one_with_every_line_in_force_too(http2tcp: Run, file: Pa
     assert server.tls is not None
 
 
+@pytest.mark.parametrize("page", ["README.md", "docs/configuration.md"])
+def test_a_server_takes_the_files_that_the_pages_show(http2tcp: Run, file: Path, page: str) -> None:
+    blocks = re.findall(r"^```toml\n(.*?)^```", (ROOT / page).read_text(), re.MULTILINE | re.DOTALL)
+    assert blocks
+    for block in blocks:
+        assert started(http2tcp, file, block).server is not None
+
+
 # --- what wins over what --------------------------------------------------------------------------
 
 
