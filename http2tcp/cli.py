@@ -466,14 +466,14 @@ def command(ctx: click.Context, /, **options: Any) -> int:
             from http2tcp.demo import run_demo
 
             return run_demo()
-        case "server" if options["check"]:
-            from http2tcp.process import run_server_check
-
-            return run_server_check(_server_settings(ctx, options), options["as"], quiet=options["quiet"])
         case "server":
-            from http2tcp.process import run_server
+            from http2tcp.process import run_server, run_server_check
 
-            return run_server(_server_settings(ctx, options), lambda: _server_settings(ctx, options))
+            served = _server_settings(ctx, options)
+            _check_log_file(ctx, options["config"], served.log_file)
+            if options["check"]:
+                return run_server_check(served, options["as"], quiet=options["quiet"])
+            return run_server(served, lambda: _server_settings(ctx, options))
         case _:
             settings = _client_settings(ctx, options)
             if options["check"]:
@@ -626,6 +626,19 @@ def _configured(ctx: click.Context, options: dict[str, Any]) -> tuple[dict[str, 
         raise ConfigError([f"{config.path}: token_file: {error}"]) from None
     _look_at(config.tokens, token)
     return options, config.tokens if token is None else [token, *config.tokens]
+
+
+def _check_log_file(ctx: click.Context, config: str, path: str | None) -> None:
+    """Not at a reload, which may have to take a token away while a disk is full. Raises SettingsError."""
+    from http2tcp.service_log import check_log_file
+
+    try:
+        if path is not None:
+            check_log_file(path)
+    except SettingsError as error:
+        if ctx.get_parameter_source("log_file") is not _Source.DEFAULT:
+            raise
+        raise ConfigError([f"{config}: log_file: {error}"]) from None
 
 
 def _look_at(tokens: Sequence[Token], other: str | None) -> None:

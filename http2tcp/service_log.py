@@ -6,6 +6,7 @@ becomes of the log, the server goes on. docs/log.md is the reference.
 
 from __future__ import annotations
 
+import errno
 import json
 import logging
 import os
@@ -101,6 +102,20 @@ def _unicode(text: str) -> str:
 
 
 # --- a file -----------------------------------------------------------------------------------
+
+
+def check_log_file(path: str) -> None:
+    """Raises SettingsError where a log could not be written there. It is neither made nor opened."""
+    place = path if os.path.exists(path) else os.path.dirname(path) or os.curdir
+    if os.path.isdir(path):
+        code = errno.EISDIR
+    elif not os.path.isdir(place) and place != path:
+        code = errno.ENOENT
+    elif not os.access(place, os.W_OK):
+        code = errno.EACCES
+    else:
+        return
+    raise SettingsError(f"cannot write the log file {path}: {os.strerror(code).lower()}")
 
 
 class FileHandler(logging.Handler):

@@ -12,7 +12,7 @@ from urllib.parse import quote
 
 from http2tcp import __version__
 from http2tcp.address import Address, Endpoint, TCPAddress, UnixAddress
-from http2tcp.errors import SettingsError
+from http2tcp.errors import AddressError, SettingsError
 from http2tcp.protocol.transport import TOKEN_FIELD, Transport
 
 if TYPE_CHECKING:
@@ -257,7 +257,10 @@ def parse_trusted_proxy(text: str) -> IPNetwork | Literal["unix"]:
     """An address, a network in CIDR notation, or `unix`. Raises AddressError."""
     from http2tcp.rules import parse_network
 
-    return "unix" if text == "unix" else parse_network(text)
+    try:
+        return "unix" if text == "unix" else parse_network(text)
+    except AddressError as error:
+        raise AddressError(f"{error}; or unix, for who comes by a Unix socket") from None
 
 
 def check_field(name: str, value: str) -> None:

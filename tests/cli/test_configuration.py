@@ -247,16 +247,34 @@ def test_a_configuration_that_everybody_can_read_earns_no_warning(http2tcp: Run,
         ("max_rate = '10T'", "max_rate: '10T': expected bytes a second"),
         ("endpoint = 'https://x/'", "endpoint: there is no such key"),
         ("token_file = 'x'\nlisten = [", "line 2, its end: "),
+        (
+            ALICE.replace("[[", "log_file = 'no/log'\n[["),
+            "log_file: cannot write the log file {directory}/no/log: no such",
+        ),
+        (
+            ALICE.replace("[[", "log_file = '..'\n[["),
+            "log_file: cannot write the log file {directory}/..: is a directory",
+        ),
+        ("trusted_proxy = 'unix:/run/x'", "or unix, for who comes by a Unix socket"),
     ],
 )
 def test_a_mistake_in_the_file_is_told_by_its_key_and_not_by_an_option(
     http2tcp: Run, file: Path, text: str, expected: str
 ) -> None:
     file.write_text(text)
-    sentence = complaint(http2tcp("-s", "--config", str(file)))
-    assert sentence.startswith(str(file))
-    assert expected.format(directory=file.parent) in sentence
-    assert "--" not in sentence
+    for check in ([], ["--check"]):
+        sentence = complaint(http2tcp("-s", "--config", str(file), *check))
+        assert sentence.startswith(str(file))
+        assert expected.format(directory=file.parent) in sentence
+        assert "--" not in sentence
+
+
+def test_a_check_of_the_log_s_file_leaves_none_behind(http2tcp: Run, file: Path) -> None:
+    log = file.with_name("log")
+    file.write_text(f"log_file = 'log'\n{ALICE}")
+    assert http2tcp("-s", "--config", str(file), "--check").status == 0
+    assert not log.exists()
+    assert "cannot write the log file" in complaint(http2tcp("-s", "-t", "x", "--check", "--log-file", f"{log}/x"))
 
 
 def test_every_mistake_has_a_line_of_its_own(http2tcp: Run, file: Path) -> None:

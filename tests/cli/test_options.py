@@ -195,7 +195,7 @@ VARIABLES: dict[str, tuple[str, tuple[str, ...], Any, Any]] = {
     "connect_timeout": ("3", SERVER, lambda ran: ran.server.connect_timeout, 3),
     "grace": ("4.5", SERVER, lambda ran: ran.server.grace, 4.5),
     "log_format": ("json", SERVER, lambda ran: ran.server.log_format, "json"),
-    "log_file": ("/var/log/x", SERVER, lambda ran: ran.server.log_file, "/var/log/x"),
+    "log_file": ("FILE", SERVER, lambda ran: ran.server.log_file, "FILE"),
     "client": ("1", ("-e", ENDPOINT), lambda ran: ran.client_settings is not None, True),
     "endpoint": (ENDPOINT, ("-c",), lambda ran: str(ran.client.endpoint), ENDPOINT),
     "transport": ("http2tcp/1.0", CLIENT, lambda ran: ran.client.transport, Transport.HTTP2TCP),
