@@ -1,8 +1,8 @@
 """A Kubernetes pod as its manifest says, without Kubernetes: its containers, their files, users, probes and end.
 
-What is real: the network namespace that they share; each one's own processes, of which it is the first; its
-read-only root file system; its user, its groups and no capability; the Secrets' files with their owner and mode.
-What is not: limits of memory and CPU, seccomp, and all that lies outside of the pod. As root only.
+What is real: the network that they share; each one's own processes, of which it is the first; its read-only root
+file system; its user, its groups and no capability; the Secrets' files with their owner and mode. What is not: limits
+of memory and CPU, seccomp, and all that lies outside of the pod; cluster.py beside this has some of that. As root only.
 """
 
 from __future__ import annotations
@@ -20,6 +20,7 @@ from pathlib import Path
 from typing import Any
 
 from tests.support.images import Image
+from tests.support.machines import Machine, machine
 from tests.support.processes import end, environment, program, wait_until
 
 # Becomes the container's first process. What it mounts ends with its mount namespace.
@@ -46,16 +47,6 @@ os.setgroups(entry["groups"])
 os.setresgid(*[entry["group"]] * 3)
 os.setresuid(*[entry["user"]] * 3)
 os.execve(entry["command"][0], entry["command"], {"PATH": "/usr/local/bin:/usr/bin:/bin:/usr/sbin", "HOME": "/nowhere"})
-"""
-
-# Brings up loopback in a new network namespace, and stays while stdin is open.
-_NETWORK = """
-import fcntl, socket, struct, sys
-SIOCSIFFLAGS, IFF_UP = 0x8914, 1
-with socket.socket() as any_socket:
-    fcntl.ioctl(any_socket, SIOCSIFFLAGS, struct.pack("16sh22x", b"lo", IFF_UP))
-print("up", flush=True)
-sys.stdin.read()
 """
 
 
@@ -95,19 +86,23 @@ class Pod:
     """A pod that runs."""
 
     directory: Path
-    network: subprocess.Popen[bytes]
+    machine: Machine
     stack: ExitStack
     containers: dict[str, Container] = field(default_factory=dict)
 
-    def inside(self, *command: str) -> list[str]:
-        """The command, in the pod's network."""
-        return ["nsenter", f"--net=/proc/{self.network.pid}/ns/net", *command]
+    def get(self, port: int, path: str, asked_by: Machine | None = None) -> int:
+        """The status of a GET at a port of the pod, asked by itself unless told otherwise; 0 where none answers."""
+        return int(self._asked(port, path, asked_by, "--output", "/dev/null", "--write-out", "%{http_code}"))
 
-    def get(self, port: int, path: str) -> int:
-        """The status of a GET at a port of the pod; 0 where none answers."""
-        url = f"http://127.0.0.1:{port}{path}"
-        command = self.inside(program("curl"), "--silent", "--output", "/dev/null", "--write-out", "%{http_code}", url)
-        return int(subprocess.run(command, capture_output=True, timeout=20, env=environment()).stdout)
+    def text(self, port: int, path: str, asked_by: Machine | None = None) -> str:
+        """What the answer to a GET says."""
+        return self._asked(port, path, asked_by)
+
+    def _asked(self, port: int, path: str, asked_by: Machine | None, *answer: str) -> str:
+        address = self.machine.address if asked_by else "127.0.0.1"
+        url = f"http://{address}:{port}{path}"
+        command = (asked_by or self.machine).command(program("curl"), "--silent", *answer, url)
+        return subprocess.run(command, capture_output=True, text=True, timeout=20, env=environment()).stdout
 
     def execute(self, name: str, command: Sequence[str]) -> int:
         """The exit status of a command in a container, as `kubectl exec` runs it."""
@@ -141,7 +136,7 @@ class Pod:
         own = ["unshare", "--mount", "--pid", "--fork", "--kill-child"]
         with log.open("ab") as output:
             launcher = subprocess.Popen(
-                self.inside(*own, sys.executable, "-c", _ENTER, json.dumps(entry)),
+                self.machine.command(*own, sys.executable, "-c", _ENTER, json.dumps(entry)),
                 stdin=subprocess.DEVNULL,
                 stdout=output,
                 stderr=output,
@@ -156,25 +151,21 @@ class Pod:
 
 
 @contextmanager
-def pod(directory: Path) -> Iterator[Pod]:
-    """An empty pod."""
+def pod(directory: Path, on: Machine | None = None) -> Iterator[Pod]:
+    """An empty pod, on a machine of its own unless told otherwise."""
     directory.mkdir(exist_ok=True)
     with ExitStack() as stack:
-        network = subprocess.Popen(
-            ["unshare", "--net", sys.executable, "-c", _NETWORK], stdin=subprocess.PIPE, stdout=subprocess.PIPE
-        )
-        # Closes its pipes, once it has been ended.
-        stack.enter_context(network)
-        stack.callback(end, network, signal.SIGKILL)
-        assert network.stdout is not None
-        assert network.stdout.readline() == b"up\n"
-        yield Pod(directory, network, stack)
+        yield Pod(directory, on or stack.enter_context(machine()), stack)
 
 
 def run_manifest(
-    pod: Pod, template: Mapping[str, Any], images: Mapping[str, Image], secrets: Mapping[str, Mapping[str, str]]
+    pod: Pod,
+    template: Mapping[str, Any],
+    images: Mapping[str, Image],
+    secrets: Mapping[str, Mapping[str, str]],
+    kubelet: Machine,
 ) -> None:
-    """Start the containers of a pod's template in their order, each after its probes hold."""
+    """Start the containers of a pod's template in their order, each after the probes hold of the one before."""
     spec = template["spec"]
     fs_group = spec["securityContext"]["fsGroup"]
     places = {volume["name"]: _volume(pod.directory, volume, secrets, fs_group) for volume in spec["volumes"]}
@@ -185,21 +176,25 @@ def run_manifest(
             (places[mount["name"]], mount["mountPath"], "ro" if mount.get("readOnly") else "rw")
             for mount in container["volumeMounts"]
         ]
+        volumes.append((pod.machine.hosts, "/etc/hosts", "ro"))
         command = [*image.config["Entrypoint"], *container.get("args", image.config.get("Cmd") or [])]
         running = pod.start(
             container["name"], image, command, (user["runAsUser"], user["runAsGroup"]), volumes, fs_group
         )
         for kind in ("startupProbe", "readinessProbe", "livenessProbe"):
             if kind in container:
-                wait_until(partial(_holds, pod, container, kind), f"{kind} of {running.name}, see {running.log_file}")
+                wait_until(
+                    partial(holds, pod, container, kind, kubelet), f"{kind} of {running.name}, see {running.log_file}"
+                )
 
 
-def _holds(pod: Pod, container: Mapping[str, Any], kind: str) -> bool:
+def holds(pod: Pod, container: Mapping[str, Any], kind: str, kubelet: Machine) -> bool:
+    """Whether a probe of a container's finds what it wants."""
     probe = container[kind]
     if "exec" in probe:
         return pod.execute(container["name"], probe["exec"]["command"]) == 0
     ports = {port["name"]: port["containerPort"] for port in container["ports"]}
-    return 200 <= pod.get(ports[probe["httpGet"]["port"]], probe["httpGet"]["path"]) < 400
+    return 200 <= pod.get(ports[probe["httpGet"]["port"]], probe["httpGet"]["path"], kubelet) < 400
 
 
 def _volume(
