@@ -62,7 +62,8 @@ class Waiting(Generic[_C]):
     """The connections whose token has not been accepted yet, and those that have been refused and still stay.
 
     When there are too many, the one that has waited longest goes; first one that has had its answer, then one
-    that has said nothing: a newcomer with a good token needs a moment only, and gets it.
+    that has said nothing, as long as these are not the fewer: a newcomer with a good token needs a moment only, and
+    gets it.
     """
 
     def __init__(self, limits: Limits, push_out: Callable[[_C], None]) -> None:
@@ -121,9 +122,17 @@ class Waiting(Generic[_C]):
     def _make_room(self) -> None:
         if len(self) > self.limits.unauthenticated:
             self.reached += 1
-            # The only one of its kind may just have come.
-            crowds = (each for each in (self._answered, self._silent) if len(each) > 1)
-            self._end(next(iter(next(crowds, self._speaking or self._answered or self._silent))))
+            self._end(next(iter(self._crowd())))
+
+    def _crowd(self) -> OrderedDict[_C, str | None]:
+        """Of whom the oldest goes. The only one of its kind may just have come."""
+        if len(self._answered) > 1:
+            return self._answered
+        # A newcomer is silent at first. Where a crowd of those that have said a byte had all places but a few, newcomers
+        # would push each other out; so neither kind goes below half of them on the other's account.
+        if len(self._silent) >= max(2, len(self._speaking)):
+            return self._silent
+        return self._speaking or self._answered or self._silent
 
     def _end(self, connection: _C) -> None:
         self.leave(connection)

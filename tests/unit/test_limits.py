@@ -43,6 +43,23 @@ def test_where_all_others_speak_the_oldest_of_them_goes() -> None:
     assert gone == ["a"]
 
 
+def test_a_crowd_that_has_said_a_byte_each_does_not_make_newcomers_push_each_other_out() -> None:
+    """A login is silent for as long as its request is on its way, and others come meanwhile."""
+    pool, gone = waiting(unauthenticated=100)
+    for number in range(100):
+        pool.enter(f"slow {number}", None)
+        pool.speaks(f"slow {number}")
+    pool.enter("login", None)
+    for number in range(40):
+        pool.enter(f"silent {number}", None)
+    pool.speaks("login")
+    for number in range(40):
+        pool.enter(f"another {number}", None)
+        pool.speaks(f"another {number}")
+    assert "login" not in gone
+    assert len(pool) == 100
+
+
 def test_who_has_had_an_answer_goes_before_those_who_wait_for_one() -> None:
     pool, gone = waiting(unauthenticated=4)
     for name in "abcd":
