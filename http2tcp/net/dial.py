@@ -22,6 +22,7 @@ from http2tcp.net.streams import SocketStream
 
 # RFC 8305, section 5: the recommended delay between two attempts.
 STAGGER = 0.25
+_EXHAUSTED = (errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM)
 # A Unix listener whose backlog is full says so at once, where TCP would wait.
 _BACKLOG_PAUSE = 0.02
 
@@ -105,6 +106,8 @@ async def resolve(destination: TCPAddress, head_start: HeadStart | None = None) 
             raise DialError(DialFailure.NAME_TEMPORARY, "the name server did not answer") from error
         raise DialError(DialFailure.NAME, "the name has no address") from error
     except (OSError, UnicodeError) as error:
+        if isinstance(error, OSError) and error.errno in _EXHAUSTED:
+            raise _explain(error) from error
         raise DialError(DialFailure.NAME, "the name has no address") from error
     return [Candidate(family, sockaddr) for family, _, _, _, sockaddr in found]
 
@@ -214,7 +217,7 @@ def _explain(error: OSError) -> DialError:
             failure = DialFailure.UNROUTABLE
         case errno.ETIMEDOUT:
             failure = DialFailure.TIMEOUT
-        case errno.EMFILE | errno.ENFILE | errno.ENOBUFS | errno.ENOMEM:
+        case code if code in _EXHAUSTED:
             failure = DialFailure.EXHAUSTED
         case _:
             failure = DialFailure.OTHER

@@ -301,6 +301,18 @@ async def test_a_name_that_does_not_exist_is_told_from_a_name_server_that_is_sil
     assert caught.value.failure is DialFailure.NAME_TEMPORARY
 
 
+async def test_a_name_that_cannot_be_looked_up_for_want_of_descriptors_is_not_said_to_have_no_address() -> None:
+    class Exhausted(Resolver):
+        async def getaddrinfo(self, host: Any, *rest: Any, **more: Any) -> list[Any]:
+            await trio.lowlevel.checkpoint()
+            raise OSError(errno.EMFILE, "Too many open files")
+
+    use(Exhausted())
+    with pytest.raises(DialError, match="too many open files") as caught:
+        await resolve(TCPAddress("db.example", 22))
+    assert caught.value.failure is DialFailure.EXHAUSTED
+
+
 @pytest.mark.parametrize("host", ["a" * 64, "x." * 126 + "x", "..", "a\0b", "\udcff"])
 async def test_a_name_that_no_resolver_takes_is_a_name_without_an_address(host: str) -> None:
     with pytest.raises(DialError) as caught:
