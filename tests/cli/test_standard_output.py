@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 import subprocess
 
 import pytest
@@ -22,24 +21,6 @@ def shell(script: str, *arguments: str, within: float = 60) -> subprocess.Comple
         check=False,
         env=environment(),
     )
-
-
-def test_the_demo_sends_real_data_and_shows_the_two_lines_to_type() -> None:
-    done = shell('"$@"', "--demo")
-    assert (done.returncode, done.stderr) == (0, "")
-    server = re.search(r"^  http2tcp -s -t (\w+) -l (\S+)$", done.stdout, re.MULTILINE)
-    client = re.search(r"^  http2tcp -c -t (\w+) -e http://(\S+)/ -d \S+$", done.stdout, re.MULTILINE)
-    assert server is not None
-    assert client is not None
-    assert server.groups() == client.groups()
-    assert re.search(r"round trip +\d+ microseconds", done.stdout)
-    assert re.search(r"throughput +\d+ MiB/s", done.stdout)
-    assert "every byte came back" in done.stdout
-
-
-def test_the_demo_needs_no_settings_of_the_users() -> None:
-    done = shell('HTTP2TCP_SERVER=1 HTTP2TCP_TOKEN= "$@"', "--demo")
-    assert done.returncode == 0, done.stderr
 
 
 @pytest.mark.parametrize("arguments", [("--help",), ("--version",), ("--demo",)], ids=lambda value: value[0])
