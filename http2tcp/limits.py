@@ -128,8 +128,8 @@ class Waiting(Generic[_C]):
         """Of whom the oldest goes. The only one of its kind may just have come."""
         if len(self._answered) > 1:
             return self._answered
-        # A newcomer is silent at first. Where a crowd of those that have said a byte had all places but a few, newcomers
-        # would push each other out; so neither kind goes below half of them on the other's account.
+        # A newcomer is silent at first. Where those that have said a byte had all places but a few, newcomers would
+        # push each other out; so neither kind goes below half of the places on the other's account.
         if len(self._silent) >= max(2, len(self._speaking)):
             return self._silent
         return self._speaking or self._answered or self._silent
