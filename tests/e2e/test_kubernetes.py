@@ -18,6 +18,7 @@ from typing import Any
 
 import pytest
 
+from http2tcp.client import AUTO
 from http2tcp.policy import digest
 from tests.support.cluster import KUBERNETES, NODE, SITE, USER, Cluster, cluster, manifests
 from tests.support.images import Image
@@ -129,6 +130,17 @@ def test_in_the_debug_pod_only_what_ends_with_it_can_be_written(box: Box) -> Non
         assert box.run(f"echo no > {place}").returncode == 1, place
     # The other container's Secret is not there.
     assert box.run("ls /run/secrets").stdout == b"sshd\n"
+
+
+@each_route
+def test_the_route_passes_every_transport(box: Box, token_file: Path) -> None:
+    check = box.cluster.user.command(*client(box.cluster, token_file, "--check"))
+    done = subprocess.run(
+        check, stdin=subprocess.DEVNULL, capture_output=True, text=True, timeout=60, env=environment()
+    )
+    assert done.returncode == 0, done.stdout + done.stderr
+    through = re.findall(r"✓ (\S+) +101, it gets through", done.stdout)
+    assert through == [transport.value for transport in AUTO]
 
 
 @each_route
