@@ -10,6 +10,7 @@ import errno
 import os
 import socket
 from collections.abc import Callable, Sequence
+from contextlib import nullcontext
 from enum import Enum
 from ipaddress import IPv4Address, IPv6Address, ip_address
 from typing import Any, NamedTuple
@@ -22,6 +23,9 @@ from http2tcp.net.streams import SocketStream
 
 # RFC 8305, section 5: the recommended delay between two attempts.
 STAGGER = 0.25
+# Attempts under way beyond one for each dial. A name can have more addresses that do not answer than there are
+# descriptors.
+_further = trio.CapacityLimiter(32)
 _EXHAUSTED = (errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM)
 # A Unix listener whose backlog is full says so at once, where TCP would wait.
 _BACKLOG_PAUSE = 0.02
@@ -136,11 +140,15 @@ async def dial_first(candidates: Sequence[Candidate]) -> Dialled:
         return await _dial_only(candidates[0])
     winner: Dialled | None = None
     failures: list[OSError] = []
+    begun = 0
 
     async def attempt(candidate: Candidate, failed: trio.Event) -> None:
-        nonlocal winner
+        nonlocal winner, begun
+        alone = begun == len(failures)
+        begun += 1
         try:
-            stream = await _connect(candidate)
+            async with nullcontext() if alone else _further:
+                stream = await _connect(candidate)
         except OSError as error:
             failures.append(error)
             failed.set()

@@ -140,6 +140,38 @@ async def test_the_next_address_is_tried_at_once_after_a_failure(
     assert trio.current_time() == 0
 
 
+async def test_names_with_many_addresses_that_do_not_answer_take_few_descriptors_more_than_others(
+    monkeypatch: pytest.MonkeyPatch, autojump_clock: trio.testing.MockClock
+) -> None:
+    """Whoever has a name server of their own could otherwise take all that the server has."""
+    under_way = most = 0
+
+    async def connect(candidate: Candidate) -> FakeSocketStream:
+        nonlocal under_way, most
+        under_way += 1
+        most = max(most, under_way)
+        try:
+            if candidate.sockaddr[0] == "10.2.0.1":
+                raise OSError(errno.ECONNREFUSED, "refused")
+            if candidate.sockaddr[0] != "10.2.0.2":
+                await trio.sleep_forever()
+        finally:
+            under_way -= 1
+        return FakeSocketStream("10.2.0.2")
+
+    monkeypatch.setattr(dial_module, "_connect", connect)
+    async with trio.open_nursery() as nursery:
+        for _ in range(20):
+            nursery.start_soon(dial_first, [candidate(f"10.1.0.{n}") for n in range(100)])
+        await trio.sleep(10)
+        assert most == 20 + 32
+        # One address after the other, it needs no more than anybody.
+        with trio.fail_after(1):
+            await dial_first([candidate("10.2.0.1"), candidate("10.2.0.2")])
+        nursery.cancel_scope.cancel()
+    assert under_way == 0
+
+
 async def test_a_slow_first_address_still_wins_when_the_others_fail(
     hosts: Hosts, autojump_clock: trio.testing.MockClock
 ) -> None:
