@@ -231,7 +231,7 @@ def parse_endpoint(text: str) -> Endpoint:
     except ValueError:
         raise AddressError("the endpoint is no URL: expected https://HOST[:PORT]/PATH") from None
     if parts.scheme not in ("http", "https"):
-        raise AddressError(f"an endpoint begins with https:// or http://, not {parts.scheme!a}://")
+        raise AddressError(f"an endpoint begins with https:// or http://, not {parts.scheme + '://'!a}")
     if parts.fragment:
         raise AddressError("an endpoint has no #fragment: expected https://HOST[:PORT]/PATH")
     if not parts.hostname or port == 0:

@@ -280,12 +280,16 @@ def _both(*names: str, **attributes: Any) -> Callable[[Callable[..., Any]], Call
     context_settings={"auto_envvar_prefix": ENV_PREFIX, "max_content_width": 100, "allow_extra_args": True},
 )
 @_server("-s", "--server", is_flag=True, help="Serve tunnels, behind a front end such as nginx.")
-@_server("--config", metavar="FILE", help="Take from this TOML file what is said nowhere else, and named tokens.")
+@_server(
+    "--config",
+    metavar="FILE",
+    help="Read named tokens, and the options that are given nowhere else, from this TOML file.",
+)
 @_server(
     "--allow",
     type=_Parsed("RULE", _parse_rule),
     multiple=True,
-    help="Let tokens go there alone: NAME:PORT, *.NAME:PORT, NETWORK:PORT, unix:/PATH.  [repeatable]",
+    help="Let tokens go only there: NAME:PORT, *.NAME:PORT, NETWORK:PORT, unix:/PATH.  [repeatable]",
 )
 @_server(
     "--deny",
@@ -308,25 +312,33 @@ def _both(*names: str, **attributes: Any) -> Callable[[Callable[..., Any]], Call
     "--trusted-proxy",
     type=_Parsed("NETWORK", _parse_trusted_proxy),
     multiple=True,
-    help="Believe these front ends who the client is; unix: who comes by a Unix socket.  [repeatable]",
+    help="Believe these front ends when they name the client; unix: who comes by a Unix socket.  [repeatable]",
 )
 @_server(
     "--forwarded-header",
     metavar="NAME",
     default="X-Forwarded-For",
-    help="The one header in which it says so.  [default: X-Forwarded-For]",
+    help="The one header in which they do.  [default: X-Forwarded-For]",
 )
-@_server("--proxy-protocol", is_flag=True, help="Every connection begins with a PROXY header (v1 or v2) that says so.")
-@_server("--head-timeout", type=_TIME, default=10, help="For a request to be complete.  [default: 10]")
-@_server("--connect-timeout", type=_TIME, default=10, help="To reach a target.  [default: 10]")
-@_server("--grace", type=_TIME, default=30, help="For open tunnels after SIGTERM.  [default: 30]")
-@_server("--max-tunnels", type=_COUNT, help="Tunnels at once.  [default: as many as descriptors allow]")
-@_server("--max-tunnels-per-token", type=_COUNT, help="Tunnels at once by one token.  [default: no limit]")
-@_server("--max-unauthenticated", type=_COUNT, help="Connections without an accepted token.  [default: 4096]")
+@_server(
+    "--proxy-protocol",
+    is_flag=True,
+    help="Every connection begins with a PROXY header (v1 or v2) that names the client.",
+)
+@_server("--head-timeout", type=_TIME, default=10, help="How long a request may take to arrive.  [default: 10]")
+@_server("--connect-timeout", type=_TIME, default=10, help="How long reaching a target may take.  [default: 10]")
+@_server("--grace", type=_TIME, default=30, help="How long open tunnels may go on after SIGTERM.  [default: 30]")
+@_server("--max-tunnels", type=_COUNT, help="At most so many tunnels at once.  [default: as many as descriptors allow]")
+@_server(
+    "--max-tunnels-per-token", type=_COUNT, help="At most so many tunnels at once by one token.  [default: no limit]"
+)
+@_server(
+    "--max-unauthenticated", type=_COUNT, help="At most so many connections without an accepted token.  [default: 4096]"
+)
 @_server("--max-unauthenticated-per-address", type=_COUNT, help="Of these, from one address.  [default: 64]")
 @_server("--max-failures-per-minute", type=_COUNT, help="Wrong tokens from one address before 429.  [default: 10]")
-@_server("--idle-timeout", type=_TIME, help="End tunnels that are silent both ways for so long.  [default: never]")
-@_server("--max-session", type=_TIME, help="End tunnels that have lasted so long.  [default: never]")
+@_server("--idle-timeout", type=_TIME, help="End tunnels that are silent both ways for this long.  [default: never]")
+@_server("--max-session", type=_TIME, help="End tunnels that have lasted this long.  [default: never]")
 @_server(
     "--max-rate",
     type=_Parsed("BYTES", _parse_rate, number=True),
@@ -407,7 +419,7 @@ def _both(*names: str, **attributes: Any) -> Callable[[Callable[..., Any]], Call
     metavar="NAME",
     is_eager=True,
     allow_from_autoenv=False,
-    help="Print these options as the block of Host NAME in ~/.ssh/config, and end.",
+    help="Print these options as a block, Host NAME, for ~/.ssh/config, and end.",
 )
 @_both("-t", "--token", metavar="TOKEN", help="The shared secret. It shows in ps; a file does not.")
 @_both("--token-file", metavar="FILE", help="Read the token from a file's first line.")
@@ -424,7 +436,7 @@ def _both(*names: str, **attributes: Any) -> Callable[[Callable[..., Any]], Call
     multiple=True,
     help="Where to listen. Server: 127.0.0.1:12345 by default; repeatable. Client: in place of stdin and stdout.",
 )
-@_both("--keepalive", type=_TIME, default=25, help="Break silence so often, but on raw transports.  [default: 25]")
+@_both("--keepalive", type=_TIME, default=25, help="Break silence this often, except on raw transports.  [default: 25]")
 @_both("-v", "--verbose", is_flag=True, help="Say more.")
 @_both("-q", "--quiet", is_flag=True, help="Say errors only.")
 @_both(
@@ -536,7 +548,9 @@ def _mode(ctx: click.Context, options: dict[str, Any]) -> str:
     # A mode on the command line beats one in the environment.
     spoken = [mode for mode in chosen if _on_command_line(ctx, mode)] or chosen
     if len(spoken) != 1:
-        raise SettingsError("expected either -s to serve or -c to be a client (-h lists the options, --demo shows)")
+        raise SettingsError(
+            "expected either -s to serve or -c to be a client (-h lists the options, --demo shows a tunnel)"
+        )
     return spoken[0]
 
 
@@ -905,7 +919,9 @@ def _run(arguments: Sequence[str] | None) -> int:
         return 0  # click's word for EPIPE: whoever read our output has seen enough
     except Exception as error:
         if isinstance(error, OSError) and error.errno == errno.ENOSPC:
-            return _complain("stdout: cannot write to it: no space left on device", StdioFailed.exit_code)
+            return _complain(
+                f"{StdioFailed.hop}: cannot write to stdout: no space left on device", StdioFailed.exit_code
+            )
         logger.exception("this is a bug in http2tcp; please report it with these lines")
         return EXIT_BUG
 

@@ -257,7 +257,8 @@ async def _secure(settings: ClientSettings, stream: Stream, progress: Progress |
                 secured = await open_tls_over(stream, context, server_name, tls.pins)
     except trio.TooSlowError:
         raise TLSFailed(
-            f"no TLS handshake with {endpoint.host}:{endpoint.port} within {settings.tls_timeout:g} s"
+            f"no TLS handshake with {endpoint.host}:{endpoint.port} within {settings.tls_timeout:g} s: "
+            "does that port speak TLS?"
         ) from None
     except PinMismatch as error:
         raise TLSFailed(
@@ -379,7 +380,7 @@ def why_it_ended(tunnel: Tunnel, outcome: Outcome, traffic: Traffic) -> TunnelEr
             carrier = "WebSocket" if tunnel.transport is Transport.WEBSOCKET else "raw bytes over TLS"
             return TunnelCut(
                 f"the target sent nothing for {tunnel.stream.eof_patience:g} s after our end of input, "
-                f"which {carrier} cannot tell it"
+                f"which {carrier} cannot tell it: connect-tcp can"
             )
         case _:
             return None

@@ -15,6 +15,7 @@ from http2tcp.errors import (
     BadRequest,
     CredentialsRefused,
     DestinationForbidden,
+    Forbidden,
     FrontEndFailed,
     OriginalServer,
     ServerRefused,
@@ -60,6 +61,14 @@ def explain_refusal(
             return CredentialsRefused("the server wants a token: give it one with --token-file or -t")
         case 401:
             return CredentialsRefused("the server does not know this token: compare it with the server's own")
+        case 403 if refused.text.startswith(f"{where} "):
+            return DestinationForbidden(text)
+        case 403 if refused.text == Forbidden.text and with_token:
+            return DestinationForbidden(
+                f"the server does not let this token go to {where}; over there, -s --check --as NAME {where} says why"
+            )
+        case 403 if refused.text == Forbidden.text:
+            return DestinationForbidden(f"the server lets nobody without a token go to {where}")
         case 403:
             return DestinationForbidden(f"{where} may not be reached through this server: {text}")
         case 404:

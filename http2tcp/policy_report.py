@@ -208,7 +208,8 @@ def grant_of(policy: Policy, name: str) -> Grant:
     if not tokens and name == UNNAMED:
         return policy.authenticate(None, 0)
     if name not in tokens:
-        known = ", ".join(tokens) or f"{UNNAMED} alone, for any client: it asks for no token"
+        names = [f"{UNNAMED} (the one of -t or --token-file)" if each == UNNAMED else each for each in tokens]
+        known = ", ".join(names) or f"{UNNAMED} alone, for any client: it asks for no token"
         raise SettingsError(f"--as: no token is called {name!a}; the server knows {known}")
     return policy.grant(tokens[name])
 

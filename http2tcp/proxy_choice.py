@@ -80,7 +80,7 @@ def parse_proxy(text: str, source: str) -> Proxy:
         raise AddressError(f"this is no URL: {_EXPECTED}") from None
     if parts.scheme not in _DEFAULT_PORTS:
         raise AddressError(
-            f"a proxy's URL begins with http://, https://, socks5:// or socks5h://, not {parts.scheme!a}://"
+            f"a proxy's URL begins with http://, https://, socks5:// or socks5h://, not {parts.scheme + '://'!a}"
         )
     if parts.path not in ("", "/") or parts.query or parts.fragment:
         raise AddressError(f"{_EXPECTED}, where a / ? or # of the password is written as %2F, %3F or %23")

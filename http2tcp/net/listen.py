@@ -72,7 +72,10 @@ class Listener:
                     continue  # that connection is gone already: accept(2) names a dozen ways
                 now = trio.current_time()
                 if not exhausted and now >= silent_until:
-                    logger.error("no connection can be accepted: %s; trying on", os.strerror(error.errno).lower())
+                    words = os.strerror(error.errno).lower()
+                    if error.errno == errno.EMFILE:
+                        words += " (raise ulimit -n, or a unit's LimitNOFILE=)"
+                    logger.error("no connection can be accepted: %s; trying on", words)
                     told, silent_until = True, now + _EXHAUSTED_SILENCE
                 exhausted = True
                 await trio.sleep(_EXHAUSTED_PAUSE)

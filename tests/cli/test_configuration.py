@@ -347,7 +347,7 @@ def test_a_new_token_is_not_made_where_it_could_not_be_shown(http2tcp: Run, monk
         (("-c", "-e", "http://h/", "--check", "--as", "alice", "db:22"), "-s --check --as"),
         (("-s", "-t", "x", "--check", "--as", "alice", "db"), "HOST:PORT"),
         (("-s", "-t", "x", "--check", "--as", "alice"), "--as"),
-        (("-s", "-t", "x", "--check", "--as", "alice", "db:22"), "'alice'; the server knows -"),
+        (("-s", "-t", "x", "--check", "--as", "alice", "db:22"), "'alice'; the server knows - (the one of -t"),
         (("-s", "-t", "x", "--check", "--json"), "-c --check"),
         (("-s", "--check"), "needs a token"),
     ],

@@ -282,7 +282,7 @@ def test_a_block_that_could_not_be_written_is_no_success() -> None:
     command = http2tcp_process("--ssh-config", "box", "-e", ENDPOINT)
     with open("/dev/full", "wb") as full:
         done = subprocess.run(command, stdout=full, stderr=subprocess.PIPE, text=True, timeout=30, env=environment())
-    assert (done.returncode, done.stderr) == (72, "http2tcp: stdout: cannot write to it: no space left on device\n")
+    assert (done.returncode, done.stderr) == (72, "http2tcp: stdio: cannot write to stdout: no space left on device\n")
 
 
 def test_without_a_stdout_nothing_is_printed_and_nothing_breaks() -> None:

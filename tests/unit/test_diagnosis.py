@@ -80,6 +80,18 @@ def test_a_forbidden_destination_is_named_with_the_servers_reason() -> None:
     assert "link-local addresses are closed" in str(error)
 
 
+def test_a_forbidden_destination_is_named_once() -> None:
+    words = "db:5432 is not allowed: every address of it is closed, by a deny rule or as link-local or metadata"
+    assert str(explained(403, "destination_ip_prohibited", words)) == words
+
+
+def test_who_may_not_go_there_is_told_how_the_operator_finds_the_rule() -> None:
+    sentence = str(explained(403, "http_request_denied", "this destination is not allowed"))
+    assert sentence.startswith("the server does not let this token go to db:5432; over there, -s --check --as NAME")
+    sentence = str(explained(403, "http_request_denied", "this destination is not allowed", with_token=False))
+    assert sentence == "the server lets nobody without a token go to db:5432"
+
+
 def test_a_forbidden_default_destination_is_called_that() -> None:
     assert "its default destination" in str(explained(403, "http_request_denied", destination=None))
 
