@@ -79,8 +79,8 @@ class Term:
         self.cause: object = None
 
     def until(self, deadline: float, words: str, cause: object) -> None:
-        """It ends at this time at the latest; of several times the earliest counts."""
-        if deadline < self._scope.deadline:
+        """It ends at this time at the latest; of several times the earliest counts. Nothing where it is over."""
+        if deadline < self._scope.deadline and not self._scope.cancel_called:
             self._scope.deadline = deadline
             self.words, self.cause = words, cause
 

@@ -57,9 +57,13 @@ async def lives(stream: trio.SocketStream) -> None:
         assert await stream.receive_some() == b"still"
 
 
-async def test_a_token_that_is_taken_away_ends_its_sessions_and_no_others(caplog: pytest.LogCaptureFixture) -> None:
+@pytest.mark.parametrize("limits", [Limits(), Limits(max_session=3600, idle_timeout=600)], ids=["no limit", "limits"])
+async def test_a_token_that_is_taken_away_ends_its_sessions_and_no_others(
+    limits: Limits, caplog: pytest.LogCaptureFixture
+) -> None:
+    """And the record says so, whatever else would have ended them later."""
     caplog.set_level(logging.INFO)
-    async with target(echo) as where, served(tokens=[token(), token("bob", BOB)]) as server:
+    async with target(echo) as where, served(tokens=[token(), token("bob", BOB)], limits=limits) as server:
         async with tunnel(server, where) as alices, tunnel(server, where, BOB) as bobs:
             server.reload(tokens=[token("bob", BOB)])
             await ended(alices)
