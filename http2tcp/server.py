@@ -74,8 +74,8 @@ class Server:
     def reload(self, settings: ServerSettings) -> None:
         """Take new settings. Where it listens stays as it is.
 
-        Limits and the tokens' times count for open sessions too, and a session whose token is gone ends,
-        unless `settings.keep_sessions`. The other rules are asked when a session opens only. The certificate is
+        The longest time of a session and the tokens' times count for open sessions too, and a session whose token
+        is gone ends, unless `settings.keep_sessions`. All else is asked when a session opens only. The certificate is
         read again, for new connections. Raises SettingsError where it is not good, and nothing has changed then.
         """
         tls = _tls(settings)

@@ -7,6 +7,7 @@ why. What is told of a reload are counts and names of settings, never their valu
 from __future__ import annotations
 
 import logging
+import math
 import os
 import signal
 from collections.abc import Callable, Sequence, Set
@@ -90,10 +91,7 @@ class Service:
     def on_signal(self, number: signal.Signals, everything: trio.CancelScope) -> None:
         """Do as the signal says; `everything` ends all of it."""
         if number == getattr(signal, "SIGHUP", None) and not self._terminal_is_gone():
-            if self._drain.is_set():
-                logger.info("%s: draining, so nothing is reread", number.name)
-            else:
-                self._hung_up.set()
+            self._hung_up.set()
         elif self._drain.is_set():
             logger.warning("%s again: ending at once", number.name)
             everything.cancel()
@@ -138,7 +136,9 @@ class Service:
     def _patience(self) -> float:
         if not self._drain.is_set():
             return 0.0
-        return max(0.0, min(self._server.settings.grace, self._server.ends_at - trio.current_time()))
+        if self._server.ends_at == math.inf:
+            return self._server.settings.grace  # it begins now
+        return max(0.0, self._server.ends_at - trio.current_time())
 
     # --- reload -----------------------------------------------------------------------------------
 
@@ -148,9 +148,12 @@ class Service:
             await self._hung_up.wait()
             # One that comes meanwhile means another reload: it may have missed what was written since.
             self._hung_up = trio.Event()
-            self._notifier.reloading()
+            # To the service manager one that stops does not reload; who is taken out is to be out all the same.
+            if not self._drain.is_set():
+                self._notifier.reloading()
             self._complaint = await self._reload()
-            self._notifier.tell("READY=1", f"STATUS={self._status()}")
+            if not self._drain.is_set():
+                self._notifier.tell("READY=1", f"STATUS={self._status()}")
 
     async def _reload(self) -> str:
         """Take what is written now; or why that was not possible."""
@@ -162,8 +165,6 @@ class Service:
                 new = await trio.to_thread.run_sync(
                     self._reread, abandon_on_cancel=True, limiter=trio.CapacityLimiter(1)
                 )
-            if self._drain.is_set():
-                return ""
             self._server.reload(new)
         except Http2tcpError as error:
             self._server.metrics.reload_failed()

@@ -412,7 +412,8 @@ class Configuration:
             f'[[token]]\nname = "{name}"\nsha256 = "{hashlib.sha256(name.encode()).hexdigest()}"\n{more}\n'
             for name, more in tokens.items()
         ]
-        self.path.write_text("\n".join(["grace = 1", *lines, *blocks]))
+        grace = [] if any(line.startswith("grace") for line in lines) else ["grace = 1"]
+        self.path.write_text("\n".join([*grace, *lines, *blocks]))
 
 
 @pytest.fixture
@@ -548,18 +549,32 @@ async def test_hang_ups_in_a_flurry_end_nothing_and_the_last_one_counts(unit: Un
     assert "Traceback" not in manager.log
 
 
-async def test_a_hang_up_while_it_drains_ends_nothing(unit: Unit) -> None:
-    manager = unit()
-    async with session(address_of(manager)) as stream:
-        manager.signal(signal.SIGTERM)
-        await until(lambda: "draining" in manager.log, "it drains")
-        manager.signal(signal.SIGHUP)
-        await until(lambda: "SIGHUP: draining, so nothing is reread" in manager.log, "it says so")
-        await stream.send_all(b"still here")
-        assert await stream.receive_some() == b"still here"
+async def test_a_token_can_be_taken_away_while_it_drains(
+    configuration: Configuration, configured: Callable[[], ServiceManager]
+) -> None:
+    """With two servers behind a front end the grace may be hours, and whoever is out has to be out at once."""
+    configuration.write("grace = 600", alice="", bob="")
+    manager = configured()
+    address = address_of(manager)
+    async with session(address, "bob") as bob:
+        async with session(address, "alice") as alice:
+            manager.signal(signal.SIGTERM)
+            await until(lambda: "draining" in manager.log, "it drains")
+            configuration.path.write_text("no")
+            manager.signal(signal.SIGHUP)
+            await until(lambda: "everything stays as it was" in manager.log, "it says why not")
+            await is_open(alice)
+            configuration.write("grace = 1", bob="")
+            manager.signal(signal.SIGHUP)
+            await is_cut(alice)
+        # The grace is the one with which the drain began.
+        await until(lambda: re.match(r"1 session open; draining, 5\d\d s left", manager.status), "the drain is told")
+        await is_open(bob)
     assert manager.process is not None
     assert await trio.to_thread.run_sync(manager.process.wait, 20) == 0
-    assert manager.count("RELOADING=1") == 0
+    assert "token=alice" in record(manager, "revoked")
+    # To the service manager it stops, and is not ready again.
+    assert (manager.count("RELOADING=1"), manager.count("READY=1")) == (0, 1)
 
 
 async def test_under_nohup_a_hang_up_is_nothing_at_all(token_file: Path, tmp_path: Path) -> None:
