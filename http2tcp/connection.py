@@ -264,13 +264,21 @@ class Connection:
 
     async def _dial(self, request: TunnelRequest, admission: Admission) -> Dialled:
         destination = admission.destination
+        closed = ""
+
+        def permits(address: IPAddress) -> bool:
+            nonlocal closed
+            refusal = admission.refusal(address)
+            closed = closed or refusal
+            return not refusal
+
         try:
             if request.expects_continue:
                 await self._stream.send_all(CONTINUE)
             started = trio.current_time()
             known = trio.Event()
             with trio.fail_after(self._settings.connect_timeout):
-                dialled = await dial(destination, admission.permits, known.set)
+                dialled = await dial(destination, permits, known.set)
             self._dial_time = trio.current_time() - started
             self._server.metrics.dials.observe(self._dial_time)
             if not self._is_still_known():
@@ -281,7 +289,7 @@ class Connection:
         except trio.TooSlowError:
             raise _too_slow(admission, self._settings.connect_timeout, named=known.is_set()) from None
         except DialError as error:
-            raise _dial_refusal(admission, error) from error
+            raise _dial_refusal(admission, error, closed) from error
         except trio.BrokenResourceError:
             raise _Departed from None
 
@@ -392,7 +400,7 @@ def _reason(end: End, term: Term) -> Reason:
 def _too_slow(admission: Admission, seconds: float, *, named: bool) -> Refusal:
     destination = admission.destination
     if not named and not admission.by_name:
-        return Forbidden()
+        return _unnamed(f"no name server answered in {seconds:g} s")
     if named or not isinstance(destination, TCPAddress):
         return TargetTimeout(f"cannot reach {destination} from the server: no answer in {seconds:g} s")
     words = f"cannot find {destination.host} from the server: no name server answered in {seconds:g} s"
@@ -402,15 +410,21 @@ def _too_slow(admission: Admission, seconds: float, *, named: bool) -> Refusal:
 _ABOUT_THE_NAME = (DialFailure.PROHIBITED, DialFailure.NAME, DialFailure.NAME_TEMPORARY)
 
 
-def _dial_refusal(admission: Admission, error: DialError) -> Refusal:
+def _unnamed(why: str) -> Forbidden:
+    """A token learns nothing of names that it may not use: neither whether they exist, nor what they are."""
+    return Forbidden(rule=f"no rule of allow names it, and {why}")
+
+
+def _dial_refusal(admission: Admission, error: DialError, closed: str) -> Refusal:
+    """`closed`: what closed the first of its addresses that may not be dialled."""
     destination = admission.destination
     if error.failure in _ABOUT_THE_NAME and not admission.by_name:
-        # A token learns nothing of names that it may not use: neither whether they exist, nor what they are.
-        return Forbidden()
+        return Forbidden(rule=closed) if closed else _unnamed(str(error))
     if error.failure is DialFailure.PROHIBITED:
         return Forbidden(
             f"{destination} is not allowed: every address of it is closed, by a deny rule or as link-local or metadata",
             proxy_error="destination_ip_prohibited",
+            rule=closed,
         )
     words = f"cannot reach {destination} from the server: {error}"
     match error.failure:

@@ -223,10 +223,6 @@ class Admission:
     #: The rule that admitted the name.
     rule: Rule | None = None
 
-    def permits(self, address: IPAddress) -> bool:
-        """Whether this address of the destination may be dialled."""
-        return not self.refusal(address)
-
     def refusal(self, address: IPAddress) -> str:
         """What keeps this address of the destination from being dialled; empty where it may be."""
         if forbidden(address):

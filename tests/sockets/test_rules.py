@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import socket
 from collections.abc import Sequence
 from typing import Any
@@ -100,6 +101,37 @@ async def test_a_token_with_addresses_alone_gets_one_answer_for_every_name_that_
         assert len({tuple(sorted(answer.headers)) for answer in answers}) == 1
         # What became of a name that it may use is told.
         assert (await exchange(server.address, asking("gone.example:22"))).error == "dns_error"
+
+
+@pytest.mark.parametrize(
+    ("allow", "destination", "rule"),
+    [
+        ([], "10.9.9.9:22", "deny 10.9.0.0/16:*"),
+        ([], "denied.example:22", "deny 10.9.0.0/16:*"),
+        ([], "metadata.example:22", "link-local and metadata addresses are closed to everybody"),
+        (["denied.example:22"], "denied.example:22", "deny 10.9.0.0/16:*"),
+        (["10.0.0.0/8:22"], "denied.example:22", "deny 10.9.0.0/16:*"),
+        (["10.0.0.0/8:22"], "elsewhere.example:22", "no rule of allow opens it"),
+        (["10.0.0.0/8:22"], "missing.example:22", "no rule of allow names it, and the name has no address"),
+        (["10.0.0.0/8:22"], "slow.example:22", "no rule of allow names it, and no name server answered in 0.1 s"),
+    ],
+)
+async def test_the_log_has_the_rule_that_closed_an_address(
+    allow: list[str], destination: str, rule: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    trio.socket.set_custom_hostname_resolver(
+        Names(
+            elsewhere_example=[["192.0.2.1"]],
+            metadata_example=[["169.254.169.254"]],
+            denied_example=[["10.9.9.9"]],
+            **{"10_9_9_9": [["10.9.9.9"]]},
+        )
+    )
+    caplog.set_level(logging.INFO)
+    async with served(tokens=[token(*allow, deny=["10.9.0.0/16:*"])], connect_timeout=0.1) as server:
+        assert (await exchange(server.address, asking(destination))).status == 403
+    (record,) = [record for record in caplog.messages if "status=403" in record]
+    assert record.endswith(f" rule='{rule}'")
 
 
 async def test_names_that_no_rule_could_allow_are_not_even_looked_up() -> None:

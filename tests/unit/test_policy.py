@@ -171,7 +171,7 @@ def admits(rules: Grant, destination: str, *addresses: str) -> bool:
         admission = rules.admit(parse_destination(destination))
     except Forbidden:
         return False
-    return not addresses or any(admission.permits(ip_address(address)) for address in addresses)
+    return not addresses or any(not admission.refusal(ip_address(address)) for address in addresses)
 
 
 def test_a_token_expires_and_the_answer_does_not_say_so() -> None:
