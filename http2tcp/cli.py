@@ -51,6 +51,8 @@ EXIT_BUG = 1
 EXIT_USAGE = 2
 
 _AUTO = "auto"
+# What says where tokens may go.
+_RULES = ("config", "allow", "deny")
 
 EPILOG = """\b
 Examples:
@@ -557,6 +559,11 @@ def _mode(ctx: click.Context, options: dict[str, Any]) -> str:
 def _server_settings(ctx: click.Context, options: dict[str, Any]) -> ServerSettings:
     from http2tcp.settings import ServerSettings
 
+    for name in _RULES:
+        variable = f"{ENV_PREFIX}_{name.upper()}"
+        if os.environ.get(variable) == "" and not _on_command_line(ctx, name):
+            # click takes it for unset, and the server would be open to more than somebody meant.
+            raise SettingsError(f"{variable} is empty: it was probably not filled in")
     options, tokens = _configured(ctx, options)
     return ServerSettings(
         listen=options["listen"],

@@ -174,9 +174,11 @@ def test_an_option_that_says_the_default_beats_the_file_too(http2tcp: Run, file:
 
 
 def test_an_empty_variable_leaves_the_file_s_word(http2tcp: Run, file: Path) -> None:
-    server = started(http2tcp, file, "path = '/file'\nallow = []\n" + ALICE, HTTP2TCP_PATH="", HTTP2TCP_ALLOW="").server
+    server = started(
+        http2tcp, file, "path = '/file'\nadmin = '1'\n" + ALICE, HTTP2TCP_PATH="", HTTP2TCP_ADMIN=""
+    ).server
     assert server.path == "/file"
-    assert server.allow == ()
+    assert server.admin == TCPAddress("127.0.0.1", 1)
 
 
 def test_without_a_rule_there_is_no_policy_and_with_an_empty_list_there_is_one(http2tcp: Run, file: Path) -> None:

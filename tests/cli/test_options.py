@@ -271,7 +271,7 @@ def test_an_action_has_no_variable_that_could_take_every_command_over(http2tcp: 
     assert ran.out == ""
 
 
-@pytest.mark.parametrize("name", sorted(VARIABLES.keys() - {"token", "token_file"}))
+@pytest.mark.parametrize("name", sorted(VARIABLES.keys() - {"token", "token_file", "config", "allow", "deny"}))
 def test_an_empty_variable_is_no_value(http2tcp: Run, name: str) -> None:
     _, arguments, look, expected = VARIABLES[name]
     if name in ("server", "client", "endpoint", "client_key"):
@@ -284,6 +284,22 @@ def test_an_empty_variable_is_no_value(http2tcp: Run, name: str) -> None:
     ran = http2tcp(*arguments, **{f"HTTP2TCP_{name.upper()}": ""})
     assert ran.status == 0, ran.err
     assert look(ran) != expected or name in ("verbose", "quiet", "no_proxy")
+
+
+@pytest.mark.parametrize(("name", "value"), [("config", "FILE"), ("allow", "db:22"), ("deny", "*:25")])
+def test_a_server_whose_rules_were_not_filled_in_is_not_open_to_all(
+    http2tcp: Run, tmp_path: Path, name: str, value: str
+) -> None:
+    (tmp_path / "FILE").write_text("")
+    empty = {f"HTTP2TCP_{name.upper()}": ""}
+    assert f"HTTP2TCP_{name.upper()} is empty" in complaint(http2tcp(*SERVER, **empty))
+    assert f"HTTP2TCP_{name.upper()} is empty" in complaint(http2tcp(*SERVER, "--check", **empty))
+    # It is no client's, and the command line beats it.
+    assert http2tcp(*CLIENT, **empty).client_settings is not None
+    assert (
+        http2tcp(*SERVER, f"--{name}", value.replace("FILE", str(tmp_path / "FILE")), **empty).server_settings
+        is not None
+    )
 
 
 def test_the_command_line_beats_the_environment(http2tcp: Run) -> None:
