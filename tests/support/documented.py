@@ -97,6 +97,8 @@ class Machine:
     #: Patterns of what is printed and what the page says in their place, in this order.
     printed: list[tuple[str, str]]
     variables: dict[str, str]
+    #: What runs a command line, which is added to it.
+    shell: Sequence[str] = ("bash", "-c")
     #: What was made by chance, by what the page has in its place.
     learnt: dict[str, str] = field(default_factory=dict)
     left_running: list[subprocess.Popen[bytes]] = field(default_factory=list)
@@ -194,7 +196,7 @@ class _Terminal:
         termios.tcsetwinsize(slave, (24, 80))
         path = os.pathsep.join([str(machine.root / "bin"), "/usr/local/bin", "/usr/bin", "/bin"])
         self.process = subprocess.Popen(
-            [program("bash"), "-c", command],
+            [program(machine.shell[0]), *machine.shell[1:], command],
             cwd=machine.home,
             # Nothing of the environment of the tests: a user has just logged in.
             env={
