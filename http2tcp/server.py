@@ -175,4 +175,9 @@ def _tls(settings: ServerSettings) -> ssl.SSLContext | None:
 
 
 def _limits(settings: ServerSettings) -> Limits:
-    return (settings.limits or Limits()).within(allowed())
+    asked, descriptors = settings.limits or Limits(), allowed()
+    limits = asked.within(descriptors)
+    if asked.tunnels is not None and limits.tunnels != asked.tunnels:
+        words = "--max-tunnels is %d and not %d: this process may have %d descriptors (ulimit -n, LimitNOFILE=)"
+        logger.warning(words, limits.tunnels, asked.tunnels, descriptors)
+    return limits
