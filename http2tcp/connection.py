@@ -86,37 +86,43 @@ class Connection:
         # Who brings a PROXY header is a proxy, and the share is that of whom it names.
         self._server.waiting.enter(self, None if self._settings.proxy_protocol else self._address())
         try:
-            with self._opening:
-                if self._settings.proxy_protocol:
-                    await self._read_proxy_header(give_up)
-                if self._server.tls is not None:
-                    await self._secure(self._server.tls, give_up)
-                request = await self._read_head(give_up)
-                admission = self._authorise(request)
-                target = await self._dial(request, admission)
-                reason, words = await self._switch_and_relay(request, target)
-            if self._opening.cancelled_caught:
-                reason = NoSession.PUSHED_OUT
-        except Refusal as refusal:
-            await self._refuse(refusal, give_up)
-        except _Departed:
-            reason = NoSession.CLIENT_LEFT
-        except _NoTLS as error:
-            reason, words = NoSession.NO_TLS, str(error)
-        except _TooLate as error:
-            reason, words = NoSession.TIMED_OUT, str(error)
+            try:
+                with self._opening:
+                    if self._settings.proxy_protocol:
+                        await self._read_proxy_header(give_up)
+                    if self._server.tls is not None:
+                        await self._secure(self._server.tls, give_up)
+                    request = await self._read_head(give_up)
+                    admission = self._authorise(request)
+                    target = await self._dial(request, admission)
+                    reason, words = await self._switch_and_relay(request, target)
+                if self._opening.cancelled_caught:
+                    reason = NoSession.PUSHED_OUT
+            except Refusal as refusal:
+                await self._refuse(refusal, give_up)
+            except _Departed:
+                reason = NoSession.CLIENT_LEFT
+            except _NoTLS as error:
+                reason, words = NoSession.NO_TLS, str(error)
+            except _TooLate as error:
+                reason, words = NoSession.TIMED_OUT, str(error)
+            except Exception:
+                self._log_bug()
+                reason = Reason.FAILED
+                if not self._opened_at:
+                    await self._refuse(InternalError(), give_up)
         except Exception:
-            # One tunnel's bug must not end the others.
-            logger.exception("session %s failed; please report this", self._session.id)
-            reason = Reason.FAILED
-            if not self._opened_at:
-                await self._refuse(InternalError(), give_up)
+            self._log_bug()  # in what refuses, which every stranger reaches
         finally:
             self._stream.abort()
             self._leave()
             if not self._session.is_over:
                 self._server.metrics.ended(self._session.traffic, reason.value)
             self._session.ended(reason, words)
+
+    def _log_bug(self) -> None:
+        """One tunnel's bug must not end the others."""
+        logger.exception("session %s failed; please report this", self._session.id)
 
     def push_out(self) -> None:
         """Others need its place: it has waited longest without a token, or with the answer that it got."""

@@ -10,6 +10,7 @@ import pytest
 import trio
 import trio.testing
 
+from http2tcp import connection as connection_module
 from http2tcp.address import TCPAddress
 from http2tcp.connection import Connection
 from http2tcp.net import dial as dial_module
@@ -217,3 +218,21 @@ async def test_a_bug_in_one_session_is_a_500_and_a_logged_traceback_without_the_
     assert (refused.status, refused.error) == (500, "proxy_internal_error")
     assert "ZeroDivisionError" in caplog.text
     assert TOKEN not in caplog.text
+
+
+async def test_a_bug_in_what_refuses_ends_no_more_than_its_own_connection(
+    autojump_clock: trio.testing.MockClock, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    """It is the code that every stranger reaches."""
+
+    def buggy(*_: object) -> bytes:
+        raise ZeroDivisionError("a bug")
+
+    monkeypatch.setattr(connection_module, "refuse", buggy)
+    connection, client = connected()
+    await client.send_all(asking("192.0.2.1:22", token="wrong"))
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(connection.run)
+    with pytest.raises(trio.BrokenResourceError):
+        await client.receive_some()
+    assert "ZeroDivisionError" in caplog.text
