@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.support.documented import LEFT_RUNNING, NOT_RUN, Machine, blocks
+from tests.support.documented import FILE, LEFT_RUNNING, NOT_RUN, Machine, blocks
 from tests.support.documented_machine import documented_machine
 
 DOCS = Path(__file__).parents[2] / "docs"
@@ -51,12 +51,10 @@ def test_a_how_to_does_what_it_says(machine: Machine, page: Path) -> None:
 
 
 def test_who_follows_the_readme_logs_in(tmp_path: Path) -> None:
-    first, location = re.findall(r"^```nginx\n(.*?)^```", README.read_text(), re.MULTILINE | re.DOTALL)
+    _, location = re.findall(r"^```nginx\n(.*?)^```", README.read_text(), re.MULTILINE | re.DOTALL)
     with documented_machine(tmp_path / "machine") as machine:
-        # What the page leaves to an editor, and to the hand that writes the location into the site.
-        etc = machine.root / "etc/nginx"
-        (etc / "conf.d/http2tcp.conf").write_text(first)
-        site = etc / "sites-available/example.com"
+        # What the page leaves to the hand that writes it into the site.
+        site = machine.root / "etc/nginx/sites-available/example.com"
         site.write_text(site.read_text().replace("    location / {", machine.here(location) + "    location / {"))
         type_in(machine, README)
 
@@ -67,9 +65,11 @@ def test_no_command_is_hidden_from_this_test(page: Path) -> None:
     languages = re.findall(r"^ *```(.+)$", text, re.MULTILINE)
     assert set(languages) <= {"console", *NO_COMMANDS}
     assert len(re.findall(r"^ *```", text, re.MULTILINE)) == 2 * len(languages), "a block without a language"
-    assert len(blocks(page)) == languages.count("console")
-    for comment in re.findall(r"<!--.*?-->", text, re.DOTALL):
-        assert comment == LEFT_RUNNING or NOT_RUN.fullmatch(comment), comment
+    comments = re.findall(r"<!--.*?-->", text, re.DOTALL)
+    files = [comment for comment in comments if FILE.fullmatch(comment)]
+    assert len(blocks(page)) == languages.count("console") + len(files)
+    for comment in comments:
+        assert comment in (LEFT_RUNNING, *files) or NOT_RUN.fullmatch(comment), comment
 
 
 @pytest.mark.parametrize(

@@ -7,6 +7,10 @@ A comment above the block may say more:
     <!-- not run: REASON -->     it cannot run in a test
     <!-- left running -->        its last command does not end by itself; its reader opens another terminal
 
+and above a block in another language, such as ```nginx:
+
+    <!-- file: PATH -->          it is what root writes to this file
+
 The machine is a directory with a home and an /etc, real servers on free ports, and a PATH. What stands for what is
 in `Machine`, and is all that differs from what the page says.
 """
@@ -30,6 +34,7 @@ from tests.support.processes import PATIENCE, program
 
 NOT_RUN = re.compile(r"<!-- not run: (\S.*) -->")
 LEFT_RUNNING = "<!-- left running -->"
+FILE = re.compile(r"<!-- file: (/\S+) -->")
 
 # What the program makes by chance: a token, its SHA-256.
 _CHANCE = re.compile(r"(?<![\w-])(?:[0-9a-f]{64}|[\w-]{43})(?![\w-])")
@@ -47,7 +52,7 @@ class Command(NamedTuple):
 
 
 class Block(NamedTuple):
-    """A ```console block."""
+    """A ```console block, or a file, which a command writes."""
 
     page: Path
     commands: tuple[Command, ...]
@@ -56,17 +61,21 @@ class Block(NamedTuple):
 
 
 def blocks(page: Path) -> list[Block]:
-    """All of a page's ```console blocks."""
+    """All that the reader of a page does, in its order."""
     lines = page.read_text().splitlines()
     found = []
     for start, line in enumerate(lines):
-        if line.strip() != "```console":
+        if not re.fullmatch(r"```\w+", line):
             continue
         above = next((text.strip() for text in reversed(lines[:start]) if text.strip()), "")
-        reason = NOT_RUN.fullmatch(above)
-        end = next(number for number in range(start + 1, len(lines)) if lines[number].strip() == "```")
-        commands = tuple(_commands(lines[start + 1 : end], start + 2))
-        found.append(Block(page, commands, reason and reason[1], above == LEFT_RUNNING))
+        content = lines[start + 1 : lines.index("```", start + 1)]
+        if line == "```console":
+            reason = NOT_RUN.fullmatch(above)
+            commands = tuple(_commands(content, start + 2))
+            found.append(Block(page, commands, reason and reason[1], above == LEFT_RUNNING))
+        elif file := FILE.fullmatch(above):
+            text = "\n".join([f"sudo tee {file[1]} > /dev/null <<'END'", *content, "END"])
+            found.append(Block(page, (Command(start + 1, text, ()),), None, False))
     return found
 
 

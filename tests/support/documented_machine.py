@@ -54,7 +54,14 @@ _DATABASE, _INTRANET = "127.0.0.3", "127.0.0.4"
 @contextmanager
 def documented_machine(root: Path) -> Iterator[Machine]:
     """A machine on which nothing of http2tcp is set up, and a user who has just got a home."""
-    for name in ("home/me", "bin", "etc/nginx/conf.d", "etc/nginx/sites-available", "etc/nginx/sites-enabled"):
+    for name in (
+        "home/me",
+        "bin",
+        "etc/nginx/conf.d",
+        "etc/nginx/snippets",
+        "etc/nginx/sites-available",
+        "etc/nginx/sites-enabled",
+    ):
         (root / name).mkdir(parents=True)
     with ExitStack() as stack:
         running_sshd = stack.enter_context(sshd(root / "sshd"))

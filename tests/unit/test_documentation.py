@@ -24,8 +24,7 @@ LISTS = re.compile(r"^.*(?:req\.hdr\(Upgrade\) -i|\{HTTP:Upgrade\} !~|\{header\.
 
 def maps() -> list[tuple[str, str]]:
     """Every nginx map, with the file that it stands in."""
-    # In a ```console block the lines of a file have a prompt.
-    texts = [(file.name, re.sub(r"^> ", "", file.read_text(), flags=re.MULTILINE)) for file in WRITTEN]
+    texts = [(file.name, file.read_text()) for file in WRITTEN]
     texts.append(("advice", "\n".join(advice.lines(advice.NGINX))))
     return [(name, block) for name, text in texts for block in MAP.findall(text)]
 
