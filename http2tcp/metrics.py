@@ -215,7 +215,7 @@ def families(server: Server) -> list[Family]:
         Reading(
             "counter",
             "http2tcp_log_lines_dropped_total",
-            "Lines of the log that nobody can read: its reader was too slow, or its file could not be written.",
+            "Lines of the log that nobody can read: its reader was too slow, or they could not be written.",
             lambda: {(): dropped_lines()},
         ),
         metrics.reloads,

@@ -13,7 +13,7 @@ import os
 import sys
 import threading
 import time
-from typing import Literal
+from typing import Literal, TextIO
 
 from http2tcp.errors import SettingsError
 from http2tcp.log import BackgroundHandler, HeldBack, logger, mark, marked, stderr_is_journal, warning
@@ -34,7 +34,7 @@ def log_as_service(form: Literal["text", "json"], path: str | None) -> None:
     formatter = JSONFormatter() if form == "json" else TextFormatter(timed=timed)
     handler: logging.Handler
     if path is None:
-        handler = logging.StreamHandler()
+        handler = _StderrHandler()
         handler.setFormatter(marked(formatter))
     else:
         handler = FileHandler(path)
@@ -44,6 +44,19 @@ def log_as_service(form: Literal["text", "json"], path: str | None) -> None:
         for record in former.take() if isinstance(former, HeldBack) else ():
             background.handle(record)
     logger.handlers[:] = [background]
+
+
+class _StderrHandler(logging.StreamHandler[TextIO]):
+    """Counts what could not be written."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        #: Lines that nobody got.
+        self.lost = 0
+
+    def handleError(self, record: logging.LogRecord) -> None:
+        """There is nowhere else to tell of it but in the metrics."""
+        self.lost += 1
 
 
 # --- forms ------------------------------------------------------------------------------------

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import logging
 import os
@@ -340,6 +341,23 @@ def test_lines_that_a_file_did_not_take_are_counted_for_the_metrics(path: Path) 
     log.logger.handlers[0].close()
     assert log.dropped_lines() == 2
     assert lines(path)[-1].endswith("back")
+
+
+def test_lines_that_stderr_did_not_take_are_counted_too(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A journal that was restarted without systemd's help, a pipe whose reader is gone, a full disk behind `2>`."""
+    reads, writes = os.pipe()
+    os.close(reads)
+    with open(writes, "w", buffering=1) as gone:
+        monkeypatch.setattr(sys, "stderr", gone)
+        start_logging(logging.INFO)
+        log_as_service("text", None)
+        log.logger.info("lost")
+        log.logger.info("lost")
+        (background,) = log.logger.handlers
+        background.close()
+        assert log.dropped_lines() == 2
+        with contextlib.suppress(BrokenPipeError):
+            gone.close()
 
 
 # --- the process's log ----------------------------------------------------------------------------
