@@ -722,7 +722,8 @@ def _show_new_token(name: str) -> None:
             print("And its hash, for the server's --config:", file=sys.stderr)
     else:
         print(token, file=sys.stderr)
-    sys.stdout.write(lines)
+    # TOML is UTF-8, whatever the terminal is.
+    click.echo(lines.encode(), nl=False)
 
 
 # --- the client's settings --------------------------------------------------------------------

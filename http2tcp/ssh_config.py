@@ -127,12 +127,15 @@ def _value(option: str, text: str, file: bool) -> str:
 
 def _path(name: str) -> str:
     """A file's absolute name, as ssh may run in any directory."""
-    directory = os.path.join(os.getcwd(), "")
+    try:
+        directory = "" if os.path.isabs(name) else os.path.join(os.getcwd(), "")
+    except FileNotFoundError:
+        raise SettingsError(f"{name!a}: name it from the root, since the current directory is gone") from None
     absolute = os.path.join(directory, name)
     # Of a file that is there with a % in its name, that very file is meant.
     if os.path.lexists(absolute):
         return _doubled(absolute)
-    return ("" if os.path.isabs(name) else _doubled(directory)) + _with_tokens(name)
+    return _doubled(directory) + _with_tokens(name)
 
 
 def _with_tokens(text: str) -> str:

@@ -151,6 +151,17 @@ def test_a_file_that_is_not_there_yet_may_be_named_by_ssh_s_tokens(
     assert f"--client-cert {tmp_path}/%r.pem" in command
 
 
+def test_in_a_directory_that_is_gone_a_file_is_named_from_the_root(
+    http2tcp: Run, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    (tmp_path / "gone").mkdir()
+    monkeypatch.chdir(tmp_path / "gone")
+    (tmp_path / "gone").rmdir()
+    arguments = ("--ssh-config", "box", "-e", ENDPOINT, "--token-file")
+    assert "'token': name it from the root" in complaint(http2tcp(*arguments, "token"))
+    assert "--token-file /t/token" in http2tcp(*arguments, "/t/token").out
+
+
 def test_the_token_s_file_is_not_opened(http2tcp: Run, tmp_path: Path) -> None:
     # Who opens it waits for somebody who writes.
     os.mkfifo(tmp_path / "pipe")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import subprocess
+import tomllib
 
 import pytest
 
@@ -43,6 +44,15 @@ def test_a_check_without_a_stdout_is_told_by_its_status(status: int, arguments: 
     port = closed_port()
     done = shell('"$@" >&-', *(argument.format(port=port) for argument in arguments))
     assert (done.returncode, done.stderr) == (status, "")
+
+
+@pytest.mark.parametrize("encoding", ["ascii", "latin-1"])
+def test_the_lines_of_a_token_are_utf8_whatever_the_terminal_is(encoding: str) -> None:
+    command = http2tcp("--new-token", "Jürgen")
+    done = subprocess.run(command, capture_output=True, timeout=60, env=environment(PYTHONIOENCODING=encoding))
+    assert done.returncode == 0
+    assert tomllib.loads(done.stdout.decode())["token"][0]["name"] == "Jürgen"
+    assert done.stderr.count(b"\n") == 1
 
 
 @pytest.mark.parametrize("closed", ["stdout", "stderr"])
