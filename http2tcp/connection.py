@@ -55,6 +55,8 @@ logger = logging.getLogger(__name__)
 # How long a refused client may take to read the refusal, and how much it may still send meanwhile.
 _LINGER = 1.0
 _LINGER_BYTES = 256 * 1024
+# How long descriptors may take to become free.
+_EXHAUSTED_PAUSE = 0.1
 
 
 class Connection:
@@ -284,7 +286,15 @@ class Connection:
             started = trio.current_time()
             known = trio.Event()
             with trio.fail_after(self._settings.connect_timeout):
-                dialled = await dial(destination, permits, known.set)
+                try:
+                    dialled = await dial(destination, permits, known.set)
+                except DialError as error:
+                    if error.failure is not DialFailure.EXHAUSTED:
+                        raise
+                    # Those who only wait give their descriptors up.
+                    self._server.waiting.give_way()
+                    await trio.sleep(_EXHAUSTED_PAUSE)
+                    dialled = await dial(destination, permits, known.set)
             self._dial_time = trio.current_time() - started
             self._server.metrics.dials.observe(self._dial_time)
             if not self._is_still_known():

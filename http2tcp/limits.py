@@ -7,6 +7,7 @@ their own: the caller gives None for their address.
 
 from __future__ import annotations
 
+import math
 from collections import OrderedDict
 from collections.abc import Callable
 from dataclasses import dataclass, replace
@@ -118,6 +119,12 @@ class Waiting(Generic[_C]):
         for waiting in (self._silent, self._speaking, self._answered):
             if connection in waiting:
                 self._forget_address(connection, waiting.pop(connection))
+
+    def give_way(self) -> None:
+        """The process has no descriptor left: some of them give theirs up, of which the next login needs two."""
+        for _ in range(math.ceil(len(self) / 4)):
+            self.reached += 1
+            self._end(next(iter(self._crowd())))
 
     def _make_room(self) -> None:
         if len(self) > self.limits.unauthenticated:

@@ -113,7 +113,7 @@ class Server:
 
                 async with trio.open_nursery() as accepting:
                     for listener in listeners:
-                        accepting.start_soon(listener.accept_forever, accepted)
+                        accepting.start_soon(listener.accept_forever, accepted, self.waiting.give_way)
                     task_status.started([listener.address for listener in listeners])
                     await drain.wait()
                     accepting.cancel_scope.cancel()

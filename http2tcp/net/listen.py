@@ -57,8 +57,11 @@ class Listener:
         # Bytes where Linux has an abstract name, which begins with a zero octet.
         return UnixAddress(name if isinstance(name, str) else name.decode(errors="replace").replace("\0", "@"))
 
-    async def accept_forever(self, accepted: Accepted) -> None:
-        """Hand every connection and its peer's name to `accepted`, until cancelled."""
+    async def accept_forever(self, accepted: Accepted, give_way: Callable[[], None] | None = None) -> None:
+        """Hand every connection and its peer's name to `accepted`, until cancelled.
+
+        `give_way` is called where there is no descriptor for the next one, and may free some.
+        """
         exhausted = told = False
         silent_until = -math.inf
         while True:
@@ -78,6 +81,8 @@ class Listener:
                     logger.error("no connection can be accepted: %s; trying on", words)
                     told, silent_until = True, now + _EXHAUSTED_SILENCE
                 exhausted = True
+                if give_way is not None:
+                    give_way()
                 await trio.sleep(_EXHAUSTED_PAUSE)
             else:
                 if exhausted and told:

@@ -76,6 +76,16 @@ def test_who_has_had_an_answer_goes_before_those_who_wait_for_one() -> None:
     assert len(pool) == 3
 
 
+def test_where_descriptors_run_out_some_of_those_who_wait_give_theirs_up() -> None:
+    pool, gone = waiting()
+    pool.give_way()
+    for number in range(8):
+        pool.enter(str(number), None)
+    pool.speaks("0")
+    pool.give_way()
+    assert gone == ["1", "2"]
+
+
 def test_a_refusal_that_is_still_to_be_read_counts_although_the_token_was_accepted() -> None:
     pool, gone = waiting(unauthenticated=2, unauthenticated_per_address=1)
     for name in "abc":
