@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import resource
 import socket
 import subprocess
@@ -79,7 +80,11 @@ def test_a_login_among_four_thousand_tunnels_and_eight_thousand_silent_connectio
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     needed = _TUNNELS + _SILENT + 500
     if hard < needed:
-        pytest.skip(f"this test needs {needed} descriptors, and may have {hard}")
+        reason = f"this test needs {needed} descriptors, and may have {hard}"
+        # As with a program that is missing: only a developer's own run goes without.
+        if os.environ.get("CI"):
+            pytest.fail(reason)
+        pytest.skip(reason)
     resource.setrlimit(resource.RLIMIT_NOFILE, (max(soft, needed), hard))
     token = tmp_path / "token"
     token.write_text(TOKEN)
