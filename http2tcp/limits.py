@@ -18,8 +18,11 @@ from http2tcp.errors import LimitReached, TooManyRequests
 from http2tcp.policy import Token
 from http2tcp.rules import IPAddress
 
-# What is not a connection: spliced flows' pipes (128 of them), the log, the listeners, epoll, look-ups under way.
-_RESERVED_DESCRIPTORS = 192
+# What is not a connection: spliced flows' pipes, which are 64 and an eighth of all at most (net/splice.py), dials'
+# further attempts (net/dial.py has 32), the log, the listeners, epoll, look-ups under way.
+_PIPES = 128
+_PIPE_SHARE = 1 / 8
+_RESERVED_DESCRIPTORS = 64
 _RESERVED_SHARE = 1 / 16
 # An attacker with one IPv6 address has all of its /64 (RFC 6177, section 2).
 _IPV6_PREFIX = 64
@@ -49,7 +52,8 @@ class Limits:
 
     def within(self, descriptors: int) -> Limits:
         """The same, so far lowered that so many descriptors suffice. A tunnel takes two of them."""
-        left = descriptors - max(_RESERVED_DESCRIPTORS, int(descriptors * _RESERVED_SHARE))
+        reserved = _RESERVED_DESCRIPTORS + min(_PIPES, int(descriptors * _PIPE_SHARE))
+        left = descriptors - max(reserved, int(descriptors * _RESERVED_SHARE))
         unauthenticated = max(1, min(self.unauthenticated, left // 4))
         possible = max(1, (left - unauthenticated) // 2)
         tunnels = possible if self.tunnels is None else min(self.tunnels, possible)
