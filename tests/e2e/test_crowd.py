@@ -101,6 +101,9 @@ def test_a_login_among_four_thousand_tunnels_and_eight_thousand_silent_connectio
         ):
             crowd += [log_in(port, target) for _ in range(_TUNNELS)]
             crowd += [connect(port) for _ in range(_SILENT)]
+            # A connection is there before the server takes it; the crowd is to stand, not to arrive.
+            all_of_them = _TUNNELS + _SILENT
+            wait_until(lambda: metrics(admin)["http2tcp_connections_accepted_total", ""] >= all_of_them, "all are in")
 
             began = time.monotonic()
             crowd.append(log_in(port, target))
