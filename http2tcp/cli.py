@@ -466,6 +466,8 @@ def command(ctx: click.Context, /, **options: Any) -> int:
         _show_new_token(options["new_token"])
         return 0
     if mode == "ssh-config":
+        start_logging(logging.WARNING)
+        _warn_of_mistyped_variables(ctx)
         # As bytes: the name of a file need not be UTF-8.
         click.echo(os.fsencode(_host_block(ctx, options)), nl=False)
         return 0

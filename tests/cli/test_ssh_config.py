@@ -244,6 +244,12 @@ def test_options_of_the_environment_are_in_the_block_and_those_of_a_server_are_n
     )
 
 
+def test_a_mistyped_variable_that_is_not_in_the_block_is_warned_of(http2tcp: Run) -> None:
+    ran = http2tcp("--ssh-config", "box", "-e", ENDPOINT, HTTP2TCP_TOKEN_FIEL="/t")
+    assert proxy_command(ran.out) == f"http2tcp -c -e '{ENDPOINT}'"
+    assert "is it HTTP2TCP_TOKEN_FILE?" in ran.err
+
+
 def test_no_proxy_on_the_command_line_beats_a_proxy_of_the_environment(http2tcp: Run) -> None:
     ran = http2tcp("--ssh-config", "box", "-e", ENDPOINT, "--no-proxy", HTTP2TCP_PROXY="me:s3cret@p")
     assert proxy_command(ran.out) == f"http2tcp -c -e '{ENDPOINT}' --no-proxy"
