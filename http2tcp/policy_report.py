@@ -6,7 +6,7 @@ import math
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
-from http2tcp.errors import SettingsError
+from http2tcp.errors import Forbidden, SettingsError
 from http2tcp.limits import Limits
 from http2tcp.policy import BUILT_IN, UNNAMED, Admission, Grant, Policy, Token
 from http2tcp.protocol.transport import Transport
@@ -36,7 +36,9 @@ def reach(settings: ServerSettings, policy: Policy) -> str:
     """What the server is open to, for the line that it says when it starts."""
     tokens = policy.tokens
     if not tokens:
-        return f"{settings.destination} alone, for everybody"
+        if _admits(policy.authenticate(None, 0), settings):
+            return f"{settings.destination} alone, for everybody"
+        return f"nothing: without a token only {settings.destination} could be reached, and the rules close it"
     by = "the token" if len(tokens) == 1 else f"any of {len(tokens)} tokens"
     grants = [policy.grant(token) for token in tokens]
     free = [grant for grant in grants if grant.allow is None and not grant.deny]
@@ -51,13 +53,23 @@ def reach(settings: ServerSettings, policy: Policy) -> str:
     return f"{words}; without rules, and so to {_EVERYTHING}: {', '.join(names)}"
 
 
+def _admits(grant: Grant, settings: ServerSettings) -> bool:
+    """Whether it lets the default destination's name through; its addresses are not known here."""
+    assert settings.destination is not None, "a server without a token has one"
+    try:
+        grant.admit(settings.destination)
+    except Forbidden:
+        return False
+    return True
+
+
 # --- in full ----------------------------------------------------------------------------------
 
 
 def describe(settings: ServerSettings, policy: Policy, limits: Limits, now: float) -> str:
     """Lines for a person. `limits` are those in force; `now` is POSIX time in seconds."""
     tokens = [_token(settings, token, now) for token in policy.tokens]
-    parts = [_doors(settings), _limits(settings, limits), *tokens, _everybody(settings)]
+    parts = [_doors(settings), _limits(settings, limits), *tokens, _everybody(settings, policy)]
     return "\n\n".join(map(_shown, parts))
 
 
@@ -127,9 +139,11 @@ def _token(settings: ServerSettings, token: Token, now: float) -> Rows:
     return rows
 
 
-def _everybody(settings: ServerSettings) -> Rows:
+def _everybody(settings: ServerSettings, policy: Policy) -> Rows:
     rows: Rows = []
-    if not settings.tokens:
+    if not settings.tokens and not _admits(policy.authenticate(None, 0), settings):
+        rows.append(("no token", [f"nobody may go anywhere: the rules close {settings.destination}"]))
+    elif not settings.tokens:
         rows.append(("no token", [f"everybody may go to {settings.destination}, and nowhere else"]))
     else:
         rows.append(("every token", []))
