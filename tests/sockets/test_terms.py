@@ -144,6 +144,16 @@ async def test_a_token_whose_time_is_cut_short_loses_its_sessions() -> None:
             await ended(stream)
 
 
+async def test_how_long_a_session_may_last_can_change_while_it_does() -> None:
+    async with target(echo) as where, served(limits=Limits(max_session=3)) as server:
+        async with tunnel(server, where) as longer, tunnel(server, where) as shorter:
+            server.reload(limits=Limits(max_session=1000))
+            await lives(shorter)
+            server.reload(limits=Limits(max_session=0.001))
+            await ended(shorter)
+            await ended(longer)
+
+
 async def test_new_rules_count_for_new_sessions() -> None:
     async with target(echo) as where, served(tokens=[token()]) as server, tunnel(server, where) as stream:
         server.reload(tokens=[token(allow=["elsewhere:22"])])
