@@ -27,6 +27,8 @@ STAGGER = 0.25
 # descriptors.
 _further = trio.CapacityLimiter(32)
 _EXHAUSTED = (errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM)
+# A name may have thousands, each to be judged by every rule. In ten seconds 40 can be tried, one a `STAGGER`.
+_MAX_ADDRESSES = 40
 # A Unix listener whose backlog is full says so at once, where TCP would wait.
 _BACKLOG_PAUSE = 0.02
 
@@ -96,7 +98,7 @@ class Candidate(NamedTuple):
 
 
 async def resolve(destination: TCPAddress, head_start: HeadStart | None = None) -> list[Candidate]:
-    """The name's addresses in the resolver's order, which `head_start` may know already. Raises DialError."""
+    """The name's first addresses in the resolver's order, which `head_start` may know already. Raises DialError."""
     try:
         if head_start is not None:
             return await _resolved_before(head_start)
@@ -113,7 +115,7 @@ async def resolve(destination: TCPAddress, head_start: HeadStart | None = None) 
         if isinstance(error, OSError) and error.errno in _EXHAUSTED:
             raise _explain(error) from error
         raise DialError(DialFailure.NAME, "the name has no address") from error
-    return [Candidate(family, sockaddr) for family, _, _, _, sockaddr in found]
+    return [Candidate(family, sockaddr) for family, _, _, _, sockaddr in found[:_MAX_ADDRESSES]]
 
 
 async def _resolved_before(head_start: HeadStart) -> list[Candidate]:

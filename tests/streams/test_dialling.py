@@ -263,6 +263,21 @@ async def test_the_allowed_addresses_of_a_name_are_dialled_and_the_forbidden_are
     assert [host for _, host in hosts.tried] == ["10.0.0.9"]
 
 
+async def test_of_a_name_with_thousands_of_addresses_only_as_many_are_judged_as_could_be_dialled(hosts: Hosts) -> None:
+    """Against the rules of a large file, thousands would hold up every tunnel for seconds."""
+    use(Resolver(crowd_example=[f"10.0.{number // 250}.{number % 250 + 1}" for number in range(4000)]))
+    judged: list[IPAddress] = []
+
+    def permits(address: IPAddress) -> bool:
+        judged.append(address)
+        return False
+
+    with pytest.raises(DialError) as caught:
+        await dial(TCPAddress("crowd.example", 22), permits)
+    assert caught.value.failure is DialFailure.PROHIBITED
+    assert 30 <= len(judged) <= 64
+
+
 async def test_a_name_with_forbidden_addresses_alone_is_not_dialled_at_all(
     hosts: Hosts, autojump_clock: trio.testing.MockClock
 ) -> None:
