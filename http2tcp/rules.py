@@ -62,12 +62,11 @@ class Rule(NamedTuple):
             return False
         if self.kind is _Kind.ANY:
             return True
-        if literal(destination) is not None:
-            return False
         host = _without_dot(destination.host)
-        return (self.kind is _Kind.NAME and host == self.name) or (
-            self.kind is _Kind.SUFFIX and host.endswith(self.name) and host != self.name
-        )
+        if self.kind is _Kind.NAME:
+            return host == self.name
+        # An address has no name, whatever its scope ends in: fe80::1%a.example.com.
+        return self.kind is _Kind.SUFFIX and host.endswith(self.name) and literal(destination) is None
 
     def matches_address(self, addresses: Sequence[IPAddress], port: int) -> bool:
         """Whether it is about one of these addresses."""

@@ -209,7 +209,11 @@ def test_a_leading_star_allows_what_is_below_the_name_and_not_the_name() -> None
     rules = grant("*.prod.svc:22")
     assert admits(rules, "db.prod.svc:22", "10.0.0.1")
     assert admits(rules, "a.b.prod.svc.:22", "10.0.0.1")
-    for other in ("prod.svc:22", "xprod.svc:22", "db.prod.svc:23", "db.prod.svc.evil:22"):
+    for other in (
+        *("prod.svc:22", "xprod.svc:22", "db.prod.svc:23", "db.prod.svc.evil:22"),
+        # The scope of an address can look like a name.
+        "[2001:db8::1%db.prod.svc]:22",
+    ):
         assert not admits(rules, other, "10.0.0.1")
 
 
