@@ -118,7 +118,7 @@ def _limits(settings: ServerSettings, limits: Limits) -> Rows:
         f"{_time(settings.head_timeout)} for a request to be complete",
         f"{_time(settings.connect_timeout)} to reach its target",
         f"{_time(settings.grace)} for open tunnels when the server is stopped",
-        f"they {'go on' if settings.keep_sessions else 'end'} when their token expires or is taken away",
+        f"open tunnels {'go on' if settings.keep_sessions else 'end'} when their token expires or is taken away",
     ]
     return [("limits", lines)]
 

@@ -150,7 +150,9 @@ class Server:
         logger.info("metrics and health on %s", " and ".join(map(str, self.admin_addresses)))
         for address in self.admin_addresses:
             if isinstance(address, TCPAddress) and not is_loopback(address.host):
-                logger.warning("--admin asks for no token, and other machines reach %s: see who may", address)
+                logger.warning(
+                    "--admin asks for no token, and other machines reach %s: let a firewall say who may", address
+                )
         try:
             async with trio.open_nursery() as nursery:
                 nursery.start_soon(serve_admin, listeners, [*families(self), *footprint()], self.unready)
