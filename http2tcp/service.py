@@ -37,6 +37,7 @@ _FIXED = ("listen", "admin", "log_format", "log_file")
 # What the command line calls otherwise.
 _FLAGS = {
     "allow_origins": "allow_origin",
+    "tls": "tls_cert",
     "trusted_proxies": "trusted_proxy",
     "tunnels": "max_tunnels",
     "tunnels_per_token": "max_tunnels_per_token",

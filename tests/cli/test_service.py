@@ -13,13 +13,17 @@ import subprocess
 import time
 from collections.abc import AsyncIterator, Callable, Iterator
 from contextlib import ExitStack, asynccontextmanager
+from dataclasses import fields
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
 import pytest
 import trio
 
+from http2tcp import cli, service
 from http2tcp.address import TCPAddress
+from http2tcp.limits import Limits
+from http2tcp.settings import ServerSettings
 from tests.support.loopback import TOKEN, asking, echo, exchange, open_raw, read_all, target, upgrade
 from tests.support.processes import environment, http2tcp, wait_until
 from tests.support.service_manager import ServiceManager, listening
@@ -530,6 +534,12 @@ async def test_what_only_a_restart_can_change_is_named_and_left(
     words = "SIGHUP: admin and log-format can change by a restart only, and nothing changes there\n"
     await until(lambda: words in manager.log, "it says so")
     assert await status_with(address_of(manager), "alice") == 400
+
+
+def test_a_reload_names_what_has_changed_as_the_command_line_does() -> None:
+    options = {option for param in cli.command.params for option in param.opts}
+    names = {each.name for each in (*fields(ServerSettings), *fields(Limits))} - {"tokens", "limits"}
+    assert {f"--{service._flag(name)}" for name in names} <= options
 
 
 # --- hang-ups at other times ----------------------------------------------------------------------
