@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import subprocess
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -26,6 +27,12 @@ DOCKER = ROOT / "examples" / "docker"
 _DEBIAN = "docker.io/library/debian:13-slim"
 _PYTHON = "gcr.io/distroless/python3-debian13:nonroot"
 _SHELLS = "/bin/sh /bin/bash /bin/dash"
+# A machine where http2tcp was installed from the checkout.
+_MACHINE = f"""
+FROM {_DEBIAN}
+RUN apt-get update && apt-get install --yes --no-install-recommends procps python3 systemd
+COPY --from=localhost/http2tcp /opt/http2tcp /opt/http2tcp
+"""
 #: The authorities of this machine, for a network that signs its own way to the package registries.
 _AUTHORITIES = Path("/etc/ssl/certs/ca-certificates.crt")
 # For one step, which may fetch a hundred packages.
@@ -49,12 +56,11 @@ class Image:
 
 @contextmanager
 def images() -> Iterator[dict[str, Image]]:
-    """Images by the names that the examples give them. Takes minutes, and some 2 GB while it lasts."""
+    """Images by the names that the examples give them, and `machine`, with systemd. Takes a minute or more."""
     buildah, debootstrap = program("buildah"), program("debootstrap")
     if os.getuid() != 0:
         pytest.skip("only root can build images here")
-    with TemporaryDirectory(prefix="http2tcp-images-") as name:
-        directory = Path(name)
+    with _memory() as directory:
         # No layers, no daemon, no namespaces: works within a container too.
         storage = ["--root", str(directory / "store"), "--runroot", str(directory / "run"), "--storage-driver", "vfs"]
 
@@ -81,7 +87,27 @@ def images() -> Iterator[dict[str, Image]]:
         ignored = ("--ignorefile", DOCKER / "Dockerfile.dockerignore")
         run(*build, *ignored, "--tag", "http2tcp", "--file", DOCKER / "Dockerfile", ".")
         run(*build, "--tag", "debug-box", DOCKER / "debug")
-        yield {tag: image(tag) for tag in ("http2tcp", "debug-box")}
+        (directory / "machine").write_text(_MACHINE)
+        run(*build, "--tag", "machine", "--file", directory / "machine", directory / "debian" / "srv")
+        made = {tag: image(tag) for tag in ("http2tcp", "debug-box", "machine")}
+        # Memory: what they were made from is some 2 GB.
+        shutil.rmtree(directory / "debian")
+        for layer in {image.root.parent for image in made.values()}.pop().iterdir():
+            if layer not in {image.root for image in made.values()}:
+                shutil.rmtree(layer)
+        yield made
+
+
+@contextmanager
+def _memory() -> Iterator[Path]:
+    """A directory in memory: a disk takes minutes for so many files, and as long to delete them."""
+    with TemporaryDirectory(prefix="http2tcp-images-") as name:
+        subprocess.run(["mount", "-t", "tmpfs", "-o", "mode=755", "http2tcp-images", name], check=True, timeout=20)
+        try:
+            yield Path(name)
+        finally:
+            # What still runs in there has it for so long.
+            subprocess.run(["umount", "--lazy", name], check=True, timeout=20)
 
 
 def _stand_in(directory: Path, debootstrap: str, run: Any) -> None:
