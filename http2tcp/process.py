@@ -49,6 +49,8 @@ def run_server(settings: ServerSettings, reread: Callable[[], ServerSettings] | 
 
     log_as_service(settings.log_format, settings.log_file)
     signals = [signal.SIGINT, signal.SIGTERM, *_hang_up()]
+    if hasattr(signal, "SIGUSR1"):
+        signals.append(signal.SIGUSR1)
     service = Service(settings, reread)
     _run(service.run, signals, service.on_signal)
     return 0

@@ -1,7 +1,8 @@
 """A server as a service: signals tell it what to do, and it tells its service manager how it is.
 
 SIGTERM and SIGINT drain, and a second one ends; SIGHUP rereads the settings, or leaves them as they were and says
-why. What is told of a reload are counts and names of settings, never their values.
+why; SIGUSR1 is a line in the log and no more. What is told of a reload are counts and names of settings, never their
+values.
 """
 
 from __future__ import annotations
@@ -93,6 +94,9 @@ class Service:
         """Do as the signal says; `everything` ends all of it."""
         if number == getattr(signal, "SIGHUP", None) and not self._terminal_is_gone():
             self._hung_up.set()
+        elif number == getattr(signal, "SIGUSR1", None):
+            # Who rotates the logs of others sends it. This line is all that it takes: a file that was moved is noticed.
+            logger.info("%s: nothing to do; a log file that was moved is opened anew without it", number.name)
         elif self._drain.is_set():
             logger.warning("%s again: ending at once", number.name)
             everything.cancel()
