@@ -116,6 +116,11 @@ class ServerSettings:
             raise SettingsError("expected a sequence of origins; of a string, each character would be one")
         for origin in self.allow_origins:
             check_origin(origin)
+        for name in ("head_timeout", "connect_timeout", "keepalive"):
+            if not getattr(self, name) > 0:  # nor is nan
+                raise SettingsError(f"{name}: expected seconds above 0, not {getattr(self, name)}")
+        if not self.grace >= 0:
+            raise SettingsError(f"grace: expected seconds from 0 on, not {self.grace}")
         if not self.forwarded_header or not _TOKEN_CHARACTERS.issuperset(self.forwarded_header):
             raise SettingsError(f"--forwarded-header names a field, such as X-Real-IP, not {self.forwarded_header!a}")
         if self.forwarded_header != DEFAULT_FORWARDED_HEADER and not self.trusted_proxies:

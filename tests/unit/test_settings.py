@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import math
 
 import pytest
 
@@ -122,6 +123,17 @@ def test_a_path_is_compared_as_requests_carry_it(path: str) -> None:
 def test_a_path_that_no_request_can_carry_is_refused(path: str, expected: str) -> None:
     with pytest.raises(SettingsError, match=expected):
         ServerSettings(tokens=["tok"], path=path)
+
+
+@pytest.mark.parametrize("name", ["head_timeout", "connect_timeout", "keepalive", "grace"])
+@pytest.mark.parametrize("seconds", [-1.0, math.nan])
+def test_a_time_that_no_clock_reaches_is_refused(name: str, seconds: float) -> None:
+    with pytest.raises(SettingsError, match=f"{name}: expected seconds"):
+        ServerSettings(tokens=["tok"], **{name: seconds})  # type: ignore[arg-type]
+
+
+def test_a_server_may_end_its_tunnels_at_once_and_wait_for_ever() -> None:
+    ServerSettings(tokens=["tok"], grace=0, keepalive=math.inf, head_timeout=math.inf)
 
 
 @pytest.mark.parametrize("path", ["", "~http2tcp/", "https://example.com/", "*"])
