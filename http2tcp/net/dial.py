@@ -19,7 +19,7 @@ import trio
 
 from http2tcp.address import Address, TCPAddress, UnixAddress
 from http2tcp.net.head_start import LOCALHOST, LOOPBACK, HeadStart
-from http2tcp.net.streams import SocketStream
+from http2tcp.net.streams import SocketStream, reset_on_close
 
 # RFC 8305, section 5: the recommended delay between two attempts.
 STAGGER = 0.25
@@ -213,10 +213,26 @@ async def _connect(candidate: Candidate) -> SocketStream:
             status = sock.getsockopt(socket.SOL_SOCKET, socket.SO_ERROR)
         if status:
             raise OSError(status, os.strerror(status))
+        if candidate.family != getattr(socket, "AF_UNIX", None) and _leads_to_itself(sock, candidate.sockaddr[1]):
+            # So that whoever is to listen there finds the port free.
+            reset_on_close(sock)
+            raise OSError(errno.ECONNREFUSED, os.strerror(errno.ECONNREFUSED))
     except BaseException:
         sock.close()
         raise
     return SocketStream(sock)
+
+
+def _leads_to_itself(sock: socket.socket, port: int) -> bool:
+    """Whether the kernel has chosen the port that was dialled, where nobody listens (RFC 9293, section 3.5).
+
+    Once in some ten thousand times it does, for ports of the range that it chooses from.
+    """
+    own = sock.getsockname()
+    try:
+        return bool(own[1] == port and own == sock.getpeername())
+    except OSError:
+        return False  # reset by now, which whoever uses it finds out
 
 
 def _explain(error: OSError) -> DialError:

@@ -371,3 +371,27 @@ async def test_a_unix_socket_that_is_not_there_is_a_failure_with_words(tmp_path:
     with pytest.raises(DialError) as caught:
         await dial(UnixAddress(str(tmp_path / "nobody.sock")))
     assert str(caught.value) == "no such file or directory"
+
+
+@pytest.mark.parametrize(("family", "host"), [(socket.AF_INET, "127.0.0.1"), (socket.AF_INET6, "::1")])
+async def test_a_port_that_nobody_listens_on_is_not_reached_by_connecting_to_oneself(
+    family: socket.AddressFamily, host: str
+) -> None:
+    """The kernel chooses the very port that is dialled once in some ten thousand times (RFC 9293, section 3.5)."""
+
+    sock = socket.socket(family, socket.SOCK_STREAM)
+    sock.bind((host, 0))
+    where = sock.getsockname()
+    sock.setblocking(False)
+    sock.connect_ex(where)
+
+    class HasBegun:
+        def take(self) -> socket.socket:
+            return sock
+
+    with pytest.raises(OSError, match="Connection refused") as caught:
+        await dial_module._connect(Candidate(family, where, HasBegun()))  # type: ignore[arg-type]
+    assert caught.value.errno == errno.ECONNREFUSED
+    # And nothing keeps the port from who is to listen there.
+    with socket.socket(family) as listener:
+        listener.bind(where)
