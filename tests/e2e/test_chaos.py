@@ -60,9 +60,12 @@ def echo(sock):
         pass
     finally:
         sock.close()
-listener = socket.create_server(("127.0.0.1", int(sys.argv[1])), backlog=500)
-# Accepted ones have it from their first moment.
+listener = socket.socket()
+listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+# Before it listens: what it accepts has it from its first moment.
 linger(listener, 1)
+listener.bind(("127.0.0.1", int(sys.argv[1])))
+listener.listen(500)
 while True:
     threading.Thread(target=echo, args=[listener.accept()[0]], daemon=True).start()
 """
