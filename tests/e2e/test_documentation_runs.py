@@ -8,18 +8,23 @@ from pathlib import Path
 
 import pytest
 
+from tests.support import front_ends
 from tests.support.documented import FILE, LEFT_RUNNING, NOT_RUN, Machine, blocks
-from tests.support.documented_machine import documented_machine
+from tests.support.documented_machine import behind, documented_machine
 
 DOCS = Path(__file__).parents[2] / "docs"
 TUTORIAL = DOCS / "tutorial.md"
 README = DOCS.parent / "README.md"
 # They begin where the tutorial ends.
 HOW_TOS = [*sorted((DOCS / "how-to").glob("*.md")), DOCS / "deploy/nginx.md"]
-PAGES = [TUTORIAL, *HOW_TOS]
+# In nginx's place.
+FRONT_ENDS = {
+    DOCS / f"deploy/{front.name.lower()}.md": front for front in front_ends.FRONT_ENDS if front.name != "nginx"
+}
+PAGES = [TUTORIAL, *HOW_TOS, *FRONT_ENDS]
 
 # Files. Commands are ```console, so that they are typed in here.
-NO_COMMANDS = {"haproxy", "ini", "nginx", "text", "toml", "yaml"}
+NO_COMMANDS = {"apache", "caddy", "haproxy", "ini", "nginx", "text", "toml", "yaml"}
 
 pytestmark = pytest.mark.timeout(300)
 
@@ -48,6 +53,12 @@ def test_a_how_to_does_what_it_says(machine: Machine, page: Path) -> None:
         type_in(machine, page)
     finally:
         machine.end(kept=1)
+
+
+@pytest.mark.parametrize("page", FRONT_ENDS, ids=[page.name for page in FRONT_ENDS])
+def test_a_front_end_is_checked_as_its_page_says(machine: Machine, page: Path, tmp_path: Path) -> None:
+    with behind(machine, FRONT_ENDS[page], tmp_path / "front-end") as there:
+        type_in(there, page)
 
 
 def test_who_follows_the_readme_logs_in(tmp_path: Path) -> None:

@@ -12,11 +12,13 @@ import socket
 import sys
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
+from dataclasses import replace
 from pathlib import Path
 
 import trustme
 
 from tests.support.documented import Machine
+from tests.support.front_ends import FrontEnd, Place
 from tests.support.nginx import command as nginx_command
 from tests.support.nginx import prepared
 from tests.support.openssh import Sshd, sshd
@@ -44,6 +46,13 @@ server {
     }
 }
 """
+
+# Where the pages have the configurations that their commands name.
+_CONFIGURATIONS = {
+    "HAProxy": "/etc/haproxy/haproxy.cfg",
+    "Caddy": "/etc/caddy/Caddyfile",
+    "Envoy": "/etc/envoy/envoy.yaml",
+}
 
 # What commands listen on, or connect to: the ports are written alone in places, as in `-D 1080`.
 _PORTS = ("12345", "12346", "12347", "6379", "1080")
@@ -117,6 +126,37 @@ def documented_machine(root: Path) -> Iterator[Machine]:
         yield machine
 
 
+@contextmanager
+def behind(machine: Machine, front_end: FrontEnd, directory: Path) -> Iterator[Machine]:
+    """The machine once more, with its site behind another front end, which leads to the tutorial's server."""
+    place = Place(directory, free_port(), machine.here("127.0.0.1:12345"), machine.root / "site.pem")
+    with front_end.running(place, {}) as process:
+        # The file that is checked is the one that is served; what reloads it is the system's.
+        file = str(directory / Path(front_end.example).name)
+        documented = _CONFIGURATIONS.get(front_end.name, file)
+        for name in ("haproxy", "caddy", "envoy"):
+            machine.wrap(name, f'exec {program(name)} "$@"')
+        machine.wrap(
+            "apache2ctl", f"case $1 in configtest) exec {program('apache2')} -t -f {file};; esac; reload-apache2"
+        )
+        machine.wrap("reload-haproxy", f"kill -USR2 {process.pid}")
+        machine.wrap("reload-apache2", f"kill -USR1 {process.pid}")
+        machine.wrap("reload-caddy", f"exec caddy reload --force --config {file} 2>/dev/null")
+        yield replace(
+            machine,
+            replacements=[
+                ("https://example.com/", f"https://localhost:{place.port}/"),
+                (documented, file),
+                *machine.replacements,
+            ],
+            printed=[
+                (re.escape(f"localhost:{place.port}"), "example.com"),
+                (re.escape(file), documented),
+                *machine.printed,
+            ],
+        )
+
+
 def _start_nginx(stack: ExitStack, root: Path) -> int:
     """nginx with the site; its port."""
     authority = trustme.CA()
@@ -161,9 +201,9 @@ def _fill_path(machine: Machine, running_sshd: Sshd) -> None:
         '[ "$*" != "-s reload" ] || for worker in $before; do while [ -e /proc/$worker ]; do sleep 0.05; done; done',
     )
     server = machine.root / "left-running-0"
+    machine.wrap("systemctl", '[ "$1" = reload ] && exec "reload-$2"')
     machine.wrap(
-        "systemctl",
-        '[ "$*" = "reload http2tcp" ] || exit',
+        "reload-http2tcp",
         f"before=$(grep -c SIGHUP {server})",
         f"kill -HUP $(cat {server}.pid) || exit",
         f"while [ $(grep -c SIGHUP {server}) = $before ]; do sleep 0.05; done",
