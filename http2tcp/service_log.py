@@ -181,7 +181,10 @@ class FileHandler(logging.Handler):
         super().close()
 
     def _open(self) -> None:
-        fd = os.open(self._path, os.O_WRONLY | os.O_APPEND | os.O_CREAT, _MODE)
+        # A pipe by name that nobody has open to read would be waited for, without a word.
+        fd = os.open(self._path, os.O_WRONLY | os.O_APPEND | os.O_CREAT | getattr(os, "O_NONBLOCK", 0), _MODE)
+        if os.name == "posix":
+            os.set_blocking(fd, True)
         status = os.fstat(fd)
         if self._fd >= 0:
             os.close(self._fd)

@@ -360,6 +360,23 @@ def test_lines_that_stderr_did_not_take_are_counted_too(monkeypatch: pytest.Monk
             gone.close()
 
 
+def test_a_pipe_by_name_without_a_reader_is_a_mistake_and_no_wait_for_one(tmp_path: Path) -> None:
+    path = tmp_path / "pipe"
+    os.mkfifo(path)
+    with pytest.raises(SettingsError, match=r"cannot write the log file .*: no such device or address"):
+        FileHandler(str(path))
+    reader = os.open(path, os.O_RDONLY | os.O_NONBLOCK)
+    try:
+        with contextlib.closing(FileHandler(str(path))) as handler:
+            # One that is slow is waited for, as anywhere.
+            assert os.get_blocking(handler._fd)
+            handler.setFormatter(TextFormatter(timed=False))
+            handler.handle(record("through"))
+            assert os.read(reader, 100) == b"through\n"
+    finally:
+        os.close(reader)
+
+
 # --- the process's log ----------------------------------------------------------------------------
 
 
