@@ -182,12 +182,13 @@ async def _peek(stream: SocketStream) -> bytes:
 async def _deliver_alert(tls: ServerTLSStream) -> None:
     """OpenSSL has sent an alert where there is one. Closing with bytes unread would reset it away."""
     raw = SocketStream(socket.socket(fileno=tls.socket.detach()))
-    with trio.move_on_after(_LINGER):
-        try:
+    try:
+        with trio.move_on_after(_LINGER):
             await raw.linger()
-        except trio.BrokenResourceError:
-            pass
-    raw.abort()
+    except trio.BrokenResourceError:
+        pass
+    finally:
+        raw.abort()
 
 
 class ServerTLSStream(TLSStream):

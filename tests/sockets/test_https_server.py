@@ -460,6 +460,17 @@ async def test_a_client_that_does_not_trust_the_certificate_is_in_the_log_with_i
         assert "reason=no_tls detail='tlsv1 alert unknown ca'" in await the_end(caplog)
 
 
+async def test_a_server_that_stops_while_an_alert_is_read_leaves_no_connection_to_the_collector(site: Site) -> None:
+    # A TLS 1.0 client's hello, cut to its first lines: the alert comes at once, and the client stays.
+    hello = bytes.fromhex("16030100310100002d0301") + bytes(32) + bytes.fromhex("000006000a002f00350100")
+    async with served(tls=site.tls) as server:
+        stream = await trio.open_tcp_stream(server.address.host, server.address.port)
+        await stream.send_all(hello)
+        with trio.fail_after(PATIENCE):
+            assert (await stream.receive_some())[:1] == b"\x15"
+    await stream.aclose()
+
+
 async def test_a_probe_that_connects_and_leaves_is_no_failed_handshake(
     site: Site, caplog: pytest.LogCaptureFixture
 ) -> None:
