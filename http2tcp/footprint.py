@@ -30,7 +30,13 @@ def footprint() -> list[Family]:
 
 
 def _reading(kind: str, name: str, help: str, read: Callable[[], float]) -> Family:
-    return Reading(kind, name, help, lambda: {(): read()})
+    def samples() -> dict[tuple[str, ...], float]:
+        try:
+            return {(): read()}
+        except OSError:
+            return {}  # no /proc, or no descriptor to read it with: the others are told all the same
+
+    return Reading(kind, name, help, samples)
 
 
 def _resident_memory() -> int:
