@@ -207,7 +207,7 @@ async def test_a_wrong_token_a_missing_token_and_a_closed_destination_are_told_a
             await http2tcp.open_tunnel(server.url, "localhost:22", token="wrong")
         with pytest.raises(CredentialsRefused, match="wants a token"):
             await http2tcp.open_tunnel(server.url, "localhost:22")
-        with pytest.raises(DestinationForbidden, match="link-local and metadata"):
+        with pytest.raises(DestinationForbidden, match="link-local or metadata"):
             await http2tcp.open_tunnel(server.url, "169.254.169.254:80", token=TOKEN, transport=Transport.TCP)
 
 
@@ -364,7 +364,7 @@ async def test_a_refused_request_has_one_line(caplog: pytest.LogCaptureFixture) 
         await exchange(server.address, asking("169.254.169.254:80"))
         await exchange(server.address, asking("localhost:22", token="wrong"))
     first, second = records(caplog)
-    assert first.endswith(" target=169.254.169.254:80 status=403 error=destination_ip_prohibited")
+    assert " target=169.254.169.254:80 status=403 error=destination_ip_prohibited rule='link-local and meta" in first
     assert second.startswith("authentication failed session=")
     assert second.endswith(" status=401 error=http_request_denied cause=unknown")
     assert "target" not in second
