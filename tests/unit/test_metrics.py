@@ -64,7 +64,7 @@ def test_every_refusal_is_known_from_the_start() -> None:
     made = {(str(each.status), each.proxy_error) for each in refusals()}
     admission = Grant(None, None, pinned=False).admit(TCPAddress("db", 22))
     for failure in DialFailure:
-        refusal = _dial_refusal(admission, DialError(failure, ""))
+        refusal = _dial_refusal(admission, DialError(failure, ""), "")
         made.add((str(refusal.status), refusal.proxy_error))
     for named in (False, True):
         refusal = _too_slow(admission, 1, named=named)
