@@ -1,8 +1,9 @@
 """A Kubernetes pod as its manifest says, without Kubernetes: its containers, their files, users, probes and end.
 
 What is real: the network that they share; each one's own processes, of which it is the first; its read-only root
-file system; its user, its groups and no capability; the Secrets' files with their owner and mode. What is not: limits
-of memory and CPU, seccomp, and all that lies outside of the pod; cluster.py beside this has some of that. As root only.
+file system; its user, its groups, no capability and no way to one; the Secrets' files with their owner and mode. What
+is not: limits of memory and CPU, seccomp, and all that lies outside of the pod; cluster.py beside this has some of
+that. As root only.
 """
 
 from __future__ import annotations
@@ -25,7 +26,8 @@ from tests.support.processes import end, environment, program, wait_until
 
 # Becomes the container's first process. What it mounts ends with its mount namespace.
 _ENTER = """
-import json, os, subprocess, sys
+import ctypes, json, os, subprocess, sys
+PR_SET_NO_NEW_PRIVS = 38
 entry = json.loads(sys.argv[1])
 root = entry["root"]
 def mount(*arguments):
@@ -46,6 +48,8 @@ os.chdir("/")
 os.setgroups(entry["groups"])
 os.setresgid(*[entry["group"]] * 3)
 os.setresuid(*[entry["user"]] * 3)
+if ctypes.CDLL(None).prctl(PR_SET_NO_NEW_PRIVS, 1, 0, 0, 0) != 0:
+    sys.exit("no_new_privs")
 os.execve(entry["command"][0], entry["command"], {"PATH": "/usr/local/bin:/usr/bin:/bin:/usr/sbin", "HOME": "/nowhere"})
 """
 
