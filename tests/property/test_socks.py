@@ -7,7 +7,7 @@ from ipaddress import IPv4Address, IPv6Address
 from hypothesis import given
 from hypothesis import strategies as st
 
-from http2tcp.address import TCPAddress
+from http2tcp.address import TCPAddress, parse_host
 from http2tcp.protocol.socks import Negotiation, SocksError
 
 # The longest greeting, and the longest request.
@@ -84,4 +84,4 @@ def test_every_ip_address_and_port_arrive_as_they_were_asked_for(
     kind = 1 if isinstance(address, IPv4Address) else 4
     request = bytes([5, 1, 0, kind]) + address.packed + port.to_bytes(2, "big")
     result, said, left = negotiate([b"\x05\x01\x00" + request + rest])
-    assert (result, said, left) == (TCPAddress(str(address), port), b"\x05\x00", rest)
+    assert (result, said, left) == (TCPAddress(parse_host(str(address)), port), b"\x05\x00", rest)
