@@ -11,7 +11,7 @@ from http2tcp.limits import Limits, Waiting
 
 ADDRESSES = [None, ip_address("192.0.2.1"), ip_address("2001:db8::1"), ip_address("2001:db8::2")]
 
-numbers = st.integers(0, 12)
+numbers = st.integers(0, 7)
 steps = st.one_of(
     st.tuples(st.just("enter"), numbers, st.sampled_from(ADDRESSES)),
     st.tuples(st.just("comes_from"), numbers, st.sampled_from(ADDRESSES)),
@@ -20,7 +20,7 @@ steps = st.one_of(
 )
 
 
-@given(st.integers(1, 5), st.integers(1, 3), st.lists(steps, max_size=60))
+@given(st.integers(1, 4), st.integers(1, 3), st.lists(steps, min_size=30, max_size=80))
 def test_the_pool_holds_no_more_than_its_limits_and_forgets_who_has_left(
     most: int, share: int, taken: list[tuple[object, ...]]
 ) -> None:
