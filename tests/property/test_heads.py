@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import traceback
 
 from hypothesis import example, given
@@ -104,6 +105,31 @@ def tells_nothing(error: Http2tcpError) -> None:
 @given(data=mutations(REQUESTS), cuts=cuts)
 def test_a_request_cut_anywhere_means_what_it_means_whole(data: bytes, cuts: list[int]) -> None:
     assert read_request(pieces(data, cuts)) == read_request([data])
+
+
+# As the pattern has it, slowly.
+NO_HEAD = re.compile(rb"[\x00-\x08\x0b\x0c\x0e-\x1f\x7f]|\r[^\n]|(?<!\r)\n")
+
+
+@given(
+    data=st.lists(st.sampled_from([b"\r\n", b"a", b"\r", b"\n", b"\t", b"\x80", b"\0", b"\x7f"]), max_size=12),
+    cuts=cuts,
+)
+def test_a_byte_that_no_head_holds_is_told_as_soon_as_it_is_there(data: list[bytes], cuts: list[int]) -> None:
+    start = b"GET / HTTP/1.1\r\nHost: h\r\nA: b"
+    reader = RequestReader()
+    received = b""
+    for part in [start, *pieces(b"".join(data).replace(b"\r\n\r\n", b"\r\nb"), cuts)]:
+        reader.receive(part)
+        received += part
+        try:
+            assert reader.next_event() is None
+            refused = False
+        except BadRequest:
+            refused = True
+        assert refused == bool(NO_HEAD.search(received))
+        if refused:
+            return
 
 
 @given(data=mutations(REQUESTS + CONNECTS), cuts=cuts)
