@@ -26,10 +26,11 @@ def unstable(tmp_path: Path) -> Iterator[Path]:
         pytest.skip("only root can make a root")
     directory = tmp_path / "root"
     command = [debootstrap, "--variant=minbase", "--include=python3,python3-venv", "sid", str(directory), mirror()[0]]
-    done = subprocess.run(command, capture_output=True, text=True, timeout=600, env=environment())
     try:
-        if done.returncode != 0:
-            pytest.skip(f"no Debian unstable is to be had: {(done.stdout + done.stderr)[-500:]}")
+        try:
+            subprocess.run(command, capture_output=True, text=True, timeout=500, env=environment(), check=True)
+        except subprocess.SubprocessError as error:
+            pytest.skip(f"no Debian unstable is to be had: {error}")
         yield directory
     finally:
         # Not into what debootstrap may have left mounted.
