@@ -132,6 +132,16 @@ def test_in_the_debug_pod_only_what_ends_with_it_can_be_written(box: Box) -> Non
     assert box.run("ls /run/secrets").stdout == b"sshd\n"
 
 
+def test_the_route_is_accepted_by_a_controller_that_knows_all_of_its_fields(box: Box) -> None:
+    path = "/apis/gateway.networking.k8s.io/v1/namespaces/default/httproutes/http2tcp"
+    wait_until(lambda: "status" in box.cluster.asked(path), "Traefik has set the route's status")
+    (parent,) = box.cluster.asked(path)["status"]["parents"]
+    assert {condition["type"]: condition["status"] for condition in parent["conditions"]} == {
+        "Accepted": "True",
+        "ResolvedRefs": "True",
+    }
+
+
 @each_route
 def test_the_route_passes_every_transport(box: Box, token_file: Path) -> None:
     check = box.cluster.user.command(*client(box.cluster, token_file, "--check"))

@@ -101,12 +101,14 @@ class Cluster:
         stays = name not in self._leaving
         return selected and stays and holds(self.pods[name], container, "readinessProbe", self.node)
 
+    def asked(self, path: str, port: int = _API) -> Any:
+        """What the API says, or another port of the node; None where nobody answers."""
+        command = self.node.command(program("curl"), "--silent", f"http://127.0.0.1:{port}{path}")
+        done = subprocess.run(command, capture_output=True, timeout=20, env=environment())
+        return json.loads(done.stdout or "null")
+
     def _known_to_traefik(self) -> set[str | None]:
-        url = f"http://127.0.0.1:{_DASHBOARD}/api/http/services"
-        done = subprocess.run(
-            self.node.command(program("curl"), "--silent", url), capture_output=True, timeout=20, env=environment()
-        )
-        services = json.loads(done.stdout or "[]")
+        services = self.asked("/api/http/services", _DASHBOARD) or []
         servers = [server for each in services for server in each.get("loadBalancer", {}).get("servers", [])]
         return {urlsplit(server["url"]).hostname for server in servers}
 

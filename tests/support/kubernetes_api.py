@@ -2,7 +2,8 @@
 
     python kubernetes_api.py PORT FILE
 
-The file is a JSON list of objects; replace it to change them. On loopback, http, and for whoever asks.
+The file is a JSON list of objects; replace it to change them. A controller that knows all fields of an object may set
+its status. On loopback, http, and for whoever asks.
 """
 
 from __future__ import annotations
@@ -113,7 +114,12 @@ class Handler(BaseHTTPRequestHandler):
 
     def do_PUT(self) -> None:
         body = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
-        self._answer(200, self.store.set_status(Place.asked_for(self.path), body["status"]))
+        place = Place.asked_for(self.path)
+        if body["spec"] != self.store.objects[place][1]["spec"]:
+            # A field that the controller's types do not have is not sent back.
+            self._answer(422, {"kind": "Status", "apiVersion": "v1", "status": "Failure", "reason": "Invalid"})
+        else:
+            self._answer(200, self.store.set_status(place, body["status"]))
 
     def _watch(self, place: Place, version: int) -> None:
         self.send_response(200)
