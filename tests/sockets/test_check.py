@@ -337,7 +337,7 @@ CASES: dict[str, tuple[Callable[[Path], Way], str, int, list[str], list[str], st
         lambda directory: site(directory, "169.254.169.254:80"),
         "http2tcp server",
         69,
-        ["169.254.169.254:80 may not be reached"],
+        ["169.254.169.254:80 is not allowed"],
         [*UP_TO_HTTP, ALL[0], "server", "authorisation"],
         "authorisation",
     ),

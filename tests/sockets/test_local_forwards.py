@@ -260,7 +260,7 @@ async def test_each_failure_has_its_reply_and_its_line_in_the_log(caplog: pytest
         await logged(caplog, "the destination is not understood")
     errors = [record.getMessage() for record in caplog.records if record.levelno >= logging.WARNING]
     assert f"target: cannot reach {nobody} from the server: connection refused" in errors[0]
-    assert "http2tcp server: 169.254.169.254:80 may not be reached" in errors[1]
+    assert "http2tcp server: 169.254.169.254:80 is not allowed" in errors[1]
     assert "target: cannot reach no-such-name.invalid:80 from the server" in errors[2]
     assert len(errors) == 4
 
