@@ -119,6 +119,9 @@ class Service:
         if exposed and settings.proxy_protocol and not settings.trusted_proxies:
             words = "--proxy-protocol believes whoever reaches %s: name the proxies with --trusted-proxy"
             logger.warning(words, _and(exposed))
+        for proxies in settings.trusted_proxies:
+            if proxies != "unix" and proxies.prefixlen == 0:
+                logger.warning("--trusted-proxy %s trusts every client: each can pass for any address", proxies)
         if exposed and settings.tls is None and settings.tokens:
             words = "tokens travel to %s in the clear: keep all but a front end away, or serve https (--tls-cert)"
             logger.warning(words, _and(exposed))

@@ -85,3 +85,12 @@ async def test_where_anybody_may_bring_a_proxy_header_the_server_says_so(
         status, rest = await server.ended()
     assert status == 0
     assert ("believes whoever reaches 0.0.0.0:" in rest) == warns
+
+
+@pytest.mark.parametrize(("network", "warns"), [("0.0.0.0/0", True), ("::/0", True), ("10.0.0.0/8", False)])
+async def test_a_server_that_trusts_everybody_says_what_that_means(network: str, warns: bool) -> None:
+    async with serving("--trusted-proxy", network) as server:
+        server.process.terminate()
+        status, rest = await server.ended()
+    assert status == 0
+    assert (f"--trusted-proxy {network} trusts every client: each can pass for any address" in rest) == warns
