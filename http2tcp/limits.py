@@ -114,8 +114,11 @@ class Waiting(Generic[_C]):
 
     def answered(self, connection: _C) -> None:
         """It was refused, and may stay to read that as long as nobody needs its place. It may have left before."""
-        waiting = self._silent if connection in self._silent else self._speaking
-        self._answered[connection] = waiting.pop(connection, None)
+        key = None
+        for waiting in (self._silent, self._speaking, self._answered):
+            if connection in waiting:
+                key = waiting.pop(connection)
+        self._answered[connection] = key
         self._make_room()
 
     def leave(self, connection: _C) -> None:
