@@ -39,7 +39,7 @@ def _no_log_shows_the_token(caplog: pytest.LogCaptureFixture) -> Iterator[None]:
 @pytest.fixture
 def patient_clock() -> trio.testing.MockClock:
     """Jumps only when nothing has happened for a while, so that real sockets have time to deliver."""
-    return trio.testing.MockClock(autojump_threshold=0.05)
+    return trio.testing.MockClock(autojump_threshold=0.2)
 
 
 @pytest.fixture(params=list(Transport), ids=[transport.value for transport in Transport])
