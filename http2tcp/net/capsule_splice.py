@@ -90,12 +90,12 @@ class _FromCapsules(Pump):
         if data is None:
             return
         try:
-            payload = self._stream.decode(data)
+            payload = await self._stream.decode(data)
         except trio.BrokenResourceError as error:
             raise SourceBroke(str(error)) from error
-        for part in payload:
-            await self._write(part)
-            self._flow.bytes += len(part)
+        if payload:
+            await self._write(payload)
+            self._flow.bytes += len(payload)
 
     async def _move_payload(self) -> None:
         """Splice the rest of this capsule's payload, as far as it comes without a pause."""

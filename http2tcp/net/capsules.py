@@ -56,7 +56,7 @@ class CapsuleStream(Stream):
             if self.reader.ended:
                 await trio.lowlevel.checkpoint()
                 return b""
-            self._ahead = b"".join(self.decode(await self._receive()))
+            self._ahead = await self.decode(await self._receive())
         return self.take_ahead(max_bytes)
 
     async def _receive(self) -> bytes:
@@ -72,14 +72,20 @@ class CapsuleStream(Stream):
         """The error where that scope ran out."""
         return trio.BrokenResourceError(f"the peer was silent for {self._peer_patience:g} s")
 
-    def decode(self, data: bytes) -> list[bytes]:
+    async def decode(self, data: bytes) -> bytes:
         """The payload in what `inner` received. Raises BrokenResourceError for an EOF too early, and for nonsense."""
         if not data:
             raise trio.BrokenResourceError("it ended without its last capsule (FINAL_DATA)")
+        batches = self.reader.batches(data)
         try:
-            return self.reader.receive(data)
+            payload = next(batches)
+            for batch in batches:
+                payload += batch
+                # The other tunnels have their turn. What has arrived is not dropped if this one is over.
+                await trio.lowlevel.cancel_shielded_checkpoint()
         except CapsuleError as error:
             raise trio.BrokenResourceError(str(error)) from error
+        return b"".join(payload)
 
     async def send_all(self, data: Bytes) -> None:
         """Send it as DATA capsules."""
@@ -141,7 +147,7 @@ class CapsuleStream(Stream):
             data = await self._receive()
             if not data:
                 raise trio.BrokenResourceError("it ended before it had confirmed what it got")
-            self.decode(data)
+            await self.decode(data)
 
     async def wait_send_all_might_not_block(self) -> None:
         """As the stream below."""

@@ -7,6 +7,8 @@ length: memory stays bounded by what the caller feeds. Boundaries mean nothing.
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+
 from http2tcp.errors import Http2tcpError
 
 # Type pairs (DATA, FINAL_DATA). We send the first and take any: the registered numbers are to come.
@@ -21,6 +23,9 @@ KEEPALIVE_TYPE = 0x1E2A6B5D
 # Our own: everything up to your FINAL_DATA has been handed on. Who has sent its own FINAL_DATA and this sends
 # nothing more, so that the peer can close without a reset that would overtake what is on its way.
 DONE_TYPE = 0x2C61F04B
+
+# A millisecond's worth.
+_BATCH = 256
 
 MAX_VARINT = (1 << 62) - 1
 
@@ -96,7 +101,12 @@ class CapsuleReader:
 
     def receive(self, data: bytes) -> list[bytes]:
         """The payload in `data`, in order; empty where there is none in it. Raises CapsuleError."""
+        return [part for batch in self.batches(data) for part in batch]
+
+    def batches(self, data: bytes) -> Iterator[list[bytes]]:
+        """As `receive`, in parts that take a moment each: of small capsules, thousands may have come at once."""
         payload = []
+        heads = 0
         view = memoryview(data)
         while view:
             if self._payload_left:
@@ -109,7 +119,11 @@ class CapsuleReader:
                 view = view[skipped:]
             else:
                 view = self._read_head(view)
-        return payload
+                heads += 1
+                if heads % _BATCH == 0:
+                    yield payload
+                    payload = []
+        yield payload
 
     def _read_head(self, view: memoryview) -> memoryview:
         # Two integers of 8 bytes at most; what is taken too far goes back.

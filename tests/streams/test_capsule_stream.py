@@ -195,3 +195,25 @@ async def test_a_tunnel_that_was_cut_resets_the_other_side(autojump_clock: trio.
     assert await application.receive_some() == b"part"
     with pytest.raises(trio.BrokenResourceError):
         await application.receive_some()
+
+
+async def test_thousands_of_small_capsules_leave_the_other_tunnels_their_turn() -> None:
+    stream, peer = framed()
+    turns = 0
+
+    async def another() -> None:
+        nonlocal turns
+        while True:
+            await trio.lowlevel.checkpoint()
+            turns += 1
+
+    async with trio.open_nursery() as nursery:
+        # Of a type that means nothing, as small as can be.
+        nursery.start_soon(peer.send_all, b"\x29\x00" * (CHUNK // 4) + (data_header(1) + b"x") * 1000)
+        nursery.start_soon(another)
+        received = b""
+        while len(received) < 1000:
+            received += await stream.receive_some()
+        nursery.cancel_scope.cancel()
+    assert received == b"x" * 1000
+    assert turns > CHUNK // 4 // 1000
