@@ -62,7 +62,8 @@ async def serve_admin(listeners: Sequence[Listener], families: Sequence[Family],
             nursery.start_soon(converse, sock, scope)
 
         for listener in listeners:
-            nursery.start_soon(listener.accept_forever, accepted)
+            # One a turn, so that whoever has asked is answered before others push it out.
+            nursery.start_soon(listener.accept_forever, accepted, None, lambda: 1)
 
 
 class _Answer(NamedTuple):

@@ -86,6 +86,10 @@ class Waiting(Generic[_C]):
     def __len__(self) -> int:
         return len(self._silent) + len(self._speaking) + len(self._answered)
 
+    def at_once(self) -> int:
+        """How many may enter in one turn of the loop: each has a few turns before others can push it out."""
+        return max(1, min(self.limits.unauthenticated // 32, self.limits.unauthenticated_per_address // 4))
+
     def enter(self, connection: _C, address: IPAddress | None) -> None:
         """A connection was accepted."""
         self._silent[connection] = None

@@ -113,7 +113,9 @@ class Server:
 
                 async with trio.open_nursery() as accepting:
                     for listener in listeners:
-                        accepting.start_soon(listener.accept_forever, accepted, self.waiting.give_way)
+                        accepting.start_soon(
+                            listener.accept_forever, accepted, self.waiting.give_way, self.waiting.at_once
+                        )
                     task_status.started([listener.address for listener in listeners])
                     await drain.wait()
                     accepting.cancel_scope.cancel()

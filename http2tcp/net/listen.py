@@ -23,6 +23,9 @@ logger = logging.getLogger(__name__)
 
 # The kernel cuts it to net.core.somaxconn, 4096 by default.
 BACKLOG = 65535
+# Connections taken in one turn of the loop, in which every tunnel that is busy has its turn too. With one a turn, a
+# login behind a thousand others would wait for a thousand turns of all tunnels.
+_AT_ONCE = 16
 # How long to wait for a descriptor to become free.
 _EXHAUSTED_PAUSE = 0.1
 # In a crowd each one that becomes free is gone at once, and that is no news.
@@ -57,17 +60,28 @@ class Listener:
         # Bytes where Linux has an abstract name, which begins with a zero octet.
         return UnixAddress(name if isinstance(name, str) else name.decode(errors="replace").replace("\0", "@"))
 
-    async def accept_forever(self, accepted: Accepted, give_way: Callable[[], None] | None = None) -> None:
+    async def accept_forever(
+        self,
+        accepted: Accepted,
+        give_way: Callable[[], None] | None = None,
+        at_once: Callable[[], int] = lambda: _AT_ONCE,
+    ) -> None:
         """Hand every connection and its peer's name to `accepted`, until cancelled.
 
-        `give_way` is called where there is no descriptor for the next one, and may free some.
+        `give_way` is called where there is no descriptor for the next one, and may free some; `at_once` says how many
+        are taken at most in one turn of the loop.
         """
         exhausted = told = False
         silent_until = -math.inf
         while True:
             await trio.lowlevel.wait_readable(self._socket)
             try:
-                accepted(*self._accept())
+                for _ in range(at_once()):
+                    accepted(*self._accept())
+                    if exhausted and told:
+                        logger.warning("connections can be accepted again")
+                        told = False
+                    exhausted = False
             except BlockingIOError:
                 continue
             except OSError as error:
@@ -84,11 +98,6 @@ class Listener:
                 if give_way is not None:
                     give_way()
                 await trio.sleep(_EXHAUSTED_PAUSE)
-            else:
-                if exhausted and told:
-                    logger.warning("connections can be accepted again")
-                    told = False
-                exhausted = False
 
     def accept_queued(self, accepted: Accepted) -> bool:
         """Hand on what the kernel has accepted already; False where descriptors ran out before the last.

@@ -429,6 +429,27 @@ async def test_a_login_finds_a_descriptor_where_a_crowd_that_says_nothing_has_ta
             await stream.aclose()
 
 
+async def test_a_crowd_is_taken_in_a_few_turns_however_busy_the_server_is() -> None:
+    """Each turn moves the bytes of all tunnels: with one connection a turn, a login behind a crowd waits for long."""
+    (listener,) = await open_listeners(parse_listen("127.0.0.1:0"))
+    assert isinstance(listener.address, TCPAddress)
+    where = (listener.address.host, listener.address.port)
+    crowd = [socket.create_connection(where) for _ in range(200)]
+    connections: list[socket.socket] = []
+    turns = 0
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(listener.accept_forever, lambda connection, peer: connections.append(connection))
+        while len(connections) < len(crowd):
+            await trio.lowlevel.checkpoint()
+            turns += 1
+        nursery.cancel_scope.cancel()
+    listener.close()
+    for each in (*connections, *crowd):
+        each.close()
+    # And not all in one: the tunnels have their turn in between.
+    assert 2 < turns < 40
+
+
 class FlakyListener(socket.socket):
     """Its first connections are gone before they are accepted, which accept(2) tells by many errors."""
 

@@ -106,6 +106,23 @@ def test_the_only_place_is_the_newcomer_s() -> None:
     assert gone == ["a"]
 
 
+@pytest.mark.parametrize(
+    ("limits", "turns"),
+    [(Limits(), 4), (Limits(unauthenticated=40), 8), (Limits(unauthenticated=8, unauthenticated_per_address=8), 4)],
+)
+def test_a_newcomer_has_a_few_turns_before_others_push_it_out(limits: Limits, turns: int) -> None:
+    """However many come at once, and although all are of one address: it takes two to read a token."""
+    gone: list[str] = []
+    pool: Waiting[str] = Waiting(limits, gone.append)
+    for number in range(limits.unauthenticated):
+        pool.enter(f"slow {number}", None)
+        pool.speaks(f"slow {number}")
+    pool.enter("login", ONE)
+    for number in range(turns * pool.at_once() - 1):
+        pool.enter(f"other {number}", ONE)
+    assert "login" not in gone
+
+
 def test_who_has_left_makes_room() -> None:
     pool, gone = waiting(unauthenticated=1, unauthenticated_per_address=1)
     pool.enter("a", ONE)
