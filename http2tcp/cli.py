@@ -258,9 +258,11 @@ class _Command(click.Command):
             record = param.get_help_record(ctx)
             if record is not None:
                 groups[getattr(param, "group", "Both")].append(record)
+        # In a narrow pane the texts keep their width, and long names have a line to themselves.
+        names = max(10, min(34, formatter.width - 44))
         for name, records in groups.items():
             with formatter.section(name):
-                formatter.write_dl(records, col_max=34)
+                formatter.write_dl(records, col_max=names)
 
 
 def _server(*names: str, **attributes: Any) -> Callable[[Callable[..., Any]], Callable[..., Any]]:

@@ -38,6 +38,14 @@ def test_the_page_fits_the_terminal(http2tcp: Run, monkeypatch: pytest.MonkeyPat
     assert max(map(len, lines)) <= min(columns, 100)
 
 
+def test_in_a_narrow_pane_the_texts_keep_their_width(http2tcp: Run, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("COLUMNS", "62")
+    lines = http2tcp("-h").out.splitlines()
+    # Command lines are there to be copied, and are not broken.
+    assert [line for line in lines if len(line) > 62 and "://" not in line] == []
+    assert max(len(line) for line in lines if line.startswith(" " * 20)) > 50
+
+
 def test_options_stand_under_server_client_and_both(page: str) -> None:
     groups = sections(page)
     assert list(groups) == ["Server", "Client", "Both"]
