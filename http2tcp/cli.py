@@ -47,6 +47,7 @@ _NOT_OF_SSH = {
 }
 # difflib's ratio: one letter of a short name, two of a longer one.
 _RESEMBLES = 0.8
+_MAX_SENTENCE = 1000
 EXIT_BUG = 1
 EXIT_USAGE = 2
 
@@ -957,6 +958,10 @@ def _complain(sentence: str, exit_code: int) -> int:
     from http2tcp.log import flush, mark, stderr_is_journal
 
     flush()
+    if len(sentence) > _MAX_SENTENCE:
+        # A file that was given in the place of its name, for instance. What was expected stands at the end.
+        half = _MAX_SENTENCE // 2
+        sentence = f"{sentence[:half]} ... {sentence[-half:]}"
     words = f"http2tcp: {sentence}"
     try:
         # None where it was closed when we began; print would take stdout instead.

@@ -117,6 +117,13 @@ def test_a_mistake_names_the_option_or_the_variable_that_it_was_made_in(
         assert not sentence.endswith(".")
 
 
+def test_a_value_of_any_length_leaves_a_sentence_that_can_be_read(http2tcp: Run) -> None:
+    sentence = complaint(http2tcp(*CLIENT, "-d", "a" * 70_000))
+    assert sentence.startswith("-d: 'aaa")
+    assert sentence.endswith("expected HOST:PORT, [IPv6]:PORT or unix:/PATH")
+    assert len(sentence) < 1100
+
+
 @pytest.mark.parametrize("character", ["\x1b[31m", "\r", "\n", "\x00", "\u202e", "\udcff"])
 @pytest.mark.parametrize(
     "option", ["-d", "-l", "-L", "-D", "-e", "--path", "--transport", "--grace", "--ca-file", "--x"]
