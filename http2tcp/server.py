@@ -13,6 +13,7 @@ import ssl
 import time
 from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager
+from typing import NamedTuple
 
 import trio
 
@@ -47,6 +48,21 @@ async def serve(
     await Server(settings).run(drain=drain, task_status=task_status)
 
 
+class Prepared(NamedTuple):
+    """Settings, and what is made of them for new connections."""
+
+    settings: ServerSettings
+    policy: Policy
+    #: With what they shake hands; None: they speak plain http.
+    tls: ssl.SSLContext | None
+
+
+def prepare(settings: ServerSettings) -> Prepared:
+    """Read the certificate. A disk may be slow: where a server runs already, in a thread. Raises SettingsError."""
+    policy = Policy(settings.tokens, settings.destination, allow=settings.allow, deny=settings.deny)
+    return Prepared(settings, policy, _tls(settings))
+
+
 class Server:
     """A server, and what its connections share."""
 
@@ -66,21 +82,18 @@ class Server:
         self.draining = False
         self.metrics = Metrics(time.time())
         self.admin_addresses: Sequence[Address] = ()
-        self.settings = settings
-        self.policy = _policy(settings)
-        #: With what new connections shake hands; None: they speak plain http.
-        self.tls = _tls(settings)
+        self.settings, self.policy, self.tls = prepare(settings)
 
-    def reload(self, settings: ServerSettings) -> None:
+    def reload(self, prepared: Prepared) -> None:
         """Take new settings. Where it listens stays as it is.
 
         The longest time of a session and the tokens' times count for open sessions too, and a session whose token
-        is gone ends, unless `settings.keep_sessions`. All else is asked when a session opens only. The certificate is
-        read again, for new connections. Raises SettingsError where it is not good, and nothing has changed then.
+        is gone ends, unless `settings.keep_sessions`. All else is asked when a session opens only, the certificate
+        included.
         """
-        tls = _tls(settings)
-        self.settings, self.policy, self.tls = settings, _policy(settings), tls
-        self.limits = self.waiting.limits = self.tunnels.limits = self.failures.limits = _limits(settings)
+        self.settings, self.policy, self.tls = prepared
+        limits = _limits(prepared.settings)
+        self.limits = self.waiting.limits = self.tunnels.limits = self.failures.limits = limits
         for session in list(self.sessions):
             session.settings_changed()
         self.metrics.reloaded(time.time())
@@ -163,10 +176,6 @@ class Server:
         finally:
             for listener in listeners:
                 listener.close()
-
-
-def _policy(settings: ServerSettings) -> Policy:
-    return Policy(settings.tokens, settings.destination, allow=settings.allow, deny=settings.deny)
 
 
 def _tls(settings: ServerSettings) -> ssl.SSLContext | None:

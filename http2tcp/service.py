@@ -24,7 +24,7 @@ from http2tcp.net.listen import Listener
 from http2tcp.net.systemd import Notifier, inherited_sockets
 from http2tcp.policy import Policy, Token
 from http2tcp.policy_report import reach
-from http2tcp.server import Server
+from http2tcp.server import Server, prepare
 from http2tcp.settings import ServerSettings
 
 logger = logging.getLogger(__name__)
@@ -167,13 +167,14 @@ class Service:
         """Take what is written now; or why that was not possible."""
         old = self._server.settings
         try:
-            new = old
-            if self._reread is not None:
-                # In a thread, since a disk may be slow; with a limiter of its own, since look-ups may have theirs full.
-                new = await trio.to_thread.run_sync(
-                    self._reread, abandon_on_cancel=True, limiter=trio.CapacityLimiter(1)
-                )
-            self._server.reload(new)
+            # In a thread, since a disk may be slow; with a limiter of its own, since look-ups may have theirs full.
+            prepared = await trio.to_thread.run_sync(
+                lambda: prepare(self._reread() if self._reread else old),
+                abandon_on_cancel=True,
+                limiter=trio.CapacityLimiter(1),
+            )
+            self._server.reload(prepared)
+            new = prepared.settings
         except Http2tcpError as error:
             self._server.metrics.reload_failed()
             logger.error("SIGHUP: %s; everything stays as it was", error)

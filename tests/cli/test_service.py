@@ -19,6 +19,7 @@ from pathlib import Path
 
 import pytest
 import trio
+import trustme
 
 from http2tcp import cli, service
 from http2tcp.address import TCPAddress
@@ -399,6 +400,25 @@ async def test_a_file_whose_name_is_no_utf_8_may_be_broken_like_any_other(tmp_pa
         await in_thread(manager.reload)
         assert "the last reload failed" in manager.status
         assert await status_with(address_of(manager), TOKEN) == 400
+
+
+async def test_a_certificate_on_a_disk_that_hangs_holds_no_tunnel_up(unit: Unit, tmp_path: Path) -> None:
+    """A pipe by name in place of the disk: whoever opens it waits."""
+    path = tmp_path / "certificate.pem"
+    trustme.CA().issue_cert("localhost").private_key_and_cert_chain_pem.write_to_path(str(path))
+    path.chmod(0o600)
+    manager = unit("--tls-cert", str(path))
+    path.unlink()
+    os.mkfifo(path)
+    manager.signal(signal.SIGHUP)
+    await until(lambda: manager.count("RELOADING=1"), "the reload has begun")
+    # In plain http, which is answered in it.
+    for _ in range(3):
+        with trio.fail_after(20):
+            assert (await exchange(address_of(manager), upgrade())).status == 400
+        await trio.sleep(0.1)
+    assert manager.count("READY=1") == 1
+    assert await trio.to_thread.run_sync(manager.stop) == 0
 
 
 # --- a configuration file: revocation, expiry, changes --------------------------------------------

@@ -20,7 +20,7 @@ from http2tcp.log import BackgroundHandler
 from http2tcp.metrics import CARRIERS
 from http2tcp.policy import Token, digest
 from http2tcp.protocol.transport import Transport
-from http2tcp.server import serve
+from http2tcp.server import prepare, serve
 from http2tcp.settings import ServerSettings
 from tests.support.loopback import (
     TOKEN,
@@ -362,7 +362,7 @@ async def test_a_reload_is_counted_and_what_it_brings_is_told() -> None:
             of("config_reloads_total", result="failure"): 1,
             of("config_last_reload_successful"): -1,
         }
-        server.server.reload(settings)
+        server.server.reload(prepare(settings))
         after = await scrape(server)
     assert after[of("config_reloads_total", result="success")] == after[of("config_last_reload_successful")] == 1
     assert after[of("limit", limit="max_session")] == 60

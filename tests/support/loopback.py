@@ -15,7 +15,7 @@ from http2tcp.forwarder import forward
 from http2tcp.forwards import Forward
 from http2tcp.net.streams import reset_on_close
 from http2tcp.protocol.transport import Transport
-from http2tcp.server import Server
+from http2tcp.server import Server, prepare
 from http2tcp.settings import ClientSettings, ServerSettings
 
 #: No log may ever show it.
@@ -134,7 +134,7 @@ class Served:
 
     def reload(self, **changes: Any) -> None:
         """As SIGHUP does, with these settings changed."""
-        self.server.reload(replace(self.server.settings, **changes))
+        self.server.reload(prepare(replace(self.server.settings, **changes)))
 
 
 @asynccontextmanager
