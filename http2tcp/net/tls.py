@@ -9,7 +9,6 @@ as an EOF. There is no half-close: Python's `unwrap` loses data that is in fligh
 
 from __future__ import annotations
 
-import hashlib
 import os
 import re
 import ssl
@@ -283,6 +282,9 @@ async def open_tls(
 def check_pin(certificate: bytes | None, pins: Collection[bytes]) -> None:
     """Hold a DER certificate's public key to `pins`, if there are any. Raises PinMismatch."""
     if pins:
+        # Few pin a key, and from Python 3.14 on nobody else has loaded it.
+        import hashlib
+
         from http2tcp.protocol.certificate import public_key
 
         digest = hashlib.sha256(public_key(certificate or b"")).digest()

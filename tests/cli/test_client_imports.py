@@ -41,7 +41,11 @@ FOR_CAPSULES = {
     "http2tcp.protocol.capsule",
     "http2tcp.net.turn",
 }
-FOR_WEBSOCKET = {"http2tcp.net.websocket", "http2tcp.protocol.websocket", "http2tcp.protocol.websocket_handshake"}
+FOR_WEBSOCKET = {
+    *("http2tcp.net.websocket", "http2tcp.protocol.websocket", "http2tcp.protocol.websocket_handshake"),
+    # Of Sec-WebSocket-Accept. Up to Python 3.13 the libraries bring it.
+    *("hashlib", "_hashlib", "_blake2"),
+}
 # click's own: it looks for similar names whenever it meets a short option, before it finds the option itself.
 BROUGHT_LATE = {"difflib"}
 # Each costs a login milliseconds, and each is only one import away.
