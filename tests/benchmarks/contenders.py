@@ -247,14 +247,17 @@ class Websocat:
         return Group(program.pid), port
 
 
-class BareSplice:
-    """A blocking splice loop and nothing else, from the target to its client."""
+class Bare:
+    """A loop of a dozen lines that relays and does nothing else: what can be reached at best."""
 
     name = "reference"
     found = True
 
+    def __init__(self, script: str) -> None:
+        self._script = str(Path(__file__).with_name(script))
+
     def relay(self, programs: Programs, target: int) -> Door:
-        program = programs.start(sys.executable, "-I", str(Path(__file__).with_name("bare_splice.py")), str(target))
+        program = programs.start(sys.executable, self._script, str(target))
         return Door(int(program.said(r"port (\d+)")), server=Group(program.pid))
 
     def forwarder(self, programs: Programs, target: int) -> Door | None:
@@ -264,7 +267,7 @@ class BareSplice:
         return None
 
 
-Contender = BareSplice | Direct | Socat | HAProxy | Http2tcp | Original | Chisel | Websocat
+Contender = Bare | Direct | Socat | HAProxy | Http2tcp | Original | Chisel | Websocat
 
 #: In the order of the table's columns.
 CONTENDERS: tuple[Contender, ...] = (
@@ -280,7 +283,8 @@ CONTENDERS: tuple[Contender, ...] = (
 )
 
 #: Only in the rows that ask for them.
-BARE_SPLICE = BareSplice()
+BARE_SPLICE = Bare("bare_splice.py")
+BARE_TRIO = Bare("bare_trio.py")
 ON_SSLSTREAM = Http2tcp("reference", client="tests.benchmarks.sslstream")
 
 

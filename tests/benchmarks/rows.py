@@ -16,6 +16,7 @@ from typing import TypeVar
 
 from tests.benchmarks.contenders import (
     BARE_SPLICE,
+    BARE_TRIO,
     CONTENDERS,
     FORKED_TUNNELS,
     ON_SSLSTREAM,
@@ -141,7 +142,7 @@ def _round_trip(run: Run) -> Samples:
         with sock:
             return round_trips(sock, run.effort.trips, door.groups)
 
-    return _in_rounds(run, "echo", _relay, trip)
+    return _in_rounds(run, "echo", _relay, trip, also=[BARE_TRIO])
 
 
 def _tunnels(run: Run) -> Samples:
@@ -381,7 +382,11 @@ ROWS = (
     Row(
         "round-trip",
         (
-            Figure("p50", "a byte to and fro through the server, µs, median", _cheaper({"socat": 1.5})),
+            Figure(
+                "p50",
+                "a byte to and fro through the server, µs, median (reference: a bare trio loop)",
+                _cheaper({"socat": 1.5}),
+            ),
             Figure("p99", "… 99th percentile"),
             Figure("server us", "… CPU of the server, µs"),
         ),
