@@ -26,7 +26,17 @@ finally:
         file.write("\\n".join(sys.modules))
 """
 OURS = {
-    *("http2tcp", "http2tcp.__main__", "http2tcp.cli", "http2tcp.process", "http2tcp.client", "http2tcp.diagnosis"),
+    *(
+        "http2tcp",
+        "http2tcp.__main__",
+        "http2tcp.cli",
+        "http2tcp.arguments",
+        "http2tcp.client_command",
+        "http2tcp.credentials",
+        "http2tcp.process",
+        "http2tcp.client",
+        "http2tcp.diagnosis",
+    ),
     *("http2tcp.address", "http2tcp.errors", "http2tcp.settings"),
     *("http2tcp.protocol", "http2tcp.protocol.client", "http2tcp.protocol.transport"),
     *("http2tcp.net", "http2tcp.net.dial", "http2tcp.net.pump", "http2tcp.net.relay", "http2tcp.net.splice"),
@@ -52,6 +62,7 @@ BROUGHT_LATE = {"difflib"}
 NEVER = {
     *(
         "http2tcp.server",
+        "http2tcp.server_command",
         "http2tcp.connection",
         "http2tcp.policy",
         "http2tcp.audit",

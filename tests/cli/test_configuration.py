@@ -14,9 +14,10 @@ import trustme
 
 from http2tcp import descriptors
 from http2tcp.address import TCPAddress, UnixAddress
-from http2tcp.cli import command, config_keys
+from http2tcp.cli import command
 from http2tcp.config import TOKEN_KEYS
 from http2tcp.policy import Token, digest
+from http2tcp.server_command import config_keys
 
 from .conftest import Ran, Run, complaint
 from .test_options import VARIABLES
