@@ -32,9 +32,11 @@ Rows = list[tuple[str, Sequence[str]]]
 # --- in a line --------------------------------------------------------------------------------
 
 
-def reach(settings: ServerSettings, policy: Policy) -> str:
-    """What the server is open to, for the line that it says when it starts."""
-    tokens = policy.tokens
+def reach(settings: ServerSettings, policy: Policy, now: float) -> str:
+    """What the server is open to, for the line that it says when it starts. `now` is POSIX time in seconds."""
+    tokens = [token for token in policy.tokens if token.expires > now]
+    if policy.tokens and not tokens:
+        return "nothing: every token has expired"
     if not tokens:
         if _admits(policy.authenticate(None, 0), settings):
             return f"{settings.destination} alone, for everybody"

@@ -11,6 +11,7 @@ import logging
 import math
 import os
 import signal
+import time
 from collections.abc import Callable, Sequence, Set
 from dataclasses import fields
 
@@ -112,7 +113,7 @@ class Service:
     def started(self, addresses: Sequence[Address] | None = None) -> None:
         """The server listens: to it, this is its TaskStatus."""
         settings = self._server.settings
-        reached = reach(settings, self._server.policy)
+        reached = reach(settings, self._server.policy, time.time())
         how = "" if settings.tls is None else " for https"
         logger.info("listening on %s%s; open to %s", _and(addresses or ()), how, reached)
         exposed = [each for each in addresses or () if isinstance(each, TCPAddress) and not is_loopback(each.host)]

@@ -40,7 +40,7 @@ def policy(settings: ServerSettings) -> Policy:
 
 
 def said(settings: ServerSettings) -> str:
-    return reach(settings, policy(settings))
+    return reach(settings, policy(settings), NOW)
 
 
 def shown(settings: ServerSettings) -> str:
@@ -81,6 +81,12 @@ def test_a_server_without_a_token_says_what_everybody_reaches() -> None:
     closed = ServerSettings(destination=SSHD, allow=[parse_rule("db:22")])
     assert said(closed) == "nothing: without a token only localhost:22 could be reached, and the rules close it"
     assert "no token nobody may go anywhere: the rules close localhost:22" in " ".join(shown(closed).split())
+
+
+def test_tokens_that_have_expired_open_nothing_and_are_not_counted() -> None:
+    over = Token("old", digest("old"), expires=NOW)
+    assert said(ServerSettings(tokens=[over])) == "nothing: every token has expired"
+    assert said(ServerSettings(tokens=[over, "x"])).endswith(", with the token")
 
 
 # --- -s --check -----------------------------------------------------------------------------------
