@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 
 from http2tcp import advice
+from http2tcp.metrics import REFUSALS
 from http2tcp.protocol.transport import TOKENS
 
 ROOT = Path(__file__).parents[2]
@@ -72,6 +73,14 @@ def test_every_list_of_envoy_s_has_every_token_that_the_server_knows(name: str) 
 def test_every_list_of_traefik_s_has_every_token_that_the_server_knows(name: str) -> None:
     (listed,) = TEMPLATE.findall((ROOT / name).read_text())
     assert sorted(listed.split()) == sorted(f'"{token}"' for token in TOKENS)
+
+
+def test_the_page_of_the_wire_has_every_refusal_with_its_status_and_its_error() -> None:
+    page = (ROOT / "docs/wire.md").read_text()
+    rows = re.findall(r"^\|[ \w]*\| (\d{3}) \| .+ \| `(\w+)` \|$", page, re.MULTILINE)
+    # The first is CONNECT's, which has a section of its own; of the second there is a record and no answer.
+    elsewhere = {("407", "http_request_denied"), ("400", "proxy_configuration_error")}
+    assert set(rows) == set(REFUSALS) - elsewhere
 
 
 # --- links ----------------------------------------------------------------------------------------
