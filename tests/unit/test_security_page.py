@@ -13,7 +13,13 @@ PAGE = (TESTS.parent / "docs" / "security.md").read_text()
 NAMED = re.compile(r"`([\w/]+\.py)::(\w+)`")
 SECTIONS = re.split(r"^## ", PAGE, flags=re.MULTILINE)[1:]
 DEFENDED = [section for section in SECTIONS if not section.startswith("What is not defended")]
-PROMISES = [promise for section in DEFENDED for promise in re.split(r"^- ", section, flags=re.MULTILINE)[1:]]
+# An item of a list, or a paragraph between lists.
+PROMISES = [
+    promise
+    for section in DEFENDED
+    for promise in re.split(r"^- |\n\n(?!- )", section.partition("\n\n")[2], flags=re.MULTILINE)
+    if promise.strip()
+]
 
 
 def test_the_page_is_read() -> None:
