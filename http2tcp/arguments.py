@@ -151,6 +151,13 @@ def _parse_trusted_proxy(text: str) -> Any:
     return parse_trusted_proxy(text)
 
 
+def _parse_field_name(text: str) -> str:
+    from http2tcp.settings import check_field_name
+
+    check_field_name(text)
+    return text
+
+
 def _parse_path(text: str) -> str:
     from http2tcp.settings import check_path
 
@@ -209,6 +216,7 @@ COUNT = _Parsed("N", _parse_count, number=True)
 DESTINATION = _Parsed("HOST:PORT", parse_destination)
 DYNAMIC_FORWARD = _Parsed("[BIND:]PORT", _parse_dynamic_forward)
 ENDPOINT = _Parsed("URL", parse_endpoint)
+FIELD_NAME = _Parsed("NAME", _parse_field_name)
 FILE = _Parsed("FILE", _parse_file)
 HEADER = _Parsed("NAME: VALUE", _parse_header)
 LISTEN = _Parsed("[HOST:]PORT", parse_listen)

@@ -23,6 +23,7 @@ from http2tcp.arguments import (
     DYNAMIC_FORWARD,
     ENDPOINT,
     ENV_PREFIX,
+    FIELD_NAME,
     FILE,
     HEADER,
     LISTEN,
@@ -156,7 +157,7 @@ def _both(*names: str, **attributes: Any) -> Callable[[Callable[..., Any]], Call
 )
 @_server(
     "--forwarded-header",
-    metavar="NAME",
+    type=FIELD_NAME,
     default="X-Forwarded-For",
     help="The one header in which they do.  [default: X-Forwarded-For]",
 )

@@ -121,8 +121,7 @@ class ServerSettings:
                 raise SettingsError(f"{name}: expected seconds above 0, not {getattr(self, name)}")
         if not self.grace >= 0:
             raise SettingsError(f"grace: expected seconds from 0 on, not {self.grace}")
-        if not self.forwarded_header or not _TOKEN_CHARACTERS.issuperset(self.forwarded_header):
-            raise SettingsError(f"--forwarded-header names a field, such as X-Real-IP, not {self.forwarded_header!a}")
+        check_field_name(self.forwarded_header)
         if self.forwarded_header != DEFAULT_FORWARDED_HEADER and not self.trusted_proxies:
             raise SettingsError("--forwarded-header needs --trusted-proxy: anybody can send the field")
         if self.admin is not None and any(_overlap(self.admin, address) for address in self.addresses):
@@ -256,6 +255,12 @@ def check_origin(text: str) -> None:
     if not re.fullmatch(_ORIGIN, text):
         # "null" is what a page sends that hides its own: that is every page that wants to.
         raise SettingsError(f"{text!a}: expected an origin as browsers send it, such as https://example.com")
+
+
+def check_field_name(text: str) -> None:
+    """Raise SettingsError unless a header field can be called so."""
+    if not text or not _TOKEN_CHARACTERS.issuperset(text):
+        raise SettingsError(f"{text!a}: expected a field's name, such as X-Real-IP")
 
 
 def parse_trusted_proxy(text: str) -> IPNetwork | Literal["unix"]:

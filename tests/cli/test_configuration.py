@@ -248,6 +248,7 @@ def test_a_configuration_that_everybody_can_read_earns_no_warning(http2tcp: Run,
         ("allow_origin = 'https://a/b'", "allow_origin: 'https://a/b': expected an origin"),
         ("trusted_proxy = ['10.0.0.0/8', 'x']", "trusted_proxy[1]: 'x': expected an address or a network"),
         ("max_rate = '10T'", "max_rate: '10T': expected bytes a second"),
+        (f"forwarded_header = 'X Real'\n{ALICE}", "forwarded_header: 'X Real': expected a field's name"),
         ("endpoint = 'https://x/'", "endpoint: there is no such key"),
         ("token_file = 'x'\nlisten = [", "line 2, its end: "),
         (
