@@ -16,6 +16,7 @@ from typing import Generic, TypeVar
 
 from http2tcp.errors import LimitReached, TooManyRequests
 from http2tcp.policy import Token
+from http2tcp.quantities import counted
 from http2tcp.rules import IPAddress
 
 # What is not a connection: spliced flows' pipes, which are 64 and an eighth of all at most (net/splice.py), dials'
@@ -193,7 +194,7 @@ class Tunnels:
             most = self.limits.tunnels_per_token if token.max_tunnels is None else token.max_tunnels
             if most is not None and held >= most:
                 self.reached_per_token += 1
-                raise TooManyRequests(f"this token has its {most} tunnels open already")
+                raise TooManyRequests(f"this token has its {counted(most, 'tunnel')} open already")
             self._of_token[token.digest] = held + 1
         self._all += 1
 

@@ -10,6 +10,7 @@ from http2tcp.errors import Forbidden, SettingsError
 from http2tcp.limits import Limits
 from http2tcp.policy import BUILT_IN, UNNAMED, Admission, Grant, Policy, Token
 from http2tcp.protocol.transport import Transport
+from http2tcp.quantities import counted
 from http2tcp.rules import IPAddress
 from http2tcp.settings import ServerSettings
 
@@ -104,7 +105,8 @@ def _doors(settings: ServerSettings) -> Rows:
 
 
 def _limits(settings: ServerSettings, limits: Limits) -> Rows:
-    lines = [f"{limits.tunnels} tunnels at once"]
+    assert limits.tunnels is not None, "those in force are what the descriptors allow"
+    lines = [f"{counted(limits.tunnels, 'tunnel')} at once"]
     if limits.tunnels_per_token is not None:
         lines.append(f"{limits.tunnels_per_token} of one token that has no number of its own")
     if limits.max_session is not None:
@@ -114,9 +116,9 @@ def _limits(settings: ServerSettings, limits: Limits) -> Rows:
     if limits.max_rate is not None:
         lines.append(f"{_bytes(limits.max_rate)} a second each way in a tunnel")
     lines += [
-        f"{limits.unauthenticated} connections without an accepted token, "
+        f"{counted(limits.unauthenticated, 'connection')} without an accepted token, "
         f"{limits.unauthenticated_per_address} from one address",
-        f"{limits.failures_per_minute} wrong tokens a minute from one address",
+        f"{counted(limits.failures_per_minute, 'wrong token')} a minute from one address",
         f"{_time(settings.head_timeout)} for a request to be complete",
         f"{_time(settings.connect_timeout)} to reach its target",
         f"{_time(settings.grace)} for open tunnels when the server is stopped",
@@ -128,7 +130,7 @@ def _limits(settings: ServerSettings, limits: Limits) -> Rows:
 def _token(settings: ServerSettings, token: Token, now: float) -> Rows:
     own = [expiry(token, now) + (", opens nothing" if token.expires <= now else "")]
     if token.max_tunnels is not None:
-        own.append(f"{token.max_tunnels} tunnels at once")
+        own.append(f"{counted(token.max_tunnels, 'tunnel')} at once")
     rows: Rows = [(f"token {token.name or 'without a name'}", ["; ".join(own)])]
     if token.allow is not None:
         rows.append(("  allow", list(map(str, token.allow)) or ["nothing"]))

@@ -35,6 +35,11 @@ def parse_count(text: str) -> int:
     return count
 
 
+def counted(number: int, noun: str) -> str:
+    """`1 tunnel`, `2 tunnels`."""
+    return f"{number} {noun}" if number == 1 else f"{number} {noun}s"
+
+
 def _scaled(text: str, unit: str, units: dict[str, int]) -> float:
     """Not a number where it is none."""
     try:

@@ -77,7 +77,7 @@ async def test_a_token_with_all_its_tunnels_open_is_a_429_and_others_get_in() ->
         first, _ = await open_raw(server.address, asking(where))
         refused = await exchange(server.address, asking(where))
         assert (refused.status, refused.error) == (429, "connection_limit_reached")
-        assert refused.body == b"this token has its 1 tunnels open already\n"
+        assert refused.body == b"this token has its 1 tunnel open already\n"
         second, _ = await open_raw(server.address, asking(where, token="bobs"))
         for stream in (first, second):
             await stream.aclose()

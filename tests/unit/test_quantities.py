@@ -7,7 +7,7 @@ from collections.abc import Callable
 import pytest
 
 from http2tcp.errors import SettingsError
-from http2tcp.quantities import parse_count, parse_duration, parse_rate
+from http2tcp.quantities import counted, parse_count, parse_duration, parse_rate
 
 
 @pytest.mark.parametrize(
@@ -41,3 +41,11 @@ def test_a_count_is_a_whole_number(text: str, count: int) -> None:
 def test_what_is_none_is_told_what_is_expected(parse: Callable[[str], float], text: str) -> None:
     with pytest.raises(SettingsError, match="expected"):
         parse(text)
+
+
+def test_one_is_one_and_not_several() -> None:
+    assert [counted(number, "wrong token") for number in (0, 1, 2)] == [
+        "0 wrong tokens",
+        "1 wrong token",
+        "2 wrong tokens",
+    ]
