@@ -83,7 +83,7 @@ cd ~/checkout
 
 # As in Debian's own, with a reload that is over when it says so: a test types faster than a person.
 RELOAD = """#!/bin/sh
-before=$(pgrep -f '^nginx: worker')
+before=$(pgrep -P "$(cat /run/nginx.pid)")
 /usr/sbin/nginx "$@" 2> /tmp/said || { cat /tmp/said; exit 1; }
 cat /tmp/said
 [ "$*" != "-s reload" ] || for worker in $before; do while [ -e /proc/$worker ]; do sleep 0.05; done; done
