@@ -256,7 +256,7 @@ def test_each_replica_has_tunnels_limits_and_figures_of_its_own(replicas: Replic
         assert [replicas.figure(name, "http2tcp_sessions_open{") for name in replicas.names] == [1, 1]
         # Together these are more than max_tunnels. One more is too many for whichever it comes to.
         status, words = replicas.refusal(DATABASE)
-        assert (status, "tunnels" in words) == (74, True), words
+        assert (status, "has its 1 tunnel open already" in words) == (74, True), words
 
 
 def test_what_a_replica_records_says_who_went_where(replicas: Replicas) -> None:
