@@ -261,8 +261,8 @@ class Connection:
             if request.token is not None:
                 self._session.failed_authentication(error.name if isinstance(error, TokenExpired) else None)
                 self._server.metrics.authentication_failures.add()
-            if request.token is not None and self._server.failures.failed(self._address(), trio.current_time()):
-                raise TooManyRequests from None
+                if self._server.failures.failed(self._address(), trio.current_time()):
+                    raise TooManyRequests from None
             if request.is_connect:
                 raise ProxyAuthenticationRequired from error
             raise
