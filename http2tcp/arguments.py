@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from http2tcp.address import parse_destination, parse_endpoint, parse_host, parse_listen
-from http2tcp.errors import Http2tcpError, SettingsError
+from http2tcp.errors import Http2tcpError, SettingsError, os_reason
 from http2tcp.protocol.transport import Transport
 
 if TYPE_CHECKING:
@@ -55,7 +55,7 @@ def text_of(param: click.Parameter | None) -> str:
 
 def why_unreadable(error: OSError | UnicodeDecodeError) -> str:
     """Why a file that was meant to hold text gave none."""
-    return "it is not UTF-8" if isinstance(error, UnicodeDecodeError) else (error.strerror or "failed").lower()
+    return "it is not UTF-8" if isinstance(error, UnicodeDecodeError) else os_reason(error)
 
 
 # --- strings to values ------------------------------------------------------------------------

@@ -28,6 +28,7 @@ from http2tcp.errors import (
     TunnelCut,
     TunnelError,
     UpgradeNotPassed,
+    os_reason,
 )
 from http2tcp.net.dial import DialError, dial_first, resolve
 from http2tcp.net.relay import End, Outcome, Traffic, relay
@@ -362,7 +363,7 @@ async def hand_over(settings: ClientSettings, output_fd: int) -> None:
         await _upgrade(settings, transport, stream, HeadReceiver(stream).receive)
         pass_socket(stream, output_fd)
     except OSError as error:
-        raise TunnelCut(f"ssh did not take the connection: {(error.strerror or 'failed').lower()}") from error
+        raise TunnelCut(f"ssh did not take the connection: {os_reason(error)}") from error
     finally:
         stream.abort()
 

@@ -19,7 +19,7 @@ from dataclasses import dataclass, field
 from datetime import UTC, date, datetime, time, timedelta
 from typing import Any, Literal, NamedTuple
 
-from http2tcp.errors import ConfigError, Http2tcpError, SettingsError
+from http2tcp.errors import ConfigError, Http2tcpError, SettingsError, os_reason
 from http2tcp.policy import UNNAMED, Token, digest
 from http2tcp.quantities import parse_count
 from http2tcp.rules import Rule, parse_rule
@@ -67,7 +67,7 @@ def read_config(path: str, keys: Mapping[str, Key]) -> Config:
         raise ConfigError([f"{path}, line {line}: it is not UTF-8"]) from None
     except OSError as error:
         raise ConfigError(
-            [f"cannot read the configuration file {path or 'without a name'}: {(error.strerror or 'failed').lower()}"]
+            [f"cannot read the configuration file {path or 'without a name'}: {os_reason(error)}"]
         ) from None
     return parse_config(text, keys, path)
 

@@ -20,7 +20,7 @@ import trio
 
 from http2tcp.address import TCPAddress
 from http2tcp.client import open_tunnel
-from http2tcp.errors import Http2tcpError, ListenError, TunnelError
+from http2tcp.errors import Http2tcpError, ListenError, TunnelError, os_reason
 from http2tcp.findings import Hop, State, Verdict
 from http2tcp.net.streams import CHUNK, Stream
 from http2tcp.report import TextReport
@@ -175,7 +175,7 @@ async def _echo(*, task_status: trio.TaskStatus[TCPAddress]) -> None:
     try:
         listeners = await trio.open_tcp_listeners(0, host="127.0.0.1")
     except OSError as error:
-        raise ListenError(f"cannot listen on 127.0.0.1: {(error.strerror or 'failed').lower()}") from error
+        raise ListenError(f"cannot listen on 127.0.0.1: {os_reason(error)}") from error
     host, port = listeners[0].socket.getsockname()[:2]
     task_status.started(TCPAddress(host, port))
     await trio.serve_listeners(echo, listeners)

@@ -24,6 +24,7 @@ from http2tcp.errors import (
     TLSRequired,
     TunnelError,
     UpgradeNotPassed,
+    os_reason,
 )
 from http2tcp.protocol.client import Refused
 from http2tcp.protocol.transport import Transport
@@ -160,7 +161,7 @@ def explain_certificates(error: OSError, *, ca_file: bool, cert: bool) -> TLSFai
     if isinstance(error, ssl.SSLError):
         words = (error.reason or "no certificate with its key in PEM").lower().replace("_", " ")
     else:
-        words = (error.strerror or "failed").lower()
+        words = os_reason(error)
     return TLSFailed(f"cannot use {' or '.join(options) or 'the authorities of this system'}: {words}")
 
 
@@ -193,6 +194,4 @@ def explain_tls(error: OSError, endpoint: Endpoint, server_name: str) -> TLSFail
             return TLSFailed(f"{endpoint.host}:{endpoint.port} ended the handshake: does that port speak TLS?")
         words = (error.reason or "unknown error").lower().replace("_", " ")
         return TLSFailed(f"no TLS session with {endpoint.host}:{endpoint.port}: {words}")
-    return TLSFailed(
-        f"the handshake with {endpoint.host}:{endpoint.port} broke: {(error.strerror or 'failed').lower()}"
-    )
+    return TLSFailed(f"the handshake with {endpoint.host}:{endpoint.port} broke: {os_reason(error)}")

@@ -15,6 +15,11 @@ from collections.abc import Sequence
 from typing import ClassVar
 
 
+def os_reason(error: OSError) -> str:
+    """The system's words for an error, as they stand in a sentence of ours."""
+    return (error.strerror or "failed").lower()
+
+
 class Http2tcpError(Exception):
     """The root of the tree. `exit_code` is the command's exit status where this error ends it."""
 

@@ -14,7 +14,7 @@ import trio
 
 from http2tcp.address import TCPAddress
 from http2tcp.diagnosis import explain_certificates, safe
-from http2tcp.errors import ProxyFailed, ResolveFailed, TunnelError
+from http2tcp.errors import ProxyFailed, ResolveFailed, TunnelError, os_reason
 from http2tcp.net.dial import DialError, dial, interleave, resolve
 from http2tcp.net.proxy import connect_through, socks5_through
 from http2tcp.net.streams import SocketStream, Stream
@@ -169,4 +169,4 @@ def _tls_words(error: OSError, tls: TLSSettings) -> str:
         if error.reason in ("WRONG_VERSION_NUMBER", "HTTP_REQUEST", "RECORD_LAYER_FAILURE"):
             return "does not speak TLS: is it an http:// proxy?"
         return f"has no TLS session for us: {(error.reason or 'unknown error').lower().replace('_', ' ')}"
-    return f"broke the TLS handshake off: {(error.strerror or 'failed').lower()}"
+    return f"broke the TLS handshake off: {os_reason(error)}"

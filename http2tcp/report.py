@@ -9,7 +9,7 @@ import textwrap
 from collections.abc import Sequence
 from typing import Any, TextIO
 
-from http2tcp.errors import StdioFailed
+from http2tcp.errors import StdioFailed, os_reason
 from http2tcp.findings import Hop, Report, State, Verdict
 
 #: Raised when a key of the document is renamed or goes; new ones may come at any time.
@@ -162,7 +162,7 @@ class JSONReport:
         except OSError as error:
             # A program that finds half a document should not find a 0 beside it.
             if verdict.exit_status == 0:
-                raise StdioFailed(f"cannot write to stdout: {(error.strerror or 'failed').lower()}") from None
+                raise StdioFailed(f"cannot write to stdout: {os_reason(error)}") from None
 
     def interrupted(self) -> None:
         """Nothing: half a document is none."""

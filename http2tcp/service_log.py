@@ -15,7 +15,7 @@ import threading
 import time
 from typing import Literal, TextIO
 
-from http2tcp.errors import SettingsError
+from http2tcp.errors import SettingsError, os_reason
 from http2tcp.log import BackgroundHandler, HeldBack, logger, mark, marked, stderr_is_journal, warning
 
 # Who may read it: it says who went where.
@@ -152,7 +152,7 @@ class FileHandler(logging.Handler):
         try:
             self._open()
         except OSError as error:
-            raise SettingsError(f"cannot write the log file {path}: {_reason(error)}") from error
+            raise SettingsError(f"cannot write the log file {path}: {os_reason(error)}") from error
 
     def emit(self, record: logging.LogRecord) -> None:
         """Write it, or count it."""
@@ -170,7 +170,7 @@ class FileHandler(logging.Handler):
             self._told = self.lost
         except OSError as error:
             self.lost += 1
-            self._why = _reason(error)
+            self._why = os_reason(error)
             self._complain()
 
     def close(self) -> None:
@@ -228,7 +228,3 @@ def _say(words: str) -> None:
             print(words, file=sys.stderr, flush=True)
     except (OSError, ValueError):
         pass  # nobody listens there either
-
-
-def _reason(error: OSError) -> str:
-    return (error.strerror or "failed").lower()

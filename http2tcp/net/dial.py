@@ -18,6 +18,7 @@ from typing import Any, NamedTuple
 import trio
 
 from http2tcp.address import Address, TCPAddress, UnixAddress
+from http2tcp.errors import os_reason
 from http2tcp.net.head_start import LOCALHOST, LOOPBACK, HeadStart
 from http2tcp.net.streams import SocketStream, reset_on_close
 
@@ -247,7 +248,7 @@ def _explain(error: OSError) -> DialError:
             failure = DialFailure.EXHAUSTED
         case _:
             failure = DialFailure.OTHER
-    return DialError(failure, (error.strerror or "failed").lower())
+    return DialError(failure, os_reason(error))
 
 
 def _address(candidate: Candidate) -> TCPAddress:

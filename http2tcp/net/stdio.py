@@ -18,6 +18,7 @@ from abc import ABC, abstractmethod
 
 import trio
 
+from http2tcp.errors import os_reason
 from http2tcp.net.streams import CHUNK, PORTABLE, Bytes, Stream, broken
 
 # On a raw transport the target's half-close and the tunnel's end look the same. After either, an
@@ -204,7 +205,7 @@ class _ThreadInput(_Input):
             return await trio.to_thread.run_sync(_read, self.fd, max_bytes, abandon_on_cancel=True)
         except OSError as error:
             if not _has_left(self.fd, error):
-                self.fault = f"cannot read stdin: {(error.strerror or 'failed').lower()}"
+                self.fault = f"cannot read stdin: {os_reason(error)}"
             raise trio.BrokenResourceError(f"stdin broke: {error.strerror}") from error
 
 
@@ -214,7 +215,7 @@ class _ThreadOutput(_Output):
             await trio.to_thread.run_sync(_write, self.fd, bytes(data), abandon_on_cancel=True)
         except OSError as error:
             if not _has_left(self.fd, error):
-                self.fault = f"cannot write to stdout: {(error.strerror or 'failed').lower()}"
+                self.fault = f"cannot write to stdout: {os_reason(error)}"
             raise trio.BrokenResourceError(f"stdout broke: {error.strerror}") from error
 
 

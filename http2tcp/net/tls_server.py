@@ -21,7 +21,7 @@ from typing import NoReturn
 
 import trio
 
-from http2tcp.errors import SettingsError, TLSRequired
+from http2tcp.errors import SettingsError, TLSRequired, os_reason
 from http2tcp.net.streams import SocketStream, broken
 from http2tcp.net.tls import TLSStream, bare_context, is_cut
 from http2tcp.protocol.certificate import CertificateError, parse_certificate
@@ -166,7 +166,7 @@ def _everybody_can_read(path: str) -> bool:
 def _reason(error: OSError) -> str:
     if isinstance(error, ssl.SSLError):
         return (error.reason or "unknown error").lower().replace("_", " ")
-    return (error.strerror or "failed").lower()
+    return os_reason(error)
 
 
 async def _peek(stream: SocketStream) -> bytes:
