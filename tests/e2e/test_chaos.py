@@ -24,28 +24,12 @@ import http2tcp
 from http2tcp.errors import TunnelError
 from http2tcp.net.streams import Stream
 from tests.support.loopback import TOKEN
-from tests.support.nginx import nginx
+from tests.support.nginx import nginx, passing_upgrades
 from tests.support.processes import end, environment, free_port, listens, running, wait_until
 from tests.support.processes import http2tcp as command
 
 _SECONDS = 6.0
 _TALKERS = 12
-_FRONT = """
-worker_processes 2;
-events {{ }}
-http {{
-    map $http_upgrade $tunnel {{ default ""; connect-tcp connect-tcp; tcp tcp; }}
-    server {{
-        listen 127.0.0.1:{front};
-        location / {{
-            proxy_pass http://127.0.0.1:{server};
-            proxy_http_version 1.1;
-            proxy_set_header Upgrade $tunnel;
-            proxy_set_header Connection upgrade;
-        }}
-    }}
-}}
-"""
 # The kernel ends a killed process's connections with FIN, as if all had been said; this target's with RST.
 _ECHO = """
 import socket, struct, sys, threading
@@ -191,7 +175,7 @@ def test_nothing_is_left_and_nobody_is_lied_to_when_things_are_killed_under_load
     token.chmod(0o600)
     arguments = ["-s", "--token-file", str(token), "-l", f"127.0.0.1:{port}", "--log-format", "json"]
     arguments += ["--admin", f"127.0.0.1:{admin}"]
-    configuration = _FRONT.format(front=front, server=port)
+    configuration = passing_upgrades(front, port, main="worker_processes 2;")
     outcomes: Counter[str] = Counter()
     target = Target()
     url = f"http://127.0.0.1:{front}/"

@@ -15,25 +15,9 @@ from pathlib import Path
 import pytest
 
 from tests.support.heads import HOSTILE, SECRET, good
-from tests.support.nginx import nginx
+from tests.support.nginx import nginx, passing_upgrades
 from tests.support.processes import free_port, http2tcp, listens, running
 
-_FRONT = """
-events {{ }}
-http {{
-    map $http_upgrade $tunnel {{ default ""; connect-tcp connect-tcp; tcp tcp; }}
-    server {{
-        listen 127.0.0.1:{front};
-        location / {{
-            proxy_pass http://127.0.0.1:{server};
-            proxy_http_version 1.1;
-            proxy_set_header Upgrade $tunnel;
-            proxy_set_header Connection upgrade;
-        }}
-        location /closed/ {{ deny all; }}
-    }}
-}}
-"""
 _WRONG = "w" * len(SECRET)
 
 
@@ -78,7 +62,8 @@ def test_nothing_behind_a_hostile_head_is_ever_a_request_of_its_own(tmp_path: Pa
 def test_no_head_smuggles_a_request_past_nginx(tmp_path: Path) -> None:
     port, front = free_port(), free_port()
     smuggled = good(line="GET /closed/?addr=127.0.0.1%3A1 HTTP/1.1")
-    with server(tmp_path, port) as log, nginx(tmp_path / "nginx", _FRONT.format(front=front, server=port), front):
+    configuration = passing_upgrades(front, port, also="location /closed/ { deny all; }")
+    with server(tmp_path, port) as log, nginx(tmp_path / "nginx", configuration, front):
         assert b" 403 " in answers(front, smuggled)
         # Were it to pass, it would be dialled.
         assert b" 502 " in answers(front, good(line="GET /?addr=127.0.0.1%3A1 HTTP/1.1"))

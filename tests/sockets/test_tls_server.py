@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import errno
 import os
-import select
 import socket
 import ssl
 import struct
@@ -27,7 +26,7 @@ from tests.support.descriptors import open_descriptors
 from tests.support.loopback import read_all, read_until_broken
 from tests.support.memory_stream import memory_pair
 from tests.support.processes import PATIENCE, program
-from tests.support.tls_peer import BIOClient, client_hello, read_exactly, tls_client
+from tests.support.tls_peer import BIOClient, client_hello, read_exactly, talk_both_ways, tls_client
 
 VERSIONS = [ssl.TLSVersion.TLSv1_2, ssl.TLSVersion.TLSv1_3]
 CUT = (ssl.SSLEOFError, ConnectionResetError)
@@ -233,16 +232,7 @@ async def test_big_transfers_both_ways_at_once_arrive_whole_though_the_client_re
     got_down = bytearray()
 
     def both(tls: ssl.SSLSocket) -> None:
-        sent = 0
-        tls.setblocking(False)
-        while sent < len(up) or len(got_down) < len(down):
-            sending = sent < len(up)
-            select.select([tls], [tls] if sending else [], [], 0.1)
-            with suppress(ssl.SSLWantWriteError, ssl.SSLWantReadError):
-                if sending:
-                    sent += tls.send(up[sent : sent + 16384])
-            with suppress(ssl.SSLWantWriteError, ssl.SSLWantReadError):
-                got_down.extend(tls.recv(5000))
+        talk_both_ways(tls, up, got_down, len(down), piece=5000)
 
     with tls_client(identity.client(version), both) as ours:
         ours.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, 32768)

@@ -5,7 +5,6 @@ from __future__ import annotations
 import datetime
 import hashlib
 import os
-import select
 import socket
 import ssl
 import struct
@@ -33,7 +32,7 @@ from http2tcp.net.tls_over import open_tls_over
 from http2tcp.settings import TLSSettings
 from tests.support.loopback import client_settings, closed_port, read_all, read_until_broken
 from tests.support.memory_stream import memory_pair
-from tests.support.tls_peer import read_exactly, s_server, server_context, tls_server
+from tests.support.tls_peer import read_exactly, s_server, server_context, talk_both_ways, tls_server
 
 VERSIONS = [ssl.TLSVersion.TLSv1_2, ssl.TLSVersion.TLSv1_3]
 # Bytes that s_server's own words, which are ASCII, do not have.
@@ -230,16 +229,7 @@ async def test_big_transfers_both_ways_at_once_arrive_whole(newest: ssl.TLSVersi
     got_up = bytearray()
 
     def both(tls: ssl.SSLSocket) -> None:
-        sent = 0
-        tls.setblocking(False)
-        while sent < len(down) or len(got_up) < len(up):
-            sending = sent < len(down)
-            select.select([tls], [tls] if sending else [], [], 0.1)
-            with suppress(ssl.SSLWantWriteError, ssl.SSLWantReadError):
-                if sending:
-                    sent += tls.send(down[sent : sent + 16384])
-            with suppress(ssl.SSLWantWriteError, ssl.SSLWantReadError):
-                got_up.extend(tls.recv(65536))
+        talk_both_ways(tls, down, got_up, len(up), piece=65536)
 
     with tls_server(server_context(authority.leaf, newest=newest), both) as port:
         stream = await secured(port, authority)

@@ -79,6 +79,27 @@ def command(file: Path) -> list[str]:
     return [program("nginx"), "-p", str(directory), "-c", str(file), *options]
 
 
+def passing_upgrades(front: int, server: int, *, main: str = "", also: str = "") -> str:
+    """The least that passes tunnels on, all below `/`; with lines for the main context and for its server block."""
+    return f"""
+{main}
+events {{ }}
+http {{
+    map $http_upgrade $tunnel {{ default ""; connect-tcp connect-tcp; tcp tcp; }}
+    server {{
+        listen 127.0.0.1:{front};
+        location / {{
+            proxy_pass http://127.0.0.1:{server};
+            proxy_http_version 1.1;
+            proxy_set_header Upgrade $tunnel;
+            proxy_set_header Connection upgrade;
+        }}
+        {also}
+    }}
+}}
+"""
+
+
 @contextmanager
 def nginx(directory: Path, configuration: str, port: int) -> Iterator[Nginx]:
     """nginx with this configuration, which listens at `port`. Its logs and temporary files go to `directory`."""

@@ -68,6 +68,20 @@ def tls_server(
     assert not breaks, "the client did not break the connection off"
 
 
+def talk_both_ways(tls: ssl.SSLSocket, data: bytes, received: bytearray, wanted: int, *, piece: int) -> None:
+    """Send all of `data` while `received` fills up to `wanted` bytes, at most `piece` of them at a time."""
+    sent = 0
+    tls.setblocking(False)
+    while sent < len(data) or len(received) < wanted:
+        sending = sent < len(data)
+        select.select([tls], [tls] if sending else [], [], 0.1)
+        with suppress(ssl.SSLWantWriteError, ssl.SSLWantReadError):
+            if sending:
+                sent += tls.send(data[sent : sent + 16384])
+        with suppress(ssl.SSLWantWriteError, ssl.SSLWantReadError):
+            received.extend(tls.recv(piece))
+
+
 def read_exactly(tls: ssl.SSLSocket, size: int) -> bytes:
     """So many bytes."""
     data = bytearray()
