@@ -20,6 +20,7 @@ from http2tcp.diagnosis import explain_certificates, explain_refusal, explain_tl
 from http2tcp.errors import (
     ConnectFailed,
     FrontEndFailed,
+    InputSilent,
     OriginalServer,
     ResolveFailed,
     StdioFailed,
@@ -329,10 +330,13 @@ async def run_stdio(settings: ClientSettings, stdio: StdioStream, head_start: He
     """
     failure: TunnelError | None = None
     traffic = Traffic()
+    reader_left = False
     async with trio.open_nursery() as nursery:
 
         async def end_with_the_reader() -> None:
+            nonlocal reader_left
             await stdio.reader_gone()
+            reader_left = True
             traffic.forth.hurry(LAST_WORDS / 2)
             nursery.cancel_scope.deadline = trio.current_time() + LAST_WORDS
 
@@ -340,7 +344,10 @@ async def run_stdio(settings: ClientSettings, stdio: StdioStream, head_start: He
         try:
             tunnel = await connect(settings, head_start)
             outcome = await relay(stdio, tunnel.stream, traffic)
-            failure = StdioFailed(stdio.fault) if stdio.fault else why_it_ended(tunnel, outcome, traffic)
+            if stdio.fault:
+                failure = StdioFailed(stdio.fault)
+            elif not (reader_left and outcome.end is End.LEFT_SILENT):
+                failure = why_it_ended(tunnel, outcome, traffic)
         except TunnelError as error:
             failure = error
         nursery.cancel_scope.cancel()
@@ -382,6 +389,11 @@ def why_it_ended(tunnel: Tunnel, outcome: Outcome, traffic: Traffic) -> TunnelEr
             return TunnelCut(
                 f"the target sent nothing for {tunnel.stream.eof_patience:g} s after our end of input, "
                 f"which {carrier} cannot tell it: connect-tcp can"
+            )
+        case End.LEFT_SILENT:
+            return InputSilent(
+                f"the target has ended, but the input stayed open and silent for {traffic.forth.patience:g} s more: "
+                "the tunnel was cut, so that the target does not take the input for complete"
             )
         case _:
             return None

@@ -403,6 +403,8 @@ _REASONS = {
     End.CLOSED: Reason.CLOSED,
     End.LEFT_BROKE: Reason.CLIENT_BROKE,
     End.RIGHT_BROKE: Reason.TARGET_BROKE,
+    End.LEFT_SILENT: Reason.CLIENT_BROKE,
+    End.RIGHT_SILENT: Reason.TARGET_BROKE,
 }
 
 

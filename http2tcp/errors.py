@@ -281,6 +281,10 @@ class TunnelCut(TunnelError):
     exit_code = 71
 
 
+class InputSilent(TunnelCut):
+    """The target has ended, and our own input neither ended nor said anything more."""
+
+
 class StdioFailed(TunnelError):
     """Standard input cannot be read, or standard output not be written: bytes were lost on our own side."""
 

@@ -19,6 +19,7 @@ from http2tcp.errors import (
     DestinationForbidden,
     Forbidden,
     Http2tcpError,
+    InputSilent,
     SettingsError,
     TargetFailed,
 )
@@ -109,7 +110,12 @@ def run_client(settings: ClientSettings, head_start: HeadStart | None = None) ->
 
     if settings.forwards:
         log_in_background()
-    _run(tunnel, signals, on_signal)
+    try:
+        _run(tunnel, signals, on_signal)
+    except InputSilent as error:
+        # All that the target sent has arrived: with --quiet, the exit status alone says it.
+        logger.warning("%s: %s", error.hop, error)
+        return error.exit_code
     return status
 
 

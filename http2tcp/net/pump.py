@@ -28,11 +28,12 @@ class Flow:
     whose sink is slow is not silent.
     """
 
-    __slots__ = ("_patience", "_scope", "_waiting", "bytes")
+    __slots__ = ("_scope", "_waiting", "bytes", "patience")
 
     def __init__(self) -> None:
         self.bytes = 0
-        self._patience = math.inf
+        #: How long the source may be silent, in seconds.
+        self.patience = math.inf
         self._scope: trio.CancelScope | None = None
         self._waiting = False
 
@@ -42,20 +43,25 @@ class Flow:
 
     def hurry(self, patience: float) -> None:
         """From now on the source may be silent for so many seconds only."""
-        self._patience = patience
+        self.patience = patience
         if self._waiting:
             self.waits()
+
+    @property
+    def ran_out(self) -> bool:
+        """Whether the pump still waits for a source that may not be silent for ever. Only after the scope is over."""
+        return self._waiting and self.patience != math.inf
 
     def waits(self) -> None:
         """The pump is about to wait for the source."""
         self._waiting = True
-        if self._patience != math.inf and self._scope is not None:
-            self._scope.deadline = trio.current_time() + self._patience
+        if self.patience != math.inf and self._scope is not None:
+            self._scope.deadline = trio.current_time() + self.patience
 
     def received(self) -> None:
         """The pump has what it waited for."""
         self._waiting = False
-        if self._patience != math.inf and self._scope is not None:
+        if self.patience != math.inf and self._scope is not None:
             self._scope.deadline = math.inf
 
 

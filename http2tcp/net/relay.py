@@ -31,6 +31,10 @@ class End(Enum):
     RIGHT_BROKE = "right broke"
     #: One side's EOF could not be passed on, and the other stayed silent for its `eof_patience`.
     UNTOLD_EOF = "untold eof"
+    #: The right had ended, and the left neither ended nor sent anything for as long as it may.
+    LEFT_SILENT = "left silent"
+    #: The left had ended, and the right neither ended nor sent anything for as long as it may.
+    RIGHT_SILENT = "right silent"
     #: Its `Term` was over.
     TERMINATED = "terminated"
 
@@ -115,7 +119,7 @@ async def relay(left: Stream, right: Stream, traffic: Traffic, term: Term | None
 
     Cancelling it aborts both. Where its `term` is over first, what had arrived is delivered before that.
     """
-    sides = _Side(left, End.LEFT_BROKE), _Side(right, End.RIGHT_BROKE)
+    sides = _Side(left, End.LEFT_BROKE, End.LEFT_SILENT), _Side(right, End.RIGHT_BROKE, End.RIGHT_SILENT)
     left.guard()
     right.guard()
     try:
@@ -138,11 +142,12 @@ async def relay(left: Stream, right: Stream, traffic: Traffic, term: Term | None
 class _Side:
     """One of the two streams, what broke it, and whether an EOF could not be passed on to it."""
 
-    __slots__ = ("broke", "fault", "stream", "untold")
+    __slots__ = ("broke", "fault", "silent", "stream", "untold")
 
-    def __init__(self, stream: Stream, broke: End) -> None:
+    def __init__(self, stream: Stream, broke: End, silent: End) -> None:
         self.stream = stream
         self.broke = broke
+        self.silent = silent
         self.fault = ""
         self.untold = False
 
@@ -170,9 +175,15 @@ async def _pump_both(left: _Side, right: _Side, traffic: Traffic) -> Outcome:
     for side in (left, right):
         if side.fault:
             return Outcome(side.broke, side.fault)
-    if scope.cancelled_caught and (left.untold or right.untold):
+    if not scope.cancelled_caught:
+        return Outcome(End.CLOSED)
+    if left.untold or right.untold:
         return Outcome(End.UNTOLD_EOF)
-    return Outcome(End.CLOSED)
+    # Nobody broke, so the silence of one direction was too long.
+    side, flow = (left, traffic.forth) if traffic.forth.ran_out else (right, traffic.back)
+    if side.stream.silence_is_end:
+        return Outcome(End.CLOSED)
+    return Outcome(side.silent, f"it was silent for {flow.patience:g} s after the other side had ended")
 
 
 async def _carry(source: _Side, sink: _Side, flow: Flow, opposite: Flow, scope: trio.CancelScope) -> None:

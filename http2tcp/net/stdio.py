@@ -21,9 +21,10 @@ import trio
 from http2tcp.errors import os_reason
 from http2tcp.net.streams import CHUNK, PORTABLE, Bytes, Stream, broken
 
-# On a raw transport the target's half-close and the tunnel's end look the same. After either, an
-# input that is silent for so long has ended.
-SILENCE = 0.5
+# How long, in seconds, stdin may stay open and silent after the target's end. ssh closes its pipe within milliseconds.
+SILENCE = 3.0
+# A terminal has no end of its own: after the target's end, its user has nobody left to type to.
+TERMINAL_SILENCE = 0.5
 # Where the kernel cannot wake us, how often to look whether stdout's reader is gone.
 _LOOK = 0.25
 
@@ -34,9 +35,9 @@ class StdioStream(Stream):
     `send_eof` closes the output.
     """
 
-    eof_patience = SILENCE
-
     def __init__(self, input_fd: int = 0, output_fd: int = 1, *, portable: bool = PORTABLE) -> None:
+        self.silence_is_end = os.isatty(input_fd)
+        self.eof_patience = TERMINAL_SILENCE if self.silence_is_end else SILENCE
         self._input = _open_input(input_fd, portable)
         self._output = _open_output(output_fd, portable)
         self._output_closed = False

@@ -54,6 +54,8 @@ class Stream(trio.abc.HalfCloseableStream):
     needs_attention: bool = False
     #: How long, in seconds, a stream that was sent an EOF may stay silent before it counts as ended.
     eof_patience: float = math.inf
+    #: Whether that silence is its end. Otherwise the conversation was cut: what it still had to say is not known.
+    silence_is_end: bool = False
     #: How much it takes at a time best.
     chunk: int = CHUNK
     #: How much a pump hands it at most, where what it has taken counts only once it has taken all of it.

@@ -87,6 +87,10 @@ async def test_a_target_that_says_nothing_and_closes_is_a_clean_end(transport: s
 
     async with target(close) as where, served() as server:
         async with client("-e", server.url, "-d", where, "--transport", transport) as process:
+            assert process.stdin is not None
+            assert process.stdout is not None
+            assert await read_all(process.stdout) == b""
+            await process.stdin.aclose()
             assert await ended(process) == (0, "")
 
 
@@ -189,14 +193,33 @@ async def test_control_d_at_a_terminal_is_the_end_of_input() -> None:
 
 
 @VIA
-async def test_it_ends_within_a_second_when_the_target_closes_although_stdin_is_open(transport: str) -> None:
+async def test_it_ends_within_a_second_when_the_target_and_then_stdin_ends(transport: str) -> None:
     async with target(greet_and_close) as where, served() as server:
         async with client("-e", server.url, "-d", where, "--transport", transport) as process:
+            assert process.stdin is not None
             assert process.stdout is not None
             assert await read_line(process.stdout) == b"hello\n"
             with trio.fail_after(A_SECOND):
                 assert await read_all(process.stdout) == b""
+                await process.stdin.aclose()
                 assert await ended(process) == (0, "")
+
+
+@pytest.mark.parametrize("quiet", [False, True])
+async def test_an_open_and_silent_input_after_the_targets_end_is_a_cut_and_not_an_end(quiet: bool) -> None:
+    """Its sentence is no error's: all that the target sent has arrived."""
+    async with target(greet_and_close) as where, served() as server:
+        async with client("-e", server.url, "-d", where, *(["-q"] if quiet else [])) as process:
+            assert process.stdout is not None
+            assert await read_all(process.stdout) == b"hello\n"
+            started = trio.current_time()
+            status, said = await ended(process)
+    assert 2 < trio.current_time() - started < 3 + A_SECOND
+    assert status == 71
+    if quiet:
+        assert said == ""
+    else:
+        assert "stayed open and silent for 3 s" in one_line(said)
 
 
 @VIA

@@ -16,8 +16,8 @@ import trio
 import trio.testing
 
 from http2tcp.client import run_stdio
-from http2tcp.errors import TargetFailed, TunnelCut
-from http2tcp.net.relay import End, Outcome, Traffic, relay
+from http2tcp.errors import InputSilent, TargetFailed, TunnelCut
+from http2tcp.net.relay import End, Traffic, relay
 from http2tcp.net.stdio import StdioStream
 from http2tcp.protocol.transport import Transport
 from tests.support.loopback import (
@@ -357,7 +357,7 @@ async def test_the_settings_of_a_terminal_are_left_alone(portable: bool) -> None
 # --- in a relay, with a clock that jumps ------------------------------------------------------
 
 
-async def test_after_the_targets_end_a_silent_input_ends_after_half_a_second(
+async def test_after_the_targets_end_a_silent_input_breaks_the_tunnel_after_three_seconds(
     portable: bool, patient_clock: trio.testing.MockClock
 ) -> None:
     ends = pipes()
@@ -368,10 +368,11 @@ async def test_after_the_targets_end_a_silent_input_ends_after_half_a_second(
     with trio.fail_after(5):
         started = trio.current_time()
         outcome = await relay(stream, right, Traffic())
-        assert trio.current_time() - started == pytest.approx(0.5, abs=0.2)
-    assert outcome == Outcome(End.CLOSED)
+        assert trio.current_time() - started == pytest.approx(3, abs=0.2)
+    assert outcome.end is End.LEFT_SILENT
     assert os.read(ends.reader, 10) == b"bye"
-    assert await read_all(peer) == b""
+    with pytest.raises(trio.BrokenResourceError):
+        await peer.receive_some()
     ends.close()
 
 
@@ -472,7 +473,7 @@ async def test_an_immediate_eof_on_stdin_still_gets_the_reply(
 
 
 @every_way(pipes, socket_pairs, one_socket, terminal)
-async def test_a_target_that_closes_first_ends_the_client_within_a_second_although_stdin_is_open(
+async def test_a_target_that_closes_first_ends_the_client_within_a_second_of_the_end_of_stdin(
     make: MakeEnds, portable: bool, transport: Transport
 ) -> None:
     ends = make()
@@ -480,9 +481,45 @@ async def test_a_target_that_closes_first_ends_the_client_within_a_second_althou
         session = Session(ends, server.url, where, portable, transport)
         nursery.start_soon(session.run)
         assert await read_some(ends.reader, 6) == b"hello\n"
+        if make is not terminal:
+            # What ssh does. A terminal stays open, and ends the client all the same.
+            ends.hang_up()
         with trio.fail_after(1):
             await session.ended.wait()
     assert session.failure is None
+    ends.close()
+
+
+@every_way(pipes, socket_pairs)
+async def test_an_input_that_stays_open_after_the_targets_end_is_told_as_complete_to_nobody(
+    make: MakeEnds, portable: bool, transport: Transport, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("http2tcp.net.stdio.SILENCE", 0.3)
+    heard: bytes | None = None
+    done = trio.Event()
+
+    async def say_and_listen(stream: trio.SocketStream) -> None:
+        nonlocal heard
+        await stream.send_all(b"hello\n")
+        await stream.send_eof()
+        try:
+            heard = await read_all(stream)
+        except trio.BrokenResourceError:
+            pass
+        done.set()
+
+    ends = make()
+    async with target(say_and_listen) as where, served() as server, trio.open_nursery() as nursery:
+        session = Session(ends, server.url, where, portable, transport)
+        nursery.start_soon(session.run)
+        assert await read_some(ends.reader, 6) == b"hello\n"
+        os.write(ends.writer, b"half a sentence, and th")
+        with trio.fail_after(3):
+            await session.ended.wait()
+            await done.wait()
+    assert isinstance(session.failure, InputSilent)
+    assert "silent for 0.3 s" in str(session.failure)
+    assert heard is None
     ends.close()
 
 
@@ -530,6 +567,7 @@ async def test_the_originals_server_answers_before_it_dials_so_an_end_without_a_
         await stream.aclose()
 
     ends = pipes()
+    ends.hang_up(reader=False)
     async with target(original) as server, trio.open_nursery() as nursery:
         session = Session(ends, f"http://{server}/", "localhost:1", False, Transport.HTTP2TCP)
         nursery.start_soon(session.run)

@@ -214,6 +214,7 @@ async def test_a_target_that_ends_first_ends_a_silent_terminal_well_on_any_trans
 ) -> None:
     """The left is stdio, which is silent; the right cannot be told of an EOF, but none was to be told."""
     async with relayed(left_patience=0.5, right_half_close=half_close, right_patience=30) as world:
+        world.left.silence_is_end = True
         await world.target.send_all(b"bye")
         await world.target.send_eof()
         assert await world.client.read_all() == b"bye"
@@ -221,6 +222,25 @@ async def test_a_target_that_ends_first_ends_a_silent_terminal_well_on_any_trans
         await world.ended.wait()
         assert trio.current_time() - started <= 0.5
         assert world.outcome == Outcome(End.CLOSED)
+        assert await world.target.read_all() == b""
+
+
+@pytest.mark.parametrize("half_close", [True, False])
+async def test_a_silent_input_that_has_not_ended_is_no_end_for_the_target(
+    half_close: bool, autojump_clock: trio.testing.MockClock
+) -> None:
+    async with relayed(left_patience=3, right_half_close=half_close, right_patience=30) as world:
+        await world.client.send_all(b"half a ")
+        await world.target.send_eof()
+        assert await world.client.read_all() == b""
+        started = trio.current_time()
+        await world.ended.wait()
+        assert trio.current_time() - started == pytest.approx(3)
+        assert world.outcome is not None
+        assert world.outcome.end is End.LEFT_SILENT
+        assert await world.target.receive_some() == b"half a "
+        with pytest.raises(trio.BrokenResourceError):
+            await world.target.receive_some()
 
 
 async def test_stdin_is_served_for_as_long_as_it_brings_data_after_the_target_has_ended(
@@ -232,7 +252,9 @@ async def test_stdin_is_served_for_as_long_as_it_brings_data_after_the_target_ha
         for _ in range(20):
             await trio.sleep(0.4)
             await world.client.send_all(b"x")
+        await world.client.send_eof()
         await world.ended.wait()
+        assert world.outcome == Outcome(End.CLOSED)
         assert await world.target.read_all() == b"x" * 20
 
 
