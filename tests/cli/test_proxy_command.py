@@ -15,7 +15,7 @@ from pathlib import Path
 import pytest
 import trio
 
-from tests.support.client_process import client, ended, one_line
+from tests.support.client_process import client, close_stdin, ended, one_line
 from tests.support.loopback import TOKEN, echo, greet_and_close, read_all, served, target
 from tests.support.processes import environment, free_port, http2tcp, listens, running
 
@@ -87,10 +87,9 @@ async def test_a_target_that_says_nothing_and_closes_is_a_clean_end(transport: s
 
     async with target(close) as where, served() as server:
         async with client("-e", server.url, "-d", where, "--transport", transport) as process:
-            assert process.stdin is not None
             assert process.stdout is not None
             assert await read_all(process.stdout) == b""
-            await process.stdin.aclose()
+            await close_stdin(process)
             assert await ended(process) == (0, "")
 
 
@@ -196,12 +195,11 @@ async def test_control_d_at_a_terminal_is_the_end_of_input() -> None:
 async def test_it_ends_within_a_second_when_the_target_and_then_stdin_ends(transport: str) -> None:
     async with target(greet_and_close) as where, served() as server:
         async with client("-e", server.url, "-d", where, "--transport", transport) as process:
-            assert process.stdin is not None
             assert process.stdout is not None
             assert await read_line(process.stdout) == b"hello\n"
             with trio.fail_after(A_SECOND):
                 assert await read_all(process.stdout) == b""
-                await process.stdin.aclose()
+                await close_stdin(process)
                 assert await ended(process) == (0, "")
 
 

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import trio
 
-from tests.support.client_process import client, ended, one_line, patched
+from tests.support.client_process import client, close_stdin, ended, one_line, patched
 from tests.support.loopback import echo, greet_and_close, read_all, served, target
 from tests.support.tls_front import TLSFront, tls_front
 
@@ -38,6 +38,7 @@ async def test_the_clean_end_of_a_tunnel_is_a_clean_end(tmp_path: Path) -> None:
         async with client(*raw(front), "-d", where) as process:
             assert process.stdout is not None
             assert await read_all(process.stdout) == b"hello\n"
+            await close_stdin(process)
             assert await ended(process) == (0, "")
 
 
@@ -121,6 +122,9 @@ async def test_not_verifying_is_said_each_time(tmp_path: Path) -> None:
     async with target(greet_and_close) as where, served() as server, tls_front(server.address, tmp_path) as front:
         for _ in range(2):
             async with client("-e", front.url, "--insecure", "-d", where) as process:
+                assert process.stdout is not None
+                assert await read_all(process.stdout) == b"hello\n"
+                await close_stdin(process)
                 status, said = await ended(process)
                 assert status == 0
                 assert "--insecure" in one_line(said)

@@ -8,7 +8,7 @@ import pytest
 
 from http2tcp.address import parse_endpoint
 from http2tcp.settings import environment_proxy
-from tests.support.client_process import client, ended, one_line
+from tests.support.client_process import client, close_stdin, ended, one_line
 from tests.support.fake_proxy import fake_proxy
 from tests.support.loopback import TOKEN, closed_port, greet_and_close, read_all, served, target
 from tests.support.processes import environment
@@ -139,6 +139,7 @@ async def test_a_client_goes_through_the_environment_s_proxy_and_says_so_if_aske
             async with client("-v", "-e", "http://site.invalid/", "-d", where, environ=environ) as process:
                 assert process.stdout is not None
                 assert await read_all(process.stdout) == b"hello\n"
+                await close_stdin(process)
                 status, said = await ended(process)
     assert status == 0
     assert f"http2tcp: through the proxy {proxy.url('http')} (from HTTP_PROXY)\n" in said

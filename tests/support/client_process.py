@@ -39,6 +39,12 @@ async def client(
                     await stream.aclose()
 
 
+async def close_stdin(process: trio.Process) -> None:
+    """What ssh does as soon as stdout has ended."""
+    assert process.stdin is not None
+    await process.stdin.aclose()
+
+
 async def ended(process: trio.Process, within: float = 20.0) -> tuple[int, str]:
     """Wait for the end: the exit status, and what was said on stderr. Generous, since only a failure waits."""
     said = bytearray()
