@@ -74,6 +74,7 @@ def metrics(port: int) -> dict[tuple[str, str], float]:
 
 
 @pytest.mark.timeout(180)
+@pytest.mark.alone("measures the time of a login and the memory of a server")
 def test_a_login_among_four_thousand_tunnels_and_eight_thousand_silent_connections_takes_less_than_a_second(
     tmp_path: Path,
 ) -> None:

@@ -13,7 +13,7 @@ from tests.support.pod import pod
 from tests.support.processes import program, wait_until
 
 # debootstrap, two builds with packages of Debian and PyPI.
-pytestmark = pytest.mark.timeout(900)
+pytestmark = [pytest.mark.timeout(900), pytest.mark.alone("takes 2 GB of memory for the images")]
 
 
 @pytest.mark.parametrize("file", sorted(DOCKER.rglob("Dockerfile")), ids=lambda file: file.parent.name)

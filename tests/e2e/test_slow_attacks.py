@@ -27,6 +27,7 @@ def metric(admin: int, name: str) -> float:
 
 
 @pytest.mark.timeout(90)
+@pytest.mark.alone("measures the time of a login")
 @pytest.mark.parametrize(
     "attack", [["-H", "-i", "1"], ["-B", "-i", "1"], ["-X", "-z", "1"]], ids=["heads", "bodies", "reads"]
 )

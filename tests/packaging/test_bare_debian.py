@@ -19,7 +19,11 @@ from tests.support.processes import environment, program, running
 from .conftest import ROOT, Built, run
 
 # debootstrap unpacks a hundred packages, on a slow machine too.
-pytestmark = [pytest.mark.usefixtures("index"), pytest.mark.timeout(900)]
+pytestmark = [
+    pytest.mark.usefixtures("index"),
+    pytest.mark.timeout(900),
+    pytest.mark.alone("debootstrap keeps the disk and a core busy"),
+]
 
 
 def mirror() -> tuple[str, str]:

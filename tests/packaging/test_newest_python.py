@@ -15,7 +15,11 @@ from tests.support.processes import environment, program
 from .conftest import Built, run
 from .test_bare_debian import mirror
 
-pytestmark = [pytest.mark.usefixtures("index"), pytest.mark.timeout(900)]
+pytestmark = [
+    pytest.mark.usefixtures("index"),
+    pytest.mark.timeout(900),
+    pytest.mark.alone("debootstrap keeps the disk and a core busy"),
+]
 
 
 @pytest.fixture
