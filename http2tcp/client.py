@@ -46,7 +46,9 @@ if TYPE_CHECKING:
     from http2tcp.progress import Progress
     from http2tcp.proxy_choice import Proxy
 
-_CUT_BY = "the target reset it, or something on the way restarted or ran into a timeout; the server's log says which"
+_LOST = "connection lost: the tunnel was cut (a restart, timeout or reset on the way"
+# How the relay's words begin where they say that it ended, and nothing of why.
+_BARE_ENDS = ("it ended ", "the connection broke")
 # How long what stdin still holds may take when nobody listens any more: ssh says goodbye and leaves.
 LAST_WORDS = 1.0
 
@@ -196,7 +198,11 @@ async def _attempt(
             from http2tcp.net.capsules import CapsuleStream
 
             stream = CapsuleStream(
-                stream, keepalive=keepalive, peer_keepalive=answer.keepalive, confirms=answer.confirms
+                stream,
+                keepalive=keepalive,
+                peer_keepalive=answer.keepalive,
+                confirms=answer.confirms,
+                client=True,
             )
         # The original's server answers before it dials. What it could not reach shows as an EOF at once.
         stream.empty_is_broken = answer.transport is Transport.HTTP2TCP and not answer.from_http2tcp
@@ -382,8 +388,10 @@ def why_it_ended(tunnel: Tunnel, outcome: Outcome, traffic: Traffic) -> TunnelEr
     if traffic.right_to_left == 0 and tunnel.transport is Transport.HTTP2TCP and not tunnel.target_accepted:
         return target_refused()
     match outcome.end:
+        case End.RIGHT_BROKE if tunnel.stream.told:
+            return TunnelCut(f"{tunnel.stream.told}{_logged(tunnel.session)}")
         case End.RIGHT_BROKE:
-            return TunnelCut(f"cut before both sides were done: {outcome.words}; {_CUT_BY}{_named(tunnel.session)}")
+            return TunnelCut(_lost(outcome.words, tunnel.session))
         case End.UNTOLD_EOF:
             carrier = "WebSocket" if tunnel.transport is Transport.WEBSOCKET else "raw bytes over TLS"
             return TunnelCut(
@@ -397,6 +405,22 @@ def why_it_ended(tunnel: Tunnel, outcome: Outcome, traffic: Traffic) -> TunnelEr
             )
         case _:
             return None
+
+
+def _lost(words: str, session: str) -> str:
+    """The sentence where nobody has said why; `words` are what the relay saw."""
+    logger.debug("the tunnel was cut: %s", words)
+    if words.startswith(_BARE_ENDS):
+        sentence = f"{_LOST})"
+    elif words.startswith("TLS ended"):
+        sentence = f"{_LOST}: {words})"
+    else:
+        sentence = f"connection lost: {words}"
+    return sentence + _logged(session)
+
+
+def _logged(session: str) -> str:
+    return f"; the server's log has session {session}" if session else ""
 
 
 def _named(session: str) -> str:

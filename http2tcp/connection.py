@@ -40,6 +40,7 @@ from http2tcp.net.dial import DialError, DialFailure, Dialled, dial
 from http2tcp.net.relay import End, Term, relay
 from http2tcp.net.streams import PacedStream, SocketStream, Stream
 from http2tcp.policy import Admission, Grant, Token
+from http2tcp.protocol.capsule import ResetCode
 from http2tcp.protocol.forwarded import Peer, client_address, is_trusted, unmapped
 from http2tcp.protocol.proxy_header import ProxyHeaderError, ProxyHeaderReader
 from http2tcp.protocol.server import CONTINUE, MAX_HEAD, RequestReader, TunnelRequest, accept, refuse
@@ -326,7 +327,8 @@ class Connection:
         except trio.BrokenResourceError as error:
             return Reason.CLIENT_BROKE, str(error)
         else:
-            outcome = await relay(self._framed(request), self._paced(target), self._session.traffic, self.term)
+            client, session = self._framed(request), self._session
+            outcome = await relay(client, self._paced(target), session.traffic, self.term, _CODES)
             return _reason(outcome.end, self.term), outcome.words
         finally:
             target.stream.abort()
@@ -405,6 +407,17 @@ _REASONS = {
     End.RIGHT_BROKE: Reason.TARGET_BROKE,
     End.LEFT_SILENT: Reason.CLIENT_BROKE,
     End.RIGHT_SILENT: Reason.TARGET_BROKE,
+}
+
+
+# What a client is told of these, in capsules.
+_CODES: dict[object, int] = {
+    End.RIGHT_BROKE: ResetCode.TARGET,
+    Reason.REVOKED: ResetCode.REVOKED,
+    Reason.EXPIRED: ResetCode.EXPIRED,
+    Reason.IDLE: ResetCode.IDLE,
+    Reason.MAX_SESSION: ResetCode.LONGEST,
+    Reason.STOPPED: ResetCode.STOPPED,
 }
 
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 import trio
 
 from http2tcp.net.capsules import CapsuleStream
+from http2tcp.net.patience import last_look
 from http2tcp.net.pump import Flow, SinkBroke, SourceBroke
 from http2tcp.net.splice import SMALL, Pipe, Pump, pipes
 from http2tcp.net.streams import Stream
@@ -84,7 +85,10 @@ class _FromCapsules(Pump):
         with self._stream.patience() as patience:
             await super()._wait()
         if patience.cancelled_caught:
-            raise SourceBroke(str(self._stream.given_up()))
+            try:
+                await last_look(super()._wait, self._stream.given_up())
+            except trio.BrokenResourceError as error:
+                raise SourceBroke(str(error)) from error
 
     async def _decode(self, data: bytes | None) -> None:
         if data is None:
@@ -96,6 +100,10 @@ class _FromCapsules(Pump):
         if payload:
             await self._write(payload)
             self._flow.bytes += len(payload)
+        try:
+            self._stream.check()
+        except trio.BrokenResourceError as error:
+            raise SourceBroke(str(error)) from error
 
     async def _move_payload(self) -> None:
         """Splice the rest of this capsule's payload, as far as it comes without a pause."""

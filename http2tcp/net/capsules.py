@@ -6,13 +6,24 @@ import math
 
 import trio
 
-from http2tcp.net.streams import CHUNK, Bytes, Stream
+from http2tcp.net.patience import last_look
+from http2tcp.net.streams import CHUNK, UNSAID_END, Bytes, Stream
 from http2tcp.net.turn import Turn
-from http2tcp.protocol.capsule import DONE, FINAL, KEEPALIVE, CapsuleError, CapsuleReader, data_header
+from http2tcp.protocol.capsule import (
+    DONE,
+    FINAL,
+    KEEPALIVE,
+    CapsuleError,
+    CapsuleReader,
+    Reset,
+    ResetCode,
+    data_header,
+    reset,
+)
 
 # How many of its own intervals a peer may miss before it is given up.
 _MISSED = 3
-# How long closing may try to say that nothing more comes.
+# How long closing may try to say that nothing more comes, and a broken tunnel why.
 _CLOSING = 1.0
 
 
@@ -22,14 +33,21 @@ class CapsuleStream(Stream):
     `keepalive` is the interval, in seconds, at which `attend` breaks our own silence; `peer_keepalive` is
     the interval that the peer has announced, or None: then it may be silent for ever. `confirms`: both say
     when all has arrived, and neither closes before it knows. A keepalive that reaches a closed socket is
-    answered by a reset, which would overtake what the other side has not read yet.
+    answered by a reset, which would overtake what the other side has not read yet. `client`: the peer is the
+    server, whose words for a broken tunnel are for the user; a client's are for nobody.
     """
 
     framed = True
     needs_attention = True
 
     def __init__(
-        self, inner: Stream, *, keepalive: float, peer_keepalive: float | None, confirms: bool = False
+        self,
+        inner: Stream,
+        *,
+        keepalive: float,
+        peer_keepalive: float | None,
+        confirms: bool = False,
+        client: bool = False,
     ) -> None:
         self.inner = inner
         self.reader = CapsuleReader()
@@ -37,11 +55,14 @@ class CapsuleStream(Stream):
         self._peer_patience = math.inf if peer_keepalive is None else _MISSED * peer_keepalive
         #: Whoever sends, by us or by our descriptor, does it in a turn of its own.
         self.turn = Turn()
-        self._final_sent = False
+        self._client = client
         self._confirms = confirms
-        self._owes_done = False
+        # Set when it is true and not before: a send can be cancelled, and then it is to be done, or the stream is torn.
+        self._final_sent = False
         self._done_sent = False
-        self._finished = False
+        self._heard_out = False
+        self._peer_is_gone = False
+        #: Set while DONE is owed.
         self._owing = trio.Event()
 
     def source_fd(self) -> int | None:
@@ -51,8 +72,9 @@ class CapsuleStream(Stream):
         return self.inner.sink_fd()
 
     async def receive_some(self, max_bytes: int | None = None) -> bytes:
-        """Payload; b"" after FINAL_DATA. Raises BrokenResourceError where the stream ends without it."""
+        """Payload; b"" after FINAL_DATA. Raises BrokenResourceError for a stream without it, or with RESET."""
         while not self._ahead:
+            self.check()
             if self.reader.ended:
                 await trio.lowlevel.checkpoint()
                 return b""
@@ -62,15 +84,24 @@ class CapsuleStream(Stream):
     async def _receive(self) -> bytes:
         with self.patience():
             return await self.inner.receive_some(CHUNK)
-        raise self.given_up()
+        return await last_look(lambda: self.inner.receive_some(CHUNK), self.given_up())
 
     def patience(self) -> trio.CancelScope:
         """A scope for waiting to receive. A tunnel whose own reader is slow is not dead."""
         return trio.CancelScope(deadline=trio.current_time() + self._peer_patience)
 
     def given_up(self) -> trio.BrokenResourceError:
-        """The error where that scope ran out."""
+        """The error where that scope ran out, and where a last look found nothing."""
         return trio.BrokenResourceError(f"the peer was silent for {self._peer_patience:g} s")
+
+    def check(self) -> None:
+        """After all that came before it: raises BrokenResourceError where the peer has broken the tunnel off."""
+        if self.reader.reset is None:
+            return
+        if not self._client:
+            raise trio.BrokenResourceError("the client broke it off before both sides were done")
+        self.told = _told(self.reader.reset)
+        raise trio.BrokenResourceError(self.told)
 
     async def decode(self, data: bytes) -> bytes:
         """The payload in what `inner` received. Raises BrokenResourceError for an EOF too early, and for nonsense."""
@@ -95,9 +126,10 @@ class CapsuleStream(Stream):
                 await self.send_whole(b"".join((data_header(len(part)), part)))
 
     async def send_eof(self) -> None:
-        """Send FINAL_DATA. The connection below stays open both ways."""
-        self._final_sent = True
-        await self.send_whole(FINAL)
+        """Send FINAL_DATA, once. The connection below stays open both ways."""
+        if not self._final_sent:
+            await self.send_whole(FINAL)
+            self._final_sent = True
 
     async def send_whole(self, capsules: Bytes) -> None:
         """Send whole capsules; nothing of ours comes between their bytes."""
@@ -116,30 +148,37 @@ class CapsuleStream(Stream):
     async def _keep_alive(self) -> None:
         try:
             while True:
-                with trio.move_on_at(self.turn.ended_at + self._keepalive):
+                silent_since = trio.current_time() if self.turn.taken else self.turn.ended_at
+                with trio.move_on_at(silent_since + self._keepalive):
                     await self._owing.wait()
-                if self._owes_done:
+                if self._owing.is_set():
                     await self._send_done()
                 elif self._done_sent and self._final_sent:
                     await trio.sleep_forever()  # that was our last word
-                elif self.turn.taken:
-                    await trio.sleep(self._keepalive)
-                elif trio.current_time() >= self.turn.ended_at + self._keepalive:
+                elif not self.turn.taken and trio.current_time() >= self.turn.ended_at + self._keepalive:
                     await self.send_whole(KEEPALIVE)
         except trio.BrokenResourceError:
             return  # whoever receives finds out why
 
     async def _send_done(self) -> None:
-        self._owes_done = False
-        self._owing = trio.Event()
-        self._done_sent = True
-        await self.send_whole(DONE)
+        """Send DONE, once. `attend` may be at it when `finish` wants it sent: then that is waited for."""
+        if self._done_sent:
+            return
+        async with self.turn:
+            if not self._done_sent:
+                await self.inner.send_all(DONE)
+                self._done_sent = True
+                self._owing = trio.Event()
 
     def confirm(self) -> None:
-        """See `Stream.confirm`. `attend` sends it."""
+        """See `Stream.confirm`. `attend` sends it, or `finish`."""
         if self._confirms and not self._done_sent:
-            self._owes_done = True
             self._owing.set()
+
+    @property
+    def vouched(self) -> bool:
+        """See `Stream.vouched`."""
+        return self._done_sent
 
     async def watch(self) -> None:
         """See `Stream.watch`. Returns at once where the peer confirms nothing."""
@@ -148,14 +187,21 @@ class CapsuleStream(Stream):
             if not data:
                 raise trio.BrokenResourceError("it ended before it had confirmed what it got")
             await self.decode(data)
+            self.check()
 
     async def wait_send_all_might_not_block(self) -> None:
         """As the stream below."""
         await self.inner.wait_send_all_might_not_block()
 
-    async def explain(self, why: str) -> None:
-        """As the stream below."""
-        await self.inner.explain(why)
+    async def explain(self, why: str, code: int = 0) -> None:
+        """Send RESET, but to a peer that was told that all is well; the stream below has words of its own."""
+        with trio.move_on_after(_CLOSING):
+            try:
+                if not (self.turn.taken or (self._final_sent and self._done_sent)):
+                    await self.send_whole(reset(code, why))
+            except (trio.BrokenResourceError, trio.ClosedResourceError):
+                pass  # it is gone
+        await self.inner.explain(why, code)
 
     async def flush(self) -> None:
         """As the stream below."""
@@ -166,30 +212,68 @@ class CapsuleStream(Stream):
         self.inner.abort()
 
     async def aclose(self) -> None:
-        """Say that nothing more comes, and close once the peer has it all, or in a moment."""
+        """Say that nothing more comes, and close.
+
+        Where the peer has ended too, it is waited for until it has everything. Raises BrokenResourceError where it
+        broke before that, and where a peer takes nothing, not even the end: that one is reset.
+        """
+        said = False
         try:
             if self.reader.ended:
                 await self.finish()
-            elif not self._final_sent and not self.turn.taken:
+            elif not self._final_sent:
                 with trio.move_on_after(_CLOSING):
-                    await self.send_eof()
-        except (trio.BrokenResourceError, trio.ClosedResourceError):
-            pass
+                    await self._say_end()
+                if not self._final_sent and not self._peer_is_gone:
+                    raise trio.BrokenResourceError(UNSAID_END)
+            said = True
         finally:
-            await self.inner.aclose()
+            if said:
+                await self._close_below()
+            else:
+                self.inner.abort()
 
     async def finish(self) -> None:
         """See `Stream.finish`. A peer that confirms nothing gets a moment."""
-        if self._finished:
-            return
-        self._finished = True
-        if not self._final_sent:
-            await self.send_eof()
+        await self.send_eof()
         if self._confirms:
-            if not self._done_sent:
-                await self._send_done()
+            await self._send_done()
             await self.watch()
-            return
-        with trio.move_on_after(_CLOSING):
-            # After its FINAL_DATA a peer still sends keepalives, which nobody has read.
-            await self.inner.linger()
+        elif not self._heard_out:
+            with trio.move_on_after(_CLOSING):
+                # After its FINAL_DATA a peer still sends keepalives, which nobody has read.
+                await self.inner.linger()
+            self._heard_out = True
+
+    async def _say_end(self) -> None:
+        try:
+            await self.send_eof()
+        except (trio.BrokenResourceError, trio.ClosedResourceError):
+            self._peer_is_gone = True  # who leaves before the end does not ask
+
+    async def _close_below(self) -> None:
+        try:
+            await self.inner.aclose()
+        except trio.BrokenResourceError:
+            pass  # that it ends has been said in capsules
+
+
+def _told(said: Reset) -> str:
+    """A sentence for what the server said."""
+    match said.code:
+        case ResetCode.TARGET:
+            words = said.words.removeprefix("the connection broke").removeprefix(": ")
+            return f"the target broke the connection: {words}" if words else "the target broke the connection"
+        case ResetCode.REVOKED:
+            words = "the token was taken away"
+        case ResetCode.EXPIRED:
+            words = "the token has expired"
+        case ResetCode.IDLE:
+            words = "no byte went either way for too long"
+        case ResetCode.LONGEST:
+            words = "it had lasted as long as a tunnel may"
+        case ResetCode.STOPPED:
+            words = "the server was stopped"
+        case _:
+            words = f"for a reason that this client does not know (code {said.code})"
+    return f"the server ended the tunnel: {said.words or words}"

@@ -3,12 +3,17 @@
 EOF is half a conversation and is passed on as such. A side that breaks ends both; the other side then
 gets what had arrived before, and a reset after it, so that nobody takes a part for the whole. Memory is
 bounded by one chunk a direction, whatever the speeds of the two sides.
+
+A relay has ended well once both streams' `finish` has returned, and not before; from then on nothing undoes it. A
+deadline that runs out while somebody is owed bytes or an end is a break.
 """
 
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
 from enum import Enum
+from types import MappingProxyType
 from typing import NamedTuple
 
 import trio
@@ -114,54 +119,67 @@ class Term:
         return Outcome(End.TERMINATED, self.words)
 
 
-async def relay(left: Stream, right: Stream, traffic: Traffic, term: Term | None = None) -> Outcome:
+async def relay(
+    left: Stream,
+    right: Stream,
+    traffic: Traffic,
+    term: Term | None = None,
+    codes: Mapping[object, int] = MappingProxyType({}),
+) -> Outcome:
     """Carry bytes both ways until both directions have ended, then close both streams.
 
-    Cancelling it aborts both. Where its `term` is over first, what had arrived is delivered before that.
+    Cancelling it aborts both. Where its `term` is over first, what had arrived is delivered before that. `codes`: what
+    a side is told, besides words, where the other broke or the term is over, by the `End` or the term's cause.
     """
     sides = _Side(left, End.LEFT_BROKE, End.LEFT_SILENT), _Side(right, End.RIGHT_BROKE, End.RIGHT_SILENT)
     left.guard()
     right.guard()
     try:
         outcome = await (term.hold(*sides, traffic) if term else _converse(*sides, traffic))
-        if outcome.end is End.CLOSED:
-            outcome = await _finish(sides)
-        if outcome.end is End.CLOSED:
-            # Shielded, since an abort here could still undo what both sides were told.
-            with trio.move_on_after(_FLUSH, shield=True):
-                await left.aclose()
-                await right.aclose()
+        if all(side.finished for side in sides):
+            outcome = Outcome(End.CLOSED)  # it was told to both before the term was over
         else:
-            await _deliver([side.stream for side in sides if not side.fault], outcome.words)
+            ended_by = term.cause if term and outcome.end is End.TERMINATED else outcome.end
+            await _deliver([side for side in sides if not side.fault], outcome.words, codes.get(ended_by, 0))
     finally:
-        left.abort()
-        right.abort()
+        await _close(*sides)
     return outcome
 
 
 class _Side:
-    """One of the two streams, what broke it, and whether an EOF could not be passed on to it."""
+    """One of the two streams, what broke it, and what it was told."""
 
-    __slots__ = ("broke", "fault", "silent", "stream", "untold")
+    __slots__ = ("broke", "fault", "finished", "flushed", "silent", "stream", "untold")
 
     def __init__(self, stream: Stream, broke: End, silent: End) -> None:
         self.stream = stream
         self.broke = broke
         self.silent = silent
         self.fault = ""
+        #: An EOF could not be passed on to it.
         self.untold = False
+        #: It has everything, and was told that this is all.
+        self.finished = False
+        #: Its kernel has everything.
+        self.flushed = False
 
 
 async def _converse(left: _Side, right: _Side, traffic: Traffic) -> Outcome:
     if not (left.stream.needs_attention or right.stream.needs_attention):
-        return await _pump_both(left, right, traffic)
+        return await _pump_and_finish(left, right, traffic)
     async with trio.open_nursery() as attendants:
         for side in (left, right):
             if side.stream.needs_attention:
                 attendants.start_soon(side.stream.attend)
-        outcome = await _pump_both(left, right, traffic)
+        # To the last word: who attends may be in the middle of saying it, and its keepalives go on until then.
+        outcome = await _pump_and_finish(left, right, traffic)
         attendants.cancel_scope.cancel()
     return outcome
+
+
+async def _pump_and_finish(left: _Side, right: _Side, traffic: Traffic) -> Outcome:
+    outcome = await _pump_both(left, right, traffic)
+    return await _finish((left, right)) if outcome.end is End.CLOSED else outcome
 
 
 async def _pump_both(left: _Side, right: _Side, traffic: Traffic) -> Outcome:
@@ -219,6 +237,7 @@ async def _finish(sides: tuple[_Side, _Side]) -> Outcome:
         except trio.BrokenResourceError as error:
             side.fault = str(error)
             return Outcome(side.broke, side.fault)
+        side.finished = True
     return Outcome(End.CLOSED)
 
 
@@ -230,8 +249,24 @@ async def _watch(source: _Side) -> None:
         raise SourceBroke(str(error)) from error
 
 
-async def _deliver(streams: list[Stream], why: str) -> None:
+async def _deliver(sides: list[_Side], why: str, code: int) -> None:
     with trio.move_on_after(_FLUSH):
-        for stream in streams:
-            await stream.explain(why)
-            await stream.flush()
+        for side in sides:
+            await side.stream.explain(why, code)
+            await side.stream.flush()
+            side.flushed = True
+
+
+async def _close(left: _Side, right: _Side) -> None:
+    """Well where both were told that it is whole. A reset otherwise, which drops nothing that was vouched for."""
+    well = left.finished and right.finished
+    # Shielded, since an abort here could still undo what was told.
+    with trio.move_on_after(_FLUSH, shield=True):
+        for side, other in ((left, right), (right, left)):
+            if well or (other.stream.vouched and not (side.flushed or side.fault)):
+                try:
+                    await side.stream.aclose()
+                except trio.BrokenResourceError:
+                    pass  # `finish` has said all that the peer needs
+    left.stream.abort()
+    right.stream.abort()

@@ -32,6 +32,9 @@ EOF_PATIENCE = 30.0
 #: Set this variable to move bytes, stdin and stdout as on systems that are not Linux.
 PORTABLE = "HTTP2TCP_PORTABLE" in os.environ
 
+#: The words where a stream was closed and its peer could not be told of the end.
+UNSAID_END = "the other side took nothing more, not even the end"
+
 Bytes = bytes | bytearray | memoryview
 
 _RESET = struct.pack("ii", 1, 0)
@@ -66,6 +69,9 @@ class Stream(trio.abc.HalfCloseableStream):
     #: An EOF before the first byte says that it never opened: it is a break.
     empty_is_broken: bool = False
 
+    #: A sentence with what the peer said of why it ended, fit for a terminal; empty where it said nothing.
+    told: str = ""
+
     _ahead: bytes = b""
 
     def unread(self, data: bytes) -> None:
@@ -95,8 +101,11 @@ class Stream(trio.abc.HalfCloseableStream):
     def abort(self) -> None:
         """Close at once, as a reset where the transport has one, so that the peer takes nothing for whole."""
 
-    async def explain(self, why: str) -> None:
-        """Before `abort`: tell the peer why, where the transport has words for it. The caller bounds it."""
+    async def explain(self, why: str, code: int = 0) -> None:
+        """Before `abort`: tell the peer why, where the transport has words for it. The caller bounds it.
+
+        `code` is one of `http2tcp.protocol.capsule.ResetCode`, for transports that have codes.
+        """
 
     async def flush(self) -> None:
         """Wait until the peer's kernel has everything that was sent. The caller bounds it."""
@@ -107,11 +116,20 @@ class Stream(trio.abc.HalfCloseableStream):
     def confirm(self) -> None:
         """All that was received has been handed on, its EOF included; the peer may know."""
 
+    @property
+    def vouched(self) -> bool:
+        """Whether the peer was told that all it has sent was handed on: none of that may be dropped then."""
+        return False
+
     async def watch(self) -> None:
         """After the peer's EOF: wait until it has confirmed ours. Raises BrokenResourceError where it is gone."""
 
     async def finish(self) -> None:
-        """Both directions have ended: wait until the peer has everything. Raises BrokenResourceError."""
+        """Both directions have ended: say the last words, and wait until the peer has everything.
+
+        Raises BrokenResourceError. Where it returns, `aclose` has nothing left that the peer needs. It takes as long as
+        the peer does; the caller bounds it, and aborts the stream where it did not return.
+        """
 
     async def linger(self) -> None:
         """Drop what the peer still sends until it ends: closing with bytes unread resets what was sent.
@@ -158,7 +176,11 @@ class SocketStream(Stream):
                 raise broken(error) from error
 
     async def send_all(self, data: Bytes) -> None:
-        """Send everything. Raises BrokenResourceError where the peer is gone."""
+        """Send everything. Raises BrokenResourceError where the peer is gone.
+
+        Once all is sent it is not cancelled any more: whoever is told so would take it for half-done.
+        """
+        await trio.lowlevel.checkpoint_if_cancelled()
         waited = False
         with memoryview(data) as view:
             sent = 0
@@ -171,7 +193,7 @@ class SocketStream(Stream):
                 except OSError as error:
                     raise broken(error) from error
         if not waited:
-            await trio.lowlevel.checkpoint()
+            await trio.lowlevel.cancel_shielded_checkpoint()
 
     async def wait_send_all_might_not_block(self) -> None:
         """Wait until the kernel has room."""

@@ -20,6 +20,7 @@ import trio
 
 from http2tcp.net.streams import (
     EOF_PATIENCE,
+    UNSAID_END,
     Bytes,
     HalfCloseUnsupported,
     SocketStream,
@@ -37,6 +38,10 @@ _HASHED = re.compile(r"[0-9a-f]{8}\.[0-9]+")
 # RFC 8446, section 5.1: a record has at most 16 KiB. Asking for more has Python allocate more for each.
 _RECORD = 16 * 1024
 _CHUNK = 4 * _RECORD
+
+# How long closing may wait for room for a close_notify.
+_CLOSING = 1.0
+_TORN = "an earlier send was cancelled half-way"
 
 _T = TypeVar("_T")
 
@@ -99,6 +104,8 @@ class TLSStream(Stream):
         self._writer: trio.Event | None = None
         self._ended = False
         self._torn = False
+        #: Our close_notify is sent.
+        self._said_all = False
 
     def version(self) -> str | None:
         """The protocol's version, as OpenSSL names it."""
@@ -135,10 +142,12 @@ class TLSStream(Stream):
         return b"" if self._ended else self.socket.recv(size)
 
     async def send_all(self, data: Bytes) -> None:
-        """Send everything. Cancelling it tears the stream: nothing can be sent after that."""
-        await trio.lowlevel.checkpoint()
+        """Send everything. Cancelling it while it waits for room tears the stream: nothing can be sent after that."""
+        await trio.lowlevel.checkpoint_if_cancelled()
+        if self.socket.fileno() < 0:
+            raise trio.ClosedResourceError("this stream was already closed")
         if self._torn:
-            raise trio.BrokenResourceError("an earlier send was cancelled half-way")
+            raise trio.BrokenResourceError(_TORN)
         with memoryview(data) as view:
             sent = 0
             self._torn = True
@@ -150,6 +159,8 @@ class TLSStream(Stream):
                 except ssl.SSLZeroReturnError:
                     raise trio.BrokenResourceError("the other side had ended TLS already") from None
             self._torn = False
+        # Not to be cancelled: all of it is sent.
+        await trio.lowlevel.cancel_shielded_checkpoint()
 
     async def wait_send_all_might_not_block(self) -> None:
         """Wait until the kernel has room."""
@@ -163,6 +174,26 @@ class TLSStream(Stream):
         """See `Stream.flush`. Returns at once where the kernel does not tell."""
         await delivered(self.socket)
 
+    async def finish(self) -> None:
+        """Send close_notify, once the kernel has room for it. The peer's is not waited for."""
+        await trio.lowlevel.checkpoint_if_cancelled()
+        if self._said_all:
+            return
+        if self._torn:
+            raise trio.BrokenResourceError(_TORN)
+        while not self._said_all:
+            if self.socket.fileno() < 0:
+                raise trio.ClosedResourceError("this stream was already closed")
+            try:
+                self.socket.unwrap()
+            except ssl.SSLWantWriteError:
+                await self._writable()
+                continue
+            except (OSError, ValueError):
+                pass  # it waits for the peer's answer, and ours is sent; or nobody is there to be told
+            # Without TLS the socket would give and take whatever anybody puts on the wire.
+            self._said_all = self._ended = self._torn = True
+
     def abort(self) -> None:
         """Close without close_notify, with RST."""
         if self.socket.fileno() >= 0:
@@ -170,14 +201,20 @@ class TLSStream(Stream):
             self._close()
 
     async def aclose(self) -> None:
-        """Send close_notify if the kernel has room for it, and close. The peer's is not waited for."""
-        if self.socket.fileno() >= 0:
-            if not self._torn:
-                try:
-                    self.socket.unwrap()
-                except (OSError, ValueError):
-                    pass  # it waits for the peer's answer; ours is sent
-            self._close()
+        """Send close_notify and close. The peer's is not waited for.
+
+        Raises BrokenResourceError where the peer takes nothing for so long that it is reset instead.
+        """
+        try:
+            if self.socket.fileno() >= 0 and not self._torn:
+                with trio.move_on_after(_CLOSING):
+                    await self.finish()
+                if not self._said_all:
+                    self.abort()
+                    raise trio.BrokenResourceError(UNSAID_END)
+        finally:
+            if self.socket.fileno() >= 0:
+                self._close()
         await trio.lowlevel.checkpoint()
 
     def _close(self) -> None:

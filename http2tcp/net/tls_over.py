@@ -10,8 +10,11 @@ from collections.abc import Collection
 
 import trio
 
-from http2tcp.net.streams import CHUNK, EOF_PATIENCE, Bytes, HalfCloseUnsupported, Stream
+from http2tcp.net.streams import CHUNK, EOF_PATIENCE, UNSAID_END, Bytes, HalfCloseUnsupported, Stream
 from http2tcp.net.tls import check_pin, what_broke
+
+# How long closing may wait for room for a close_notify.
+_CLOSING = 1.0
 
 
 class TLSOverStream(Stream):
@@ -63,13 +66,24 @@ class TLSOverStream(Stream):
         """As the stream below."""
         await self._carrier.flush()
 
+    async def finish(self) -> None:
+        """Send close_notify and close. The peer's is not waited for."""
+        await self._tls.aclose()
+
     def abort(self) -> None:
         """Close without close_notify, with RST."""
         self._carrier.abort()
 
     async def aclose(self) -> None:
-        """Send close_notify and close. The peer's is not waited for."""
-        await self._tls.aclose()
+        """Send close_notify and close. The peer's is not waited for.
+
+        Raises BrokenResourceError where the peer takes nothing for so long that it is reset instead.
+        """
+        with trio.move_on_after(_CLOSING) as closing:
+            await self._tls.aclose()
+        if closing.cancelled_caught:
+            self.abort()
+            raise trio.BrokenResourceError(UNSAID_END)
 
 
 def _broken(error: trio.BrokenResourceError) -> trio.BrokenResourceError:

@@ -201,10 +201,6 @@ class ServerTLSStream(TLSStream):
     half_close = True
     eof_patience = math.inf
 
-    def __init__(self, tls: ssl.SSLSocket) -> None:
-        super().__init__(tls)
-        self._said_all = False
-
     async def send_eof(self) -> None:
         """Send close_notify and go on receiving (RFC 8446, section 6.1). Raises BrokenResourceError."""
         await trio.lowlevel.checkpoint()
@@ -215,7 +211,7 @@ class ServerTLSStream(TLSStream):
         if self._torn:
             raise trio.BrokenResourceError("an earlier send was cancelled half-way")
         # There is nothing to send after it, whether it is sent whole or not.
-        self._said_all = self._torn = True
+        self._torn = True
         # OpenSSL takes decrypted bytes that nobody has fetched yet for a breach of the protocol.
         while size := self.socket.pending():
             self._ahead += self.socket.recv(size)
@@ -226,7 +222,12 @@ class ServerTLSStream(TLSStream):
             except (BlockingIOError, InterruptedError):
                 await self._writable()
             except OSError:
-                return  # whoever receives finds out why
+                break  # whoever receives finds out why
+        self._said_all = True
+
+    async def finish(self) -> None:
+        """As `send_eof`, which the peer may have been told before."""
+        await self.send_eof()
 
     def _close_notify(self) -> bytes:
         """Have OpenSSL say it; what of it is still to be sent.

@@ -24,6 +24,8 @@ class Turn:
             await self._ended.wait()
         if self._torn:
             raise trio.BrokenResourceError("an earlier send was not done to its end")
+        # A cancel comes here, where it tears nothing, or while bytes wait for room.
+        await trio.lowlevel.checkpoint_if_cancelled()
         self.taken = True
 
     async def __aexit__(self, kind: type[BaseException] | None, *_: object) -> None:

@@ -133,7 +133,15 @@ class WebSocketStream(Stream):
                 except trio.BrokenResourceError:
                     pass  # there may still be something to receive
 
-    async def explain(self, why: str) -> None:
+    async def finish(self) -> None:
+        """See `Stream.finish`. Say Close; the peer's own, where it has not come yet, is waited for in `aclose`."""
+        try:
+            await self._say(lambda: self._machine.close(Code.DONE))
+        except trio.BrokenResourceError:
+            if not self._machine.ended:
+                raise
+
+    async def explain(self, why: str, code: int = 0) -> None:
         """Say Close with a code that tells that this is no good end, and why."""
         await self._part(self._failure, why, self._hear_close)
 

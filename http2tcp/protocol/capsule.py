@@ -1,13 +1,15 @@
 """Sans-IO capsules: RFC 9297, section 3.2, with the types of draft-ietf-httpbis-connect-tcp.
 
 A capsule is a type, a length and a value; both numbers are variable-length integers (RFC 9000, section 16).
-DATA carries payload, FINAL_DATA carries payload and means FIN. Any other type is skipped, whatever its
-length: memory stays bounded by what the caller feeds. Boundaries mean nothing.
+DATA carries payload, FINAL_DATA carries payload and means FIN. Three types are our own. Any other is skipped, whatever
+its length: memory stays bounded by what the caller feeds. Boundaries mean nothing.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterator
+from enum import IntEnum
+from typing import NamedTuple
 
 from http2tcp.errors import Http2tcpError
 
@@ -23,6 +25,13 @@ KEEPALIVE_TYPE = 0x1E2A6B5D
 # Our own: everything up to your FINAL_DATA has been handed on. Who has sent its own FINAL_DATA and this sends
 # nothing more, so that the peer can close without a reset that would overtake what is on its way.
 DONE_TYPE = 0x2C61F04B
+
+# Our own: the tunnel is broken, and why. Nothing comes after it.
+RESET_TYPE = 0x3A85D15D
+#: The most bytes of words that a RESET carries; of longer ones the rest is dropped.
+MAX_WORDS = 256
+# The code before them has 8 bytes at most.
+_MAX_RESET = 8 + MAX_WORDS
 
 # A millisecond's worth.
 _BATCH = 256
@@ -71,6 +80,46 @@ KEEPALIVE = encode_varint(KEEPALIVE_TYPE) + encode_varint(0)
 DONE = encode_varint(DONE_TYPE) + encode_varint(0)
 
 
+class ResetCode(IntEnum):
+    """Why a tunnel was broken by one of its ends. Others may come: a code that is not known here is an end as well."""
+
+    UNSPECIFIED = 0
+    #: The target reset the connection, or it broke.
+    TARGET = 1
+    REVOKED = 2
+    EXPIRED = 3
+    IDLE = 4
+    #: It had lasted as long as a tunnel may.
+    LONGEST = 5
+    #: The server was stopped.
+    STOPPED = 6
+    #: The client leaves before both sides were done.
+    LEAVING = 7
+
+
+class Reset(NamedTuple):
+    """What a RESET says."""
+
+    code: int
+    #: The peer's own, without what a terminal would obey.
+    words: str
+
+
+def reset(code: int, words: str) -> bytes:
+    """The whole RESET capsule. Words that are too long are cut."""
+    value = encode_varint(code) + words.encode()[:MAX_WORDS].decode(errors="ignore").encode()
+    return encode_varint(RESET_TYPE) + encode_varint(len(value)) + value
+
+
+def _parse_reset(value: bytes | bytearray) -> Reset:
+    number = decode_varint(value, 0)
+    if number is None:
+        return Reset(ResetCode.UNSPECIFIED, "")
+    code, end = number
+    text = bytes(value[end : end + MAX_WORDS]).decode(errors="replace")
+    return Reset(code, "".join(c if c.isprintable() else "?" for c in text))
+
+
 def data_header(length: int) -> bytes:
     """The head of a DATA capsule with so many bytes of payload, which the caller sends after it."""
     return _DATA_PREFIX + encode_varint(length)
@@ -88,6 +137,9 @@ class CapsuleReader:
         self.ended = False
         #: The peer has said that all of ours has arrived.
         self.done = False
+        #: The peer has broken the tunnel off, and why. What comes after it means nothing.
+        self.reset: Reset | None = None
+        self._reset_value: bytearray | None = None
 
     @property
     def payload_left(self) -> int:
@@ -108,7 +160,7 @@ class CapsuleReader:
         payload = []
         heads = 0
         view = memoryview(data)
-        while view:
+        while view and self.reset is None:
             if self._payload_left:
                 part, view = view[: self._payload_left], view[self._payload_left :]
                 payload.append(bytes(part))
@@ -116,6 +168,9 @@ class CapsuleReader:
             elif self._skip_left:
                 skipped = min(self._skip_left, len(view))
                 self._skip_left -= skipped
+                if self._reset_value is not None:
+                    self._reset_value += view[: min(skipped, _MAX_RESET - len(self._reset_value))]
+                    self._finish_reset()
                 view = view[skipped:]
             else:
                 view = self._read_head(view)
@@ -144,7 +199,16 @@ class CapsuleReader:
         else:
             self.done = self.done or kind == DONE_TYPE
             self._skip_left = length
+            if kind == RESET_TYPE:
+                self._reset_value = bytearray()
+                self._finish_reset()
         return view[end - before :]
+
+    def _finish_reset(self) -> None:
+        assert self._reset_value is not None
+        # A long one is not waited for: what it may say is here.
+        if self._skip_left == 0 or len(self._reset_value) == _MAX_RESET:
+            self.reset = _parse_reset(self._reset_value)
 
     def _finish(self) -> None:
         if self._final_pending and self._payload_left == 0:

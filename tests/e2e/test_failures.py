@@ -233,7 +233,7 @@ def test_an_upload_that_the_front_end_ends_is_no_success(site: Site) -> None:
         done = subprocess.run(command, input=bytes(30_000_000), capture_output=True, timeout=30, env=environment())
         ending.join()
     assert done.returncode == 71
-    assert done.stderr.startswith(b"http2tcp: tunnel: cut before both sides were done: ")
+    assert done.stderr.startswith(b"http2tcp: tunnel: connection lost: ")
     assert b"unknown" not in done.stderr
 
 
@@ -252,4 +252,4 @@ def test_a_server_that_dies_under_a_login_is_told(site: Site, login: LoginTo, tm
                 server.process.kill()
                 _, stderr = ssh.communicate(timeout=20)
     assert ssh.returncode == 255
-    assert b"http2tcp: tunnel: cut before both sides were done" in stderr
+    assert b"http2tcp: tunnel: connection lost: the tunnel was cut" in stderr
