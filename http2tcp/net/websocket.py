@@ -19,8 +19,11 @@ _RECEIVED = 128 * 1024
 # How long closing may take to say so and to hear the peer's own Close, and how much may come before that.
 _CLOSING = 1.0
 _CLOSING_BYTES = CHUNK
-# How long a client that was told Close may be silent before it counts as gone.
+# How long a client that was told Close may be silent before it counts as gone, and how long finishing may wait for
+# room for our own.
 _CLOSE_PATIENCE = 5.0
+# How long a pong may hold up a program that receives, and does not attend, where the kernel has no room for it.
+_PONG_PATIENCE = 0.1
 
 
 class WebSocketStream(Stream):
@@ -47,6 +50,10 @@ class WebSocketStream(Stream):
         self._receiving = False
         self._attended = False
         self._owing = trio.Event()
+        # What this side's own caller has ended, whether our Close has been sent whole, and whether the peer broke it.
+        self._shut = False
+        self._told = False
+        self._failed = False
 
     async def receive_some(self, max_bytes: int | None = None) -> bytes:
         """Payload; b"" after a Close that says no more than that. Raises BrokenResourceError for any other end."""
@@ -66,7 +73,10 @@ class WebSocketStream(Stream):
         try:
             payload = self._machine.payload()
         except WebSocketError as error:
-            await self._part(error.code, str(error), self.inner.linger)
+            # Once: whoever asks again is not to wait again.
+            if not self._failed:
+                self._failed = True
+                await self._part(error.code, str(error), self.inner.linger)
             raise trio.BrokenResourceError(str(error)) from error
         if self._machine.owes:
             # The peer may read nothing before it has sent all: who receives does not wait to send.
@@ -93,20 +103,66 @@ class WebSocketStream(Stream):
                 for message in self._machine.messages(data):
                     await self.inner.send_all(message)
                 return
-        if self._machine.ended:
-            raise trio.BrokenResourceError("the peer had closed it already")
-        raise trio.ClosedResourceError("this stream was already closed")
+        if self._shut:
+            raise trio.ClosedResourceError("this stream was already closed")
+        raise self._over()
+
+    def _over(self) -> trio.BrokenResourceError:
+        """The error where our Close was an answer: to the peer's own, or to its mistake."""
+        return trio.BrokenResourceError(self._machine.complaint or "the peer had closed it already")
 
     async def _say(self, make: Callable[[], bytes]) -> None:
-        """Send what `make` gives once it is our turn: what it says depends on what was said before."""
+        """Send what `make` gives once it is our turn: what it says depends on what was said before.
+
+        Cancelled, it has said all of it or nothing. A frame that was made and sent in part could not be made good.
+        """
+        cancelled: trio.Cancelled | None = None
         async with self._turn:
-            await self.inner.send_all(make())
+            try:
+                await self.inner.wait_send_all_might_not_block()
+            except trio.Cancelled as error:
+                # Nothing was made, so the turn ends well: whoever comes next may send.
+                cancelled = error
+            else:
+                # A control frame has 139 bytes at most, and there is room.
+                with trio.move_on_after(_CLOSING, shield=True) as patience:
+                    await self.inner.send_all(make())
+                    self._told = self._machine.closed
+                if patience.cancelled_caught:
+                    raise trio.BrokenResourceError("it took no more bytes")
+        if cancelled is not None:
+            try:
+                raise cancelled
+            finally:
+                del cancelled
 
     async def send_eof(self) -> None:
-        """Say Close, on a server; what the client still sends is received. A client raises HalfCloseUnsupported."""
+        """Say Close, on a server; what the client still sends is received. A client raises HalfCloseUnsupported.
+
+        Raises BrokenResourceError where the peer's mistake was answered by a Close before.
+        """
         if not self.half_close:
             raise HalfCloseUnsupported("a client's Close would end both directions")
+        if not self._shut and self._machine.closed:
+            raise self._over()
+        self._shut = True
         await self._say(lambda: self._machine.close(Code.DONE))
+
+    async def finish(self) -> None:
+        """See `Stream.finish`. Each has said Close to the other, and ours was sent whole.
+
+        A client's Close that its target has not answered with an end of its own is not confirmed as a good end.
+        """
+        if not self._machine.ended:
+            raise trio.BrokenResourceError(self._machine.complaint or "it did not answer our Close")
+        if self.half_close and not self._machine.closed:
+            await self._part(self._failure, "the other side did not end", self._hear_close)
+            return
+        with trio.move_on_after(_CLOSE_PATIENCE):
+            await self._say(lambda: self._machine.close(Code.DONE))
+        if not self._told:
+            raise trio.BrokenResourceError("it took no more bytes, our Close among them")
+        await self.inner.finish()
 
     async def attend(self) -> None:
         """Answer pings and the peer's Close; send a ping whenever nothing else was sent for the interval."""
@@ -123,10 +179,12 @@ class WebSocketStream(Stream):
                     await self._say(self._machine.ping)
         except trio.BrokenResourceError:
             return  # whoever receives finds out why
+        finally:
+            self._attended = False
 
     async def _pay_at_once(self) -> None:
         # Shielded, since a program that gives up receiving has not given up the stream, and a torn one is no use.
-        with trio.move_on_after(_CLOSING, shield=True):
+        with trio.move_on_after(_PONG_PATIENCE, shield=True):
             if not self._turn.taken:
                 try:
                     await self._say(self._machine.answer)
@@ -143,6 +201,7 @@ class WebSocketStream(Stream):
 
     async def explain(self, why: str, code: int = 0) -> None:
         """Say Close with a code that tells that this is no good end, and why."""
+        self._shut = True
         await self._part(self._failure, why, self._hear_close)
 
     async def _part(self, code: int, why: str, hear: Callable[[], Awaitable[None]]) -> None:
@@ -177,10 +236,12 @@ class WebSocketStream(Stream):
 
     def abort(self) -> None:
         """End it without a Close, which says that it was cut."""
+        self._shut = True
         self.inner.abort()
 
     async def aclose(self) -> None:
         """Say Close, wait a moment for the peer's, and close."""
+        self._shut = True
         try:
             await self._part(Code.DONE, "", self._hear_close)
         finally:

@@ -97,7 +97,7 @@ class WebSocket:
         self._error: WebSocketError | None = None
         #: The peer has said Close, and nothing to complain of: nothing comes any more.
         self.ended = False
-        #: We have said Close. The peer may still send.
+        #: Our Close was made, and nothing is made after it. That it was sent is for the caller to know.
         self.closed = False
 
     # --- receiving ---
@@ -165,6 +165,11 @@ class WebSocket:
         raise WebSocketError(event.code, words)
 
     @property
+    def complaint(self) -> str:
+        """What the peer did wrong or gave up for; empty where it did not."""
+        return str(self._error or "")
+
+    @property
     def owes(self) -> bool:
         """Whether `answer` has something."""
         return not self.closed and (self._ping is not None or self._answers_close)
@@ -219,8 +224,13 @@ class WebSocket:
         return self._connection.send(ping.response())
 
     def close(self, code: int, reason: str = "") -> bytes:
-        """A Close, or the answer to the peer's own; b"" where we have closed. The reason is cut to fit (123 bytes)."""
+        """A Close, or the answer to the peer's own; b"" where we have closed. The reason is cut to fit (123 bytes).
+
+        The answer repeats what the peer said, unless this is no good end: section 5.5.1 asks for no more than that.
+        """
         if self.closed:
             return b""
         self.closed = True
-        return self._connection.send(self._close.response() if self._close else CloseConnection(code, reason or None))
+        if self._close is not None and code in (Code.DONE, self._close.code):
+            return self._connection.send(self._close.response())
+        return self._connection.send(CloseConnection(code, reason or None))

@@ -9,13 +9,25 @@ import trio
 import trio.testing
 
 from http2tcp.net.capsules import CapsuleStream
-from http2tcp.net.relay import End, Traffic, relay
-from http2tcp.net.streams import CHUNK, HalfCloseUnsupported
+from http2tcp.net.relay import End, Outcome, Term, Traffic, relay
+from http2tcp.net.streams import CHUNK, Bytes, HalfCloseUnsupported, Stream
 from http2tcp.net.websocket import WebSocketStream
 from http2tcp.protocol.websocket import MAX_MESSAGE
 from tests.support.loopback import read_until_broken
 from tests.support.memory_stream import MemoryStream, memory_pair
-from tests.support.websocket_frames import BINARY, CLOSE, PING, PONG, TEXT, close, close_of, frame, frames
+from tests.support.websocket_frames import (
+    BINARY,
+    BROKEN_FRAMES,
+    CLOSE,
+    KEY,
+    PING,
+    PONG,
+    TEXT,
+    close,
+    close_of,
+    frame,
+    frames,
+)
 
 
 def server(keepalive: float = math.inf) -> tuple[WebSocketStream, MemoryStream]:
@@ -174,6 +186,147 @@ async def test_a_user_reads_why_a_server_gave_up(autojump_clock: trio.testing.Mo
         await stream.receive_some()
 
 
+# --- what others do wrong ---------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("capsules", [False, True], ids=["plain", "capsules"])
+@pytest.mark.parametrize("moment", ["open", "after our Close", "after theirs"])
+@pytest.mark.parametrize("side", ["server", "client"])
+@pytest.mark.parametrize("kind", BROKEN_FRAMES)
+async def test_a_stranger_s_mistake_ends_a_relay_with_an_outcome_and_never_with_an_exception(
+    kind: str, side: str, moment: str, capsules: bool, autojump_clock: trio.testing.MockClock
+) -> None:
+    websocket, peer = server() if side == "server" else client()
+    key = KEY if side == "server" else None
+    stream: Stream = websocket
+    if capsules:
+        stream = CapsuleStream(websocket, keepalive=25, peer_keepalive=None)
+    right, target = memory_pair()
+    outcomes = []
+
+    async def run() -> None:
+        outcomes.append(await relay(stream, right, Traffic()))
+
+    async def send_without_end() -> None:
+        try:
+            while True:
+                await target.send_all(b"x" * 1000)
+                await trio.sleep(0.01)
+        except trio.BrokenResourceError:
+            return
+
+    async def take_all() -> None:
+        try:
+            while await peer.receive_some():
+                pass
+        except trio.BrokenResourceError:
+            return
+
+    with trio.fail_after(120):
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(run)
+            nursery.start_soon(take_all)
+            if moment == "after our Close" and side == "server":
+                await target.send_eof()
+            else:
+                nursery.start_soon(send_without_end)
+            await trio.sleep(0.1)
+            if moment == "after theirs" or (moment == "after our Close" and side == "client"):
+                await peer.send_all(close(1000, key=key))
+            if moment == "after our Close":
+                await trio.sleep(0.1)
+            try:
+                await peer.send_all(BROKEN_FRAMES[kind](key))
+            except trio.BrokenResourceError:
+                pass  # it is over already
+            # A server goes on sending to a client that has closed, until its target ends.
+            await trio.sleep(10)
+            peer.abort()
+    assert len(outcomes) == 1
+    assert outcomes[0].end is not End.CLOSED
+    assert right.aborted
+
+
+async def test_who_asks_a_broken_stream_again_gets_the_same_answer_at_once(
+    autojump_clock: trio.testing.MockClock,
+) -> None:
+    stream, peer = server()
+    await peer.send_all(frame(TEXT, b"hello"))
+    with pytest.raises(trio.BrokenResourceError, match="text"):
+        await stream.receive_some()
+    started = trio.current_time()
+    for operation in (stream.receive_some, stream.send_eof, stream.finish, lambda: stream.send_all(b"x")):
+        with pytest.raises(trio.BrokenResourceError, match="text"):
+            await operation()
+    assert trio.current_time() == started
+
+
+# --- a Close that is cancelled, or not taken -----------------------------------------------------
+
+
+class Dawdling(MemoryStream):
+    """A stream that can be cancelled before its first byte is out, as those over TLS can."""
+
+    async def send_all(self, data: Bytes) -> None:
+        for _ in range(5):
+            await trio.lowlevel.checkpoint()
+        await super().send_all(data)
+
+
+@pytest.mark.parametrize("before", [b"", frame(PING, b"?", key=None)], ids=["", "a ping before it"])
+async def test_a_relay_that_ends_at_the_moment_of_the_peer_s_close_answers_it_all_the_same(
+    before: bytes, autojump_clock: trio.testing.MockClock
+) -> None:
+    stream, peer = client()
+    stream.inner.__class__ = Dawdling
+    left, application = memory_pair()
+    await application.send_eof()
+    outcomes = []
+
+    async def run() -> None:
+        outcomes.append(await relay(left, stream, Traffic()))
+
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(run)
+        await trio.testing.wait_all_tasks_blocked()
+        await peer.send_all(before)
+        await peer.send_all(close(1000, key=None))
+        assert close_of(await peer.read_all()) == (1000, "")
+    assert outcomes == [Outcome(End.CLOSED)]
+
+
+@pytest.mark.parametrize("checkpoints", range(12))
+async def test_a_control_frame_that_is_cancelled_anywhere_is_sent_whole_or_not_at_all(
+    checkpoints: int, autojump_clock: trio.testing.MockClock
+) -> None:
+    stream, peer = server()
+    stream.inner.__class__ = Dawdling
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(stream.send_eof)
+        for _ in range(checkpoints):
+            await trio.lowlevel.checkpoint()
+        nursery.cancel_scope.cancel()
+    # Nothing is torn: what ends the conversation can be said.
+    await peer.send_all(close(1000))
+    assert await stream.receive_some() == b""
+    with trio.fail_after(1):
+        await stream.explain("")
+        stream.abort()
+    assert len(frames(await read_until_broken(peer))) == 1
+
+
+async def test_a_close_that_found_no_room_is_no_clean_end(autojump_clock: trio.testing.MockClock) -> None:
+    stream, peer = client()
+    left, application = memory_pair()
+    peer.stall()
+    await application.send_eof()
+    await peer.send_all(frame(BINARY, b"all of it", key=None) + close(1000, key=None))
+    outcome = await relay(left, stream, Traffic())
+    assert outcome.end is End.RIGHT_BROKE
+    assert "Close" in outcome.words
+    assert await read_until_broken(application) == b"all of it"
+
+
 # --- pings ------------------------------------------------------------------------------------
 
 
@@ -285,6 +438,8 @@ async def test_a_target_that_ignores_its_clients_end_is_left_after_a_while(
     outcome = await relay(stream, right, Traffic())
     assert outcome.end is End.RIGHT_SILENT
     assert trio.current_time() - started == pytest.approx(30, abs=1)
+    # What it had still to say is not known: 1000 would tell the client that it has the whole reply.
+    assert close_of(await peer.receive_some())[0] == 1011
     with pytest.raises(trio.BrokenResourceError):
         await target.receive_some()
 
@@ -313,14 +468,21 @@ async def test_a_client_that_never_answers_a_close_is_left(autojump_clock: trio.
     await target.send_eof()
     started = trio.current_time()
     outcome = await relay(stream, right, Traffic())
+    # Nobody knows what it got, nor whether it had more to send.
     assert outcome.end is End.LEFT_SILENT
+    assert right.aborted
     assert 5 <= trio.current_time() - started <= 7
 
 
-async def test_a_client_is_told_that_the_target_broke(autojump_clock: trio.testing.MockClock) -> None:
+@pytest.mark.parametrize("client_has_closed", [False, True])
+async def test_a_client_is_told_that_the_target_broke(
+    client_has_closed: bool, autojump_clock: trio.testing.MockClock
+) -> None:
     stream, peer = server()
     right, target = memory_pair()
     await target.send_all(b"part")
+    if client_has_closed:
+        await peer.send_all(close(1000))
     async with trio.open_nursery() as nursery:
         nursery.start_soon(relay, stream, right, Traffic())
         sent = await peer.receive_some()
@@ -328,6 +490,35 @@ async def test_a_client_is_told_that_the_target_broke(autojump_clock: trio.testi
         sent += await read_until_broken(peer)
     assert frames(sent)[0].payload == b"part"
     assert close_of(sent) == (1011, "the connection broke: reset in memory")
+
+
+@pytest.mark.parametrize("client_has_closed", [False, True])
+@pytest.mark.parametrize("cause", ["stopped", "idle", "deaf target"])
+async def test_no_end_but_a_whole_one_is_told_as_1000(
+    cause: str, client_has_closed: bool, autojump_clock: trio.testing.MockClock
+) -> None:
+    class Deaf(MemoryStream):
+        async def send_all(self, data: object) -> None:
+            await trio.lowlevel.checkpoint()
+            raise trio.BrokenResourceError("the connection broke: broken pipe")
+
+    stream, peer = server()
+    right, _target = memory_pair()
+    term = Term()
+    match cause:
+        case "stopped":
+            term.until(trio.current_time() + 3, "the server was stopped", cause)
+        case "idle":
+            term.idle(3, "no byte went either way for 3 s", cause)
+        case "deaf target":
+            right.__class__ = Deaf
+            await peer.send_all(frame(BINARY, b"undeliverable"))
+    if client_has_closed:
+        await peer.send_all(close(1000))
+    outcome = await relay(stream, right, Traffic(), term)
+    assert outcome.end is not End.CLOSED
+    code, reason = close_of(await read_until_broken(peer))
+    assert (code, reason) == (1011, outcome.words)
 
 
 async def test_a_cut_websocket_resets_the_target(autojump_clock: trio.testing.MockClock) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import NamedTuple
 
 CONTINUATION, TEXT, BINARY, CLOSE, PING, PONG = 0x0, 0x1, 0x2, 0x8, 0x9, 0xA
@@ -70,3 +71,28 @@ def close_of(wire: bytes) -> tuple[int | None, str]:
     (found,) = [each for each in frames(wire) if each.opcode == CLOSE]
     code = int.from_bytes(found.payload[:2], "big") if found.payload else None
     return code, found.payload[2:].decode()
+
+
+#: Each breaks a rule of RFC 6455 or of ours, made with the mask of the sender's side.
+BROKEN_FRAMES: dict[str, Callable[[bytes | None], bytes]] = {
+    "text": lambda key: frame(TEXT, b"hello", key=key),
+    "text that is no UTF-8": lambda key: frame(TEXT, b"\xff", key=key),
+    "the mask of the other side": lambda key: frame(BINARY, b"x", key=KEY if key is None else None),
+    "a reserved bit": lambda key: frame(BINARY, b"x", key=key, reserved=4),
+    "an unknown opcode": lambda key: frame(0x3, b"x", key=key),
+    "an unknown control opcode": lambda key: frame(0xB, key=key),
+    "a continuation of nothing": lambda key: frame(CONTINUATION, b"x", key=key),
+    "a message within a message": lambda key: frame(BINARY, b"", final=False, key=key) + frame(BINARY, b"y", key=key),
+    "a ping in fragments": lambda key: frame(PING, b"x", final=False, key=key),
+    "a ping of 126 bytes": lambda key: frame(PING, bytes(126), key=key),
+    "a length too long written": lambda key: (
+        bytes([0x82, 126 | (0 if key is None else 0x80), 0, 1]) + (key or b"") + b"x"
+    ),
+    "a frame of a terabyte": lambda key: (
+        bytes([0x82, 127 | (0 if key is None else 0x80)]) + (1 << 40).to_bytes(8, "big") + (key or b"")
+    ),
+    "a Close of one byte": lambda key: frame(CLOSE, b"\x03", key=key),
+    "a Close with 1006": lambda key: close(1006, key=key),
+    "a Close with no UTF-8": lambda key: frame(CLOSE, b"\x03\xe8\xff", key=key),
+    "a Close that tells of a failure": lambda key: close(1011, "on fire", key=key),
+}

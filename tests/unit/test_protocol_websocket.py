@@ -257,6 +257,13 @@ def test_a_close_with_any_other_code_is_no_good_end(code: int) -> None:
     assert close_of(end.close(error.code)) == (code, "because")
 
 
+@pytest.mark.parametrize("code", [1000, None])
+def test_an_answer_that_tells_of_a_failure_does_not_repeat_the_peer_s_good_end(code: int | None) -> None:
+    end = server()
+    received(end, close(code))
+    assert close_of(end.close(1011, "the target broke")) == (1011, "the target broke")
+
+
 def test_a_user_reads_why_the_server_has_closed() -> None:
     error = refused(client(), close(1011, "the target\r\nbroke \x1b[2J", key=None))
     assert str(error) == "the peer closed it with code 1011: the target??broke ?[2J"
