@@ -222,6 +222,8 @@ class WebSocketStream(Stream):
                 await self._feed()
             else:
                 unread -= len(payload)
+                # As in `receive_some`.
+                await trio.lowlevel.checkpoint()
 
     async def wait_send_all_might_not_block(self) -> None:
         """As the stream below."""

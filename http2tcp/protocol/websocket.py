@@ -25,8 +25,9 @@ MAX_SENT = 64 * 1024
 # Nothing here holds a message, but one without an end is no message. Browsers and tools send a file as one.
 MAX_MESSAGE = 16 * 1024 * 1024
 _TOO_BIG = f"a message of more than {MAX_MESSAGE // 1024**2} MiB came"
-# Frames looked at in one go: 256 take 3 ms, and a peer that sends single bytes keeps nobody else from their turn.
-_AT_ONCE = 256
+# Frames looked at in one go. 32 take 0.3 ms, as do 128 KiB of long ones: a peer that sends single bytes or pings keeps
+# the others waiting no longer than one that uploads.
+_AT_ONCE = 32
 
 _BINARY_FINAL = 0x82
 _MASKED = 0x80

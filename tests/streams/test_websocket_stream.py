@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Awaitable, Callable
 
 import pytest
 import trio
@@ -19,6 +20,7 @@ from tests.support.websocket_frames import (
     BINARY,
     BROKEN_FRAMES,
     CLOSE,
+    CONTINUATION,
     KEY,
     PING,
     PONG,
@@ -569,3 +571,78 @@ async def test_pings_from_somebody_on_the_way_are_answered_under_capsules(
         await peer.send_all(frame(PING, b"from the proxy"))
         assert frames(await peer.receive_some())[0][:2] == (PONG, b"from the proxy")
         nursery.cancel_scope.cancel()
+
+
+# --- beside others ----------------------------------------------------------------------------
+
+#: Frames that a turn of the event loop may handle. 32 take as long as the 128 KiB that it may handle of long ones.
+MOST_FRAMES = 32
+MOST_BYTES = 128 * 1024
+
+#: The smallest frames that there are, a pair of each kind.
+TINY: dict[str, Callable[[bytes | None], bytes]] = {
+    "single bytes": lambda key: frame(BINARY, b"x", key=key) * 2,
+    "nothing": lambda key: frame(BINARY, b"", key=key) * 2,
+    "pings": lambda key: frame(PING, key=key) * 2,
+    "pongs": lambda key: frame(PONG, key=key) * 2,
+    "fragments": lambda key: frame(BINARY, b"x", final=False, key=key) + frame(CONTINUATION, b"x", key=key),
+    "empty fragments": lambda key: frame(BINARY, final=False, key=key) + frame(CONTINUATION, key=key),
+}
+
+
+async def turns_of_another(
+    operation: Callable[[], Awaitable[object]], meanwhile: Callable[[], Awaitable[object]] | None
+) -> int:
+    """How often another task has its turn during `operation`."""
+    turns = 0
+
+    async def another() -> None:
+        nonlocal turns
+        while True:
+            await trio.lowlevel.checkpoint()
+            turns += 1
+
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(another)
+        if meanwhile is not None:
+            nursery.start_soon(meanwhile)
+        await operation()
+        nursery.cancel_scope.cancel()
+    return turns
+
+
+@pytest.mark.parametrize("attended", [True, False], ids=["attended", "not attended"])
+@pytest.mark.parametrize("side", ["server", "client"])
+@pytest.mark.parametrize("kind", TINY)
+async def test_however_a_peer_frames_it_the_other_tunnels_have_their_turn(kind: str, side: str, attended: bool) -> None:
+    stream, peer = server() if side == "server" else client()
+    key = KEY if side == "server" else None
+    pairs = 2000
+    await peer.send_all(TINY[kind](key) * pairs + frame(BINARY, b"!", key=key))
+
+    async def receive() -> None:
+        received = b""
+        while not received.endswith(b"!"):
+            received += await stream.receive_some()
+
+    assert await turns_of_another(receive, stream.attend if attended else None) >= 2 * pairs // MOST_FRAMES
+
+
+@pytest.mark.parametrize("kind", TINY)
+async def test_a_stream_that_is_closed_takes_turns_too(kind: str, autojump_clock: trio.testing.MockClock) -> None:
+    stream, peer = server()
+    pairs = 2000
+    await peer.send_all(TINY[kind](KEY) * pairs + close(1000))
+    assert await turns_of_another(stream.aclose, None) >= 2 * pairs // MOST_FRAMES
+    assert stream.inner.closed  # type: ignore[attr-defined]
+
+
+async def test_a_turn_handles_so_many_bytes_of_long_frames() -> None:
+    stream, peer = server()
+    data = bytes(4 * MOST_BYTES)
+    await peer.send_all(frame(BINARY, data, key=bytes(4)))
+    received = 0
+    while received < len(data):
+        part = await stream.receive_some()
+        assert len(part) <= MOST_BYTES
+        received += len(part)
