@@ -149,15 +149,9 @@ class WebSocketStream(Stream):
         await self._say(lambda: self._machine.close(Code.DONE))
 
     async def finish(self) -> None:
-        """See `Stream.finish`. Each has said Close to the other, and ours was sent whole.
-
-        A client's Close that its target has not answered with an end of its own is not confirmed as a good end.
-        """
+        """See `Stream.finish`. Each has said Close to the other, and ours was sent whole."""
         if not self._machine.ended:
             raise trio.BrokenResourceError(self._machine.complaint or "it did not answer our Close")
-        if self.half_close and not self._machine.closed:
-            await self._part(self._failure, "the other side did not end", self._hear_close)
-            return
         with trio.move_on_after(_CLOSE_PATIENCE):
             await self._say(lambda: self._machine.close(Code.DONE))
         if not self._told:
@@ -190,14 +184,6 @@ class WebSocketStream(Stream):
                     await self._say(self._machine.answer)
                 except trio.BrokenResourceError:
                     pass  # there may still be something to receive
-
-    async def finish(self) -> None:
-        """See `Stream.finish`. Say Close; the peer's own, where it has not come yet, is waited for in `aclose`."""
-        try:
-            await self._say(lambda: self._machine.close(Code.DONE))
-        except trio.BrokenResourceError:
-            if not self._machine.ended:
-                raise
 
     async def explain(self, why: str, code: int = 0) -> None:
         """Say Close with a code that tells that this is no good end, and why."""
