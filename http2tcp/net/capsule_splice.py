@@ -9,7 +9,6 @@ from __future__ import annotations
 import trio
 
 from http2tcp.net.capsules import CapsuleStream
-from http2tcp.net.patience import last_look
 from http2tcp.net.pump import Flow, SinkBroke, SourceBroke
 from http2tcp.net.splice import SMALL, Pipe, Pump, pipes
 from http2tcp.net.streams import Stream
@@ -85,6 +84,8 @@ class _FromCapsules(Pump):
         with self._stream.patience() as patience:
             await super()._wait()
         if patience.cancelled_caught:
+            from http2tcp.net.patience import last_look
+
             try:
                 await last_look(super()._wait, self._stream.given_up())
             except trio.BrokenResourceError as error:

@@ -107,7 +107,7 @@ class Reset(NamedTuple):
 
 def reset(code: int, words: str) -> bytes:
     """The whole RESET capsule. Words that are too long are cut."""
-    value = encode_varint(code) + words.encode()[:MAX_WORDS].decode(errors="ignore").encode()
+    value = encode_varint(code) + words.encode(errors="replace")[:MAX_WORDS].decode(errors="ignore").encode()
     return encode_varint(RESET_TYPE) + encode_varint(len(value)) + value
 
 

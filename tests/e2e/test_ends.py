@@ -178,3 +178,27 @@ def test_who_was_stopped_does_not_give_up_a_peer_that_was_there_all_the_time(tmp
         for server in (lively, stopped):
             wait_until(lambda: len(reasons(server)) == 2, server.log)  # noqa: B023
             assert reasons(server) == ["closed"] * 2
+
+
+def test_who_was_stopped_finds_nobody_idle_whose_bytes_are_unread(tmp_path: Path) -> None:
+    with run_server(tmp_path / "server", "--idle-timeout", "3") as server, target(echo) as where:
+        command = http2tcp(
+            *("-c", "-e", f"http://127.0.0.1:{server.port}/", "-d", where),
+            *("--transport", "connect-tcp", "--token-file", str(server.token_file)),
+        )
+        with conversation(command, stderr=subprocess.PIPE) as client:
+            assert client.stdin is not None
+            assert client.stdout is not None
+            client.stdin.write(b"one\n")
+            client.stdin.flush()
+            assert client.stdout.readline() == b"one\n"
+            server.process.send_signal(signal.SIGSTOP)
+            client.stdin.write(b"two\n")
+            client.stdin.flush()
+            time.sleep(5)
+            server.process.send_signal(signal.SIGCONT)
+            assert client.stdout.readline() == b"two\n"
+            out, said = client.communicate(timeout=PATIENCE)
+            assert (client.returncode, out, said) == (0, b"", b"")
+        wait_until(lambda: reasons(server), server.log)
+        assert reasons(server) == ["closed"]

@@ -9,11 +9,16 @@ from http2tcp.protocol.capsule import (
     FINAL,
     KEEPALIVE,
     MAX_VARINT,
+    MAX_WORDS,
+    RESET_TYPE,
     CapsuleError,
     CapsuleReader,
+    Reset,
+    ResetCode,
     data_header,
     decode_varint,
     encode_varint,
+    reset,
 )
 
 
@@ -92,3 +97,43 @@ def test_data_after_the_last_data_is_an_error(late: bytes) -> None:
     reader = CapsuleReader()
     with pytest.raises(CapsuleError, match="after FINAL_DATA"):
         reader.receive(FINAL + late)
+
+
+def test_a_reset_on_the_wire() -> None:
+    assert reset(ResetCode.REVOKED, "bye").hex() == "ba85d15d" + "04" + "02" + b"bye".hex()
+
+
+def test_a_reset_is_understood_wherever_it_is_cut_and_ends_everything() -> None:
+    stream = data_header(2) + b"hi" + reset(ResetCode.IDLE, "für 60 s") + data_header(1) + b"x" + FINAL + FINAL
+    for cut in range(len(stream)):
+        reader = CapsuleReader()
+        assert b"".join(reader.receive(stream[:cut]) + reader.receive(stream[cut:])) == b"hi"
+        assert reader.reset == Reset(ResetCode.IDLE, "für 60 s")
+        assert not reader.ended
+
+
+def test_words_that_are_too_long_are_cut_at_both_ends() -> None:
+    mine = reset(ResetCode.TARGET, "ü" * 1000)
+    assert len(mine) == 4 + 2 + 1 + MAX_WORDS
+    reader = CapsuleReader()
+    reader.receive(mine)
+    assert reader.reset == Reset(ResetCode.TARGET, "ü" * (MAX_WORDS // 2))
+    # Somebody else's: its end is not waited for.
+    reader = CapsuleReader()
+    reader.receive(encode_varint(RESET_TYPE) + encode_varint(MAX_VARINT) + b"\x01" + b"x" * 1000)
+    assert reader.reset == Reset(ResetCode.TARGET, "x" * MAX_WORDS)
+
+
+@pytest.mark.parametrize(
+    ("value", "said"),
+    [
+        (b"", Reset(ResetCode.UNSPECIFIED, "")),
+        (b"\xc0\x00", Reset(ResetCode.UNSPECIFIED, "")),
+        (encode_varint(MAX_VARINT), Reset(MAX_VARINT, "")),
+        (b"\x02\x1b[31m\xff\r\n\xe2\x80\xae", Reset(ResetCode.REVOKED, "?[31m\ufffd???")),
+    ],
+)
+def test_a_reset_of_any_make_is_a_reset_that_no_terminal_obeys(value: bytes, said: Reset) -> None:
+    reader = CapsuleReader()
+    assert reader.receive(encode_varint(RESET_TYPE) + encode_varint(len(value)) + value) == []
+    assert reader.reset == said
