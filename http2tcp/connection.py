@@ -50,6 +50,7 @@ from http2tcp.rules import IPAddress
 if TYPE_CHECKING:
     from http2tcp.net.tls_server import ServerTLSStream
     from http2tcp.server import Server
+    from http2tcp.settings import ServerSettings
 
 logger = logging.getLogger(__name__)
 
@@ -65,7 +66,8 @@ class Connection:
 
     def __init__(self, server: Server, stream: SocketStream, peer: TCPAddress | None) -> None:
         self._server = server
-        # A connection is served by the settings that it came under.
+        # How a connection is served, its times and whose word counts, is as it came under them. Who may go where is
+        # asked of the server's at each step: they may change while the connection waits for its request or its target.
         self._settings = server.settings
         self._stream: SocketStream | ServerTLSStream = stream
         #: Who it comes from, as far as that is known: the peer, and then whom a trusted proxy names.
@@ -133,16 +135,15 @@ class Connection:
 
     def settings_changed(self) -> None:
         """What they say about an open session counts now."""
-        if not self._is_still_known():
-            self.term.end("the token was taken away", Reason.REVOKED)
+        server = self._server
+        if not server.settings.keep_sessions:
+            if self._token is not None:
+                self._token = server.policy.find(self._token)
+                if self._token is None:
+                    self.term.end("the token was taken away", Reason.REVOKED)
+            elif server.policy.asks_for_token:
+                self.term.end("a token is needed now, and this session has none", Reason.REVOKED)
         self.limit_term()
-
-    def _is_still_known(self) -> bool:
-        """Whether its token is as good as when it was accepted; its time may be another now."""
-        if self._token is None or self._server.settings.keep_sessions:
-            return True
-        self._token = self._server.policy.find(self._token)
-        return self._token is not None
 
     def _leave(self) -> None:
         self._server.waiting.leave(self)
@@ -233,9 +234,20 @@ class Connection:
 
     def _authorise(self, request: TunnelRequest) -> Admission:
         """Where the request may go. The order of the checks is what an attacker may learn."""
-        if self._settings.path not in (None, request.path) and not request.is_connect:
-            raise NotFound
+        self._check_path(request)
         grant = self._authenticate(request)
+        return self._admit(request, grant)
+
+    def _check_path(self, request: TunnelRequest) -> None:
+        settings = self._server.settings
+        if settings.path not in (None, request.path) and not request.is_connect:
+            raise NotFound
+        if request.is_connect and not settings.connect:
+            # CONNECT was taken when the connection came, and is not any more.
+            raise BadRequest
+
+    def _admit(self, request: TunnelRequest, grant: Grant) -> Admission:
+        """Where an accepted request may go; it holds a place among the tunnels from now on."""
         if request.transport is None:
             raise UpgradeRequired
         try:
@@ -248,9 +260,10 @@ class Connection:
         if destination is None:
             raise BadRequest("the request names no destination, and this server has no default one (-d)")
         self._session.asked(destination)
-        if request.origin is not None and request.origin not in self._settings.allow_origins:
+        if request.origin is not None and request.origin not in self._server.settings.allow_origins:
             raise Forbidden("a web page may not open tunnels")
         admission = grant.admit(destination)
+        self._free_tunnel()
         self._server.tunnels.enter(grant.token)
         self._grant, self._token = grant, grant.token
         return admission
@@ -271,7 +284,66 @@ class Connection:
         self._session.authenticated("" if grant.token is None else grant.token.name)
         return grant
 
+    def _admit_again(self, request: TunnelRequest, admission: Admission, asked: ServerSettings) -> Admission:
+        """Where the request may go by now: the rules that were `asked` may have changed, and the token's time be over.
+
+        Raises Refusal.
+        """
+        server, now = self._server, time.time()
+        if server.settings.keep_sessions:
+            return admission
+        if server.settings is asked and (self._token is None or now < self._token.expires):
+            return admission
+        self._check_path(request)
+        try:
+            # Nobody guesses here, so this one does not count as a failure.
+            grant = server.policy.authenticate(request.token, now)
+        except Unauthorized as error:
+            if request.is_connect:
+                raise ProxyAuthenticationRequired from error
+            raise
+        self._session.authenticated("" if grant.token is None else grant.token.name)
+        return self._admit(request, grant)
+
     async def _dial(self, request: TunnelRequest, admission: Admission) -> Dialled:
+        """Connect to the target. What counts is what the rules say once it has accepted."""
+        try:
+            if request.expects_continue:
+                await self._stream.send_all(CONTINUE)
+        except trio.BrokenResourceError:
+            raise _Departed from None
+        started = trio.current_time()
+        give_up = started + self._settings.connect_timeout
+        while True:
+            asked = self._server.settings
+            dialled: Dialled | None = None
+            failure: Refusal | None = None
+            try:
+                dialled = await self._reach(admission, give_up)
+            except Refusal as refusal:
+                failure = refusal
+            try:
+                newest = self._admit_again(request, admission, asked)
+            except Refusal:
+                # A session that opened now would outlive what closed it; nor is it told how the target is.
+                if dialled is not None:
+                    dialled.stream.abort()
+                raise
+            if newest.destination == admission.destination:
+                if failure is not None:
+                    raise failure
+                assert dialled is not None
+                if newest is admission or _permits(newest, dialled.address):
+                    self._dial_time = trio.current_time() - started
+                    self._server.metrics.dials.observe(self._dial_time)
+                    return dialled
+            # The default destination is another now, or the name has addresses that may still be reached.
+            if dialled is not None:
+                dialled.stream.abort()
+            admission = newest
+
+    async def _reach(self, admission: Admission, give_up: float) -> Dialled:
+        """Connect to an admitted destination. Raises Refusal."""
         destination = admission.destination
         closed = ""
 
@@ -281,34 +353,22 @@ class Connection:
             closed = closed or refusal
             return not refusal
 
+        known = trio.Event()
         try:
-            if request.expects_continue:
-                await self._stream.send_all(CONTINUE)
-            started = trio.current_time()
-            known = trio.Event()
-            with trio.fail_after(self._settings.connect_timeout):
+            with trio.fail_at(give_up):
                 try:
-                    dialled = await dial(destination, permits, known.set)
+                    return await dial(destination, permits, known.set)
                 except DialError as error:
                     if error.failure is not DialFailure.EXHAUSTED:
                         raise
                     # Those who only wait give their descriptors up.
                     self._server.waiting.give_way()
                     await trio.sleep(_EXHAUSTED_PAUSE)
-                    dialled = await dial(destination, permits, known.set)
-            self._dial_time = trio.current_time() - started
-            self._server.metrics.dials.observe(self._dial_time)
-            if not self._is_still_known():
-                # Taken away meanwhile: a session that opened now would outlive it.
-                dialled.stream.abort()
-                raise ProxyAuthenticationRequired if request.is_connect else Unauthorized
-            return dialled
+                    return await dial(destination, permits, known.set)
         except trio.TooSlowError:
             raise _too_slow(admission, self._settings.connect_timeout, named=known.is_set()) from None
         except DialError as error:
             raise _dial_refusal(admission, error, closed) from error
-        except trio.BrokenResourceError:
-            raise _Departed from None
 
     async def _switch_and_relay(self, request: TunnelRequest, target: Dialled) -> tuple[Reason, str]:
         self._session.opened(target.address, request.carrier, self._dial_time)
@@ -335,14 +395,22 @@ class Connection:
 
     def limit_term(self) -> None:
         """When it ends at the latest, by all that may end it."""
-        limits, now = self._server.limits, trio.current_time()
+        limits = self._server.limits
         self.term.renew()
         self.term.until(self._server.ends_at, "the server was stopped", Reason.STOPPED)
         if limits.max_session is not None:
             words = f"a session lasts {limits.max_session:g} s at most"
             self.term.until(self._opened_at + limits.max_session, words, Reason.MAX_SESSION)
+        self.limit_by_expiry()
+
+    def limit_by_expiry(self) -> None:
+        """It ends when its token does, by the wall clock of now.
+
+        A clock that was put forward ends it earlier than was thought; one that was put back lengthens nothing.
+        """
         if self._token is not None and not self._server.settings.keep_sessions:
-            self.term.until(now + self._token.expires - time.time(), "the token has expired", Reason.EXPIRED)
+            left = self._token.expires - time.time()
+            self.term.until(trio.current_time() + left, "the token has expired", Reason.EXPIRED)
 
     def _paced(self, target: Dialled) -> Stream:
         rate = self._server.limits.max_rate
@@ -426,6 +494,11 @@ def _reason(end: End, term: Term) -> Reason:
         return _REASONS[end]
     assert isinstance(term.cause, Reason)
     return term.cause
+
+
+def _permits(admission: Admission, dialled: Address) -> bool:
+    """Whether a destination's address, which was dialled, may be. A Unix socket is its own."""
+    return not isinstance(dialled, TCPAddress) or not admission.refusal(ip_address(dialled.host))
 
 
 def _too_slow(admission: Admission, seconds: float, *, named: bool) -> Refusal:

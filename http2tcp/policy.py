@@ -142,6 +142,11 @@ class Policy:
         """All of them."""
         return list(self._by_digest.values())
 
+    @property
+    def asks_for_token(self) -> bool:
+        """Whether nobody gets in without one."""
+        return bool(self._by_digest)
+
     def authenticate(self, token: str | None, now: float) -> Grant:
         """The grant of a token at a POSIX time; without any token configured, of everybody.
 

@@ -29,6 +29,8 @@ from http2tcp.settings import ServerSettings
 
 logger = logging.getLogger(__name__)
 
+# How often the wall clock is looked at, by which tokens expire: it may be put forward while sessions are open.
+_WALL_CLOCK = 30.0
 # What a relay gets beyond the grace to tell its peers that it is over.
 _LAST_WORDS = 1.0
 
@@ -88,8 +90,8 @@ class Server:
         """Take new settings. Where it listens stays as it is.
 
         The longest time of a session and the tokens' times count for open sessions too, and a session whose token
-        is gone ends, unless `settings.keep_sessions`. All else is asked when a session opens only, the certificate
-        included.
+        is gone ends, or that has none where one is needed now, unless `settings.keep_sessions`. All else is asked
+        when a session opens only, which is when its target has accepted; the certificate, of new connections.
         """
         self.settings, self.policy, self.tls = prepared
         limits = _limits(prepared.settings)
@@ -118,7 +120,7 @@ class Server:
         try:
             for address in () if listeners else self.settings.addresses:
                 listeners += await open_listeners(address)
-            async with self._observed(), trio.open_nursery() as sessions:
+            async with self._observed(), self._watched(), trio.open_nursery() as sessions:
 
                 def accepted(sock: socket.socket, peer: TCPAddress | None) -> None:
                     self.metrics.accepted.add()
@@ -147,6 +149,20 @@ class Server:
         finally:
             for listener in listeners:
                 listener.close()
+
+    @asynccontextmanager
+    async def _watched(self) -> AsyncIterator[None]:
+        """What goes by the minute is looked after, to the end of the last session."""
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(self._follow_wall_clock)
+            yield
+            nursery.cancel_scope.cancel()
+
+    async def _follow_wall_clock(self) -> None:
+        while True:
+            await trio.sleep(_WALL_CLOCK)
+            for session in list(self.sessions):
+                session.limit_by_expiry()
 
     @asynccontextmanager
     async def _observed(self) -> AsyncIterator[None]:
