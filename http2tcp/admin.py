@@ -3,21 +3,30 @@
 It asks for no token, so it belongs on loopback, on a Unix socket or in a network of the operator's own. Nobody
 who reaches it can hold it up: a connection carries one request and has a few seconds for all of it, and where
 there are too many, the oldest goes.
+
+A browser reaches it too, on the same machine or network, and any web page can make it ask. So a page of another
+origin is refused; and on loopback, whose names are few, a Host that is another name is refused as well: a page can have
+its own name lead to 127.0.0.1, and is then of the same origin (DNS rebinding). An address in Host is never the page's.
 """
 
 from __future__ import annotations
 
 import logging
+import re
 import socket
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
+from functools import partial
+from ipaddress import ip_address
 from typing import NamedTuple
 
 import h11
 import trio
 
+from http2tcp.address import TCPAddress, is_loopback
 from http2tcp.exposition import CONTENT_TYPE, Family, exposition
 from http2tcp.net.listen import Listener
 from http2tcp.net.streams import SocketStream
+from http2tcp.rules import ip_like
 
 logger = logging.getLogger(__name__)
 
@@ -30,10 +39,16 @@ _LINGER = 1.0
 # What a browser sends with a few cookies of other services on the same host.
 _MAX_HEAD = 8 * 1024
 
+# RFC 9110, section 7.2.
+_HOST = re.compile(r"(\[[^\]]*\]|[^:]*)(?::[0-9]*)?", re.ASCII)
+# What a browser says of an address that was typed or bookmarked, and of a page that this listener has served.
+_OWN_SITES = (b"none", b"same-origin")
+
 _TEXT = "text/plain; charset=utf-8"
 _PHRASES = {
     200: "OK",
     400: "Bad Request",
+    403: "Forbidden",
     404: "Not Found",
     405: "Method Not Allowed",
     431: "Request Header Fields Too Large",
@@ -41,29 +56,45 @@ _PHRASES = {
 }
 
 
-async def serve_admin(listeners: Sequence[Listener], families: Sequence[Family], unready: Callable[[], str]) -> None:
-    """Answer until cancelled. `families` make /metrics; `unready` says why no tunnel is taken now, or nothing."""
+async def serve_admin(
+    listeners: Sequence[Listener],
+    families: Sequence[Family],
+    unready: Callable[[], str],
+    hosts: Callable[[], Iterable[str]] = tuple,
+) -> None:
+    """Answer until cancelled.
+
+    `families` make /metrics; `unready` says why no tunnel is taken now, or nothing; `hosts` are the names by which
+    a listener on loopback may be asked, beside localhost.
+    """
     scopes: dict[trio.CancelScope, None] = {}
 
-    async def converse(sock: socket.socket, scope: trio.CancelScope) -> None:
+    async def converse(sock: socket.socket, scope: trio.CancelScope, local: bool) -> None:
+        def answer(request: h11.Request) -> _Answer:
+            if why := _foreign(request) or (local and _misnamed(request, hosts())):
+                return _Answer(403, f"{why}\n")
+            return _answer(request, families, unready)
+
         with scope:
-            await _converse(SocketStream(sock), lambda request: _answer(request, families, unready))
+            await _converse(SocketStream(sock), answer)
         scopes.pop(scope, None)
 
     async with trio.open_nursery() as nursery:
 
-        def accepted(sock: socket.socket, peer: object) -> None:
+        def accepted(local: bool, sock: socket.socket, peer: object) -> None:
             if len(scopes) >= _CONNECTIONS:
                 oldest = next(iter(scopes))
                 del scopes[oldest]
                 oldest.cancel()
             scope = trio.CancelScope()
             scopes[scope] = None
-            nursery.start_soon(converse, sock, scope)
+            nursery.start_soon(converse, sock, scope, local)
 
         for listener in listeners:
+            address = listener.address
+            local = isinstance(address, TCPAddress) and is_loopback(address.host)
             # One a turn, so that whoever has asked is answered before others push it out.
-            nursery.start_soon(listener.accept_forever, accepted, None, lambda: 1)
+            nursery.start_soon(listener.accept_forever, partial(accepted, local), None, lambda: 1)
 
 
 class _Answer(NamedTuple):
@@ -114,6 +145,45 @@ async def _read_request(stream: SocketStream) -> h11.Request:
         connection.receive_data(data)
     assert isinstance(event, h11.Request)
     return event
+
+
+def _values(request: h11.Request, field: bytes) -> list[bytes]:
+    return [value for name, value in request.headers if name == field]
+
+
+def _foreign(request: h11.Request) -> str:
+    """Why it is refused: a browser asks for another site's page. Empty where it may go on."""
+    own = {scheme + host.lower() for host in _values(request, b"host") for scheme in (b"http://", b"https://")}
+    if any(origin.lower() not in own for origin in _values(request, b"origin")):
+        return "no web page may ask here"
+    if any(site not in _OWN_SITES for site in _values(request, b"sec-fetch-site")):
+        return "no web page may lead here: type the address"
+    return ""
+
+
+def _misnamed(request: h11.Request, hosts: Iterable[str]) -> str:
+    """Why it is refused: Host is a name that this listener does not have. Empty where it may go on."""
+    known = {"localhost", *(_plain(host) for host in hosts)}
+    for value in _values(request, b"host"):
+        text = value.decode("ascii", "replace")
+        found = _HOST.fullmatch(text)
+        if not text or (found and (_is_address(found[1]) or _plain(found[1]) in known)):
+            continue
+        return "this name is not known here: ask by the address, by localhost, or list the name (--admin-name)"
+    return ""
+
+
+def _plain(host: str) -> str:
+    return host.lower().removesuffix(".")
+
+
+def _is_address(host: str) -> bool:
+    if not host.startswith("["):
+        return ip_like(host.lower())
+    try:
+        return ip_address(host[1:-1].partition("%")[0]).version == 6
+    except ValueError:
+        return False
 
 
 def _answer(request: h11.Request, families: Sequence[Family], unready: Callable[[], str]) -> _Answer:

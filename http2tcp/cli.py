@@ -150,6 +150,12 @@ def _both(*names: str, **attributes: Any) -> Callable[[Callable[..., Any]], Call
 @_server("--tls-key", type=FILE, help="Its key, where it is not in the same file.")
 @_server("--admin", type=LISTEN, help="Tell /metrics, /healthz and /readyz here; never to the world.")
 @_server(
+    "--admin-name",
+    type=SERVER_NAME,
+    multiple=True,
+    help="A name by which --admin may be asked on loopback, beside localhost.  [repeatable]",
+)
+@_server(
     "--trusted-proxy",
     type=NETWORK,
     multiple=True,

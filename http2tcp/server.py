@@ -175,7 +175,10 @@ class Server:
         from http2tcp.footprint import footprint
         from http2tcp.metrics import families
 
+        own: list[str] = []
         if self.settings.admin is not None:
+            if isinstance(self.settings.admin, TCPAddress):
+                own.append(self.settings.admin.host)
             listeners += await open_listeners(self.settings.admin)
         self.admin_addresses = [listener.address for listener in listeners]
         logger.info("metrics and health on %s", " and ".join(map(str, self.admin_addresses)))
@@ -186,7 +189,10 @@ class Server:
                 )
         try:
             async with trio.open_nursery() as nursery:
-                nursery.start_soon(serve_admin, listeners, [*families(self), *footprint()], self.unready)
+                shown = [*families(self), *footprint()]
+                nursery.start_soon(
+                    serve_admin, listeners, shown, self.unready, lambda: [*own, *self.settings.admin_names]
+                )
                 yield
                 nursery.cancel_scope.cancel()
         finally:

@@ -48,6 +48,7 @@ def server_settings(ctx: click.Context, options: dict[str, Any]) -> ServerSettin
         connect=options["connect"],
         tls=_server_tls(options),
         admin=options["admin"],
+        admin_names=options["admin_name"],
         trusted_proxies=options["trusted_proxy"],
         forwarded_header=options["forwarded_header"],
         proxy_protocol=options["proxy_protocol"],

@@ -38,6 +38,7 @@ _ADMIN = "admin"
 _FIXED = ("listen", "admin", "log_format", "log_file")
 # What the command line calls otherwise.
 _FLAGS = {
+    "admin_names": "admin_name",
     "allow_origins": "allow_origin",
     "tls": "tls_cert",
     "trusted_proxies": "trusted_proxy",

@@ -82,6 +82,8 @@ class ServerSettings:
     tls: ServerTLS | None = None
     #: Where metrics and health are served; None: nowhere.
     admin: Address | None = None
+    #: By which names it may be asked on loopback, beside localhost and the one in `admin`.
+    admin_names: Sequence[str] = ()
     #: From the accepted connection to the end of its request's head.
     head_timeout: float = 10.0
     #: To reach a target, its name included.
@@ -116,6 +118,8 @@ class ServerSettings:
             raise SettingsError("expected a sequence of origins; of a string, each character would be one")
         for origin in self.allow_origins:
             check_origin(origin)
+        if isinstance(self.admin_names, str):
+            raise SettingsError("expected a sequence of names; of a string, each character would be one")
         for name in ("head_timeout", "connect_timeout", "keepalive"):
             if not getattr(self, name) > 0:  # nor is nan
                 raise SettingsError(f"{name}: expected seconds above 0, not {getattr(self, name)}")

@@ -18,12 +18,12 @@ _http2tcp() {
             compopt -o default
             return
             ;;
-        --allow | --deny | --path | --allow-origin | --admin | --forwarded-header | --head-timeout | \
-        --connect-timeout | --grace | --max-tunnels | --max-tunnels-per-token | --max-unauthenticated | \
-        --max-unauthenticated-per-address | --max-failures-per-minute | --idle-timeout | --max-session | \
-        --max-rate | --new-token | --as | -e | --endpoint | --user-agent | --tls-server-name | --pin-sha256 | \
-        -L | --local-forward | -D | --dynamic-forward | --ssh-config | -t | --token | -d | --destination | -l \
-        | --listen | --keepalive)
+        --allow | --deny | --path | --allow-origin | --admin | --admin-name | --forwarded-header | \
+        --head-timeout | --connect-timeout | --grace | --max-tunnels | --max-tunnels-per-token | \
+        --max-unauthenticated | --max-unauthenticated-per-address | --max-failures-per-minute | --idle-timeout \
+        | --max-session | --max-rate | --new-token | --as | -e | --endpoint | --user-agent | --tls-server-name \
+        | --pin-sha256 | -L | --local-forward | -D | --dynamic-forward | --ssh-config | -t | --token | -d | \
+        --destination | -l | --listen | --keepalive)
             return
             ;;
         --trusted-proxy)
@@ -69,8 +69,8 @@ _http2tcp() {
             -v) word=--verbose ;;
             -q) word=--quiet ;;
             -h) word=--help ;;
-            --allow | --deny | --allow-origin | --trusted-proxy | -H | --header | --pin-sha256 | -L | \
-            --local-forward | -D | --dynamic-forward | -l | --listen) continue ;;
+            --allow | --deny | --allow-origin | --admin-name | --trusted-proxy | -H | --header | --pin-sha256 \
+            | -L | --local-forward | -D | --dynamic-forward | -l | --listen) continue ;;
         esac
         case $word in
             --server) mode=server ;;
@@ -81,10 +81,10 @@ _http2tcp() {
     if [[ $mode != client ]]; then
         candidates+=(
             --server --config --allow --deny --path --allow-origin --connect --tls-cert --tls-key --admin
-            --trusted-proxy --forwarded-header --proxy-protocol --head-timeout --connect-timeout --grace
-            --max-tunnels --max-tunnels-per-token --max-unauthenticated --max-unauthenticated-per-address
-            --max-failures-per-minute --idle-timeout --max-session --max-rate --keep-sessions --log-format
-            --log-file --new-token --as
+            --admin-name --trusted-proxy --forwarded-header --proxy-protocol --head-timeout --connect-timeout
+            --grace --max-tunnels --max-tunnels-per-token --max-unauthenticated
+            --max-unauthenticated-per-address --max-failures-per-minute --idle-timeout --max-session
+            --max-rate --keep-sessions --log-format --log-file --new-token --as
         )
     fi
     if [[ $mode != server ]]; then

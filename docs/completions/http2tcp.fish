@@ -30,6 +30,7 @@ complete -c http2tcp -n __http2tcp_server -l connect -d 'Take CONNECT too, for n
 complete -c http2tcp -n __http2tcp_server -l tls-cert -r -F -d 'Serve https, without a front end, by this certificate and its chain (PEM)'
 complete -c http2tcp -n __http2tcp_server -l tls-key -r -F -d 'Its key, where it is not in the same file'
 complete -c http2tcp -n __http2tcp_server -l admin -x -d 'Tell /metrics, /healthz and /readyz here; never to the world'
+complete -c http2tcp -n __http2tcp_server -l admin-name -x -d 'A name by which --admin may be asked on loopback, beside localhost'
 complete -c http2tcp -n __http2tcp_server -l trusted-proxy -x -a 'unix' -d 'Believe these front ends when they name the client; unix: who comes by a Unix socket'
 complete -c http2tcp -n __http2tcp_server -l forwarded-header -x -d 'The one header in which they do'
 complete -c http2tcp -n __http2tcp_server -l proxy-protocol -d 'Every connection begins with a PROXY header (v1 or v2) that names the client'

@@ -179,6 +179,12 @@ VARIABLES: dict[str, tuple[str, tuple[str, ...], Any, Any]] = {
     "tls_cert": ("FILE", SERVER, lambda ran: ran.server.tls.certificate, "FILE"),
     "tls_key": ("FILE", (*SERVER, "--tls-cert", "FILE"), lambda ran: ran.server.tls.key, "FILE"),
     "admin": ("9090", SERVER, lambda ran: ran.server.admin, TCPAddress("127.0.0.1", 9090)),
+    "admin_name": (
+        "a.internal\nb",
+        (*SERVER, "--admin", "9090"),
+        lambda ran: list(ran.server.admin_names),
+        ["a.internal", "b"],
+    ),
     "trusted_proxy": (
         "10.0.0.0/8\nunix\n2001:db8::1",
         SERVER,
