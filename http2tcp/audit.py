@@ -5,8 +5,8 @@ A record is a `Record`: keys and values for JSON, and a line of `key=value` pair
 token, no request line and no text that a client made up: addresses are parsed before they get here, and a
 token's name is the operator's. docs/log.md is the reference.
 
-What has not come as far as a request (it left, it was silent, it had to make room) is told with -v alone, and so
-is a wrong token from an address that is being told to wait: thousands of such connections are no event.
+What has not come as far as a request (it left, it was silent, it had to make room) is told with -v alone: thousands
+of such connections are no event. Of what strangers are refused, `Refusals` says which ones are lines; with -v all are.
 """
 
 from __future__ import annotations
@@ -16,13 +16,17 @@ import os
 import re
 import string
 import time
+from collections import Counter, OrderedDict
 from enum import Enum
+from ipaddress import ip_address
 from typing import TYPE_CHECKING
 from urllib.parse import quote
 
 from http2tcp.address import Address, TCPAddress
 from http2tcp.errors import Forbidden, ProxyHeaderRefused, Refusal
+from http2tcp.limits import group
 from http2tcp.net.relay import Traffic
+from http2tcp.protocol.forwarded import unmapped
 
 if TYPE_CHECKING:
     from http2tcp.rules import IPAddress
@@ -31,6 +35,12 @@ logger = logging.getLogger(__name__)
 
 # Of so many sessions that one could count them, two in a million share an id.
 _ID_BYTES = 6
+# Wrong tokens of one address that are lines, in a minute: fail2ban and its like count them.
+_FAILURES = 10
+# Refusals of one kind that are lines, in a minute: 60 MB a day at worst, were all kinds to come all the time.
+_REFUSALS = 20
+# Addresses that are counted at once; of more, the oldest is forgotten, and has lines again.
+_ADDRESSES = 10_000
 # What is told of these is English and not a word.
 _PROSE = ("rule", "detail")
 _WORD = re.compile(r"[!-~]+")
@@ -97,16 +107,61 @@ class Record(dict[str, object]):
         return " ".join(words)
 
 
+class Refusals:
+    """Which of the refusals that strangers get are lines of their own, in each minute; the others are summed up.
+
+    Wrong tokens have ten lines for each address, whatever others do. All else has twenty for each kind.
+    """
+
+    __slots__ = ("_failures", "_kinds", "_unheard")
+
+    def __init__(self) -> None:
+        self._failures: OrderedDict[str, int] = OrderedDict()
+        self._kinds: Counter[str] = Counter()
+        self._unheard: Counter[str] = Counter()
+
+    def failed(self, client: str) -> bool:
+        """Count a wrong token of an address, or of `unix`; whether it is a line."""
+        key = client if client == "unix" else group(unmapped(ip_address(client)))
+        count = self._failures.pop(key, 0) + 1
+        self._failures[key] = count
+        if len(self._failures) > _ADDRESSES:
+            self._failures.popitem(last=False)
+        if count > _FAILURES:
+            self._unheard[Event.AUTHENTICATION_FAILED.value] += 1
+        return count <= _FAILURES
+
+    def refused(self, refusal: Refusal) -> bool:
+        """Count any other refusal; whether it is a line."""
+        kind = refusal.phrase.lower().replace(" ", "_")
+        self._kinds[kind] += 1
+        if self._kinds[kind] > _REFUSALS:
+            self._unheard[kind] += 1
+        return self._kinds[kind] <= _REFUSALS
+
+    def sum_up(self) -> None:
+        """A minute is over: one line for all that were none, and the next minute begins."""
+        if self._unheard:
+            kinds = ", ".join(f"{kind} {count}" for kind, count in self._unheard.most_common())
+            logger.info("%d more refused: %s", self._unheard.total(), kinds)
+        for counts in (self._failures, self._kinds, self._unheard):
+            counts.clear()
+
+
 class Session:
     """The records of one connection from its first byte to its last."""
 
     __slots__ = (
-        *("id", "is_over", "traffic", "_cause", "_client", "_dialled", "_is_stranger", "_opened_at", "_port"),
-        *("_target", "_token", "_transport", "_via"),
+        *("id", "is_over", "traffic", "_cause", "_client", "_dialled", "_has_token", "_is_stranger", "_opened_at"),
+        *("_port", "_refusals", "_target", "_token", "_transport", "_via"),
     )
 
-    def __init__(self, peer: TCPAddress | None) -> None:
-        """`peer` is who has connected; None: by a Unix socket, where peers have no address."""
+    def __init__(self, peer: TCPAddress | None, refusals: Refusals | None = None) -> None:
+        """`peer` is who has connected; None: by a Unix socket, where peers have no address.
+
+        `refusals` are those of the whole server; None: each of these is a line.
+        """
+        self._refusals = Refusals() if refusals is None else refusals
         #: Both sides' logs have it.
         self.id = os.urandom(_ID_BYTES).hex()
         self.traffic = Traffic()
@@ -116,6 +171,8 @@ class Session:
         self._token = self._cause = self._target = self._dialled = self._transport = ""
         #: Its token has not been accepted.
         self._is_stranger = True
+        #: One was.
+        self._has_token = False
         #: Its last record is written.
         self.is_over = False
         self._opened_at: float | None = None
@@ -126,10 +183,11 @@ class Session:
             self._via = self._client if self._port is None else str(TCPAddress(self._client, self._port))
         self._client, self._port = str(address), port
 
-    def authenticated(self, token_name: str = "") -> None:
-        """Its token was accepted, or none is asked for."""
+    def authenticated(self, token_name: str | None = "") -> None:
+        """Its token was accepted; None: none is asked for."""
         self._is_stranger = False
-        self._token = token_name
+        self._has_token = token_name is not None
+        self._token = token_name or ""
 
     def failed_authentication(self, token_name: str | None = None) -> None:
         """It brought a token that is not known, or one of this name that has expired. A refusal follows."""
@@ -162,8 +220,16 @@ class Session:
         if isinstance(refusal, ProxyHeaderRefused):
             # The operator has to do something about it; its words are ours alone.
             record["detail"] = str(refusal)
-        unheard = refusal.status == 408 or (bool(self._cause) and refusal.status == 429)
-        self._log(logging.DEBUG if unheard else logging.INFO, record)
+        self._log(logging.INFO if self._is_heard(refusal) else logging.DEBUG, record)
+
+    def _is_heard(self, refusal: Refusal) -> bool:
+        """Whether it is a line without -v."""
+        if self._has_token:
+            return True
+        if self._cause:
+            return self._refusals.failed(self._client)
+        # A request that was not complete in time is as little an event as a connection that said nothing.
+        return refusal.status != 408 and self._refusals.refused(refusal)
 
     def ended(self, reason: Reason | NoSession, words: str = "") -> None:
         """It is over, for this reason. Nothing is written where a refusal said so already."""

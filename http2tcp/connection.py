@@ -74,7 +74,7 @@ class Connection:
         self._client: Peer = "unix" if peer is None else unmapped(ip_address(peer.host))
         # Not behind a PROXY header that names nobody: the peer is trusted then, and its client is not.
         self._reads_forwarded = bool(self._settings.trusted_proxies)
-        self._session = Session(peer)
+        self._session = Session(peer, server.refusals)
         self._opening = trio.CancelScope()
         self._grant: Grant | None = None
         self._token: Token | None = None
@@ -281,7 +281,7 @@ class Connection:
                 raise ProxyAuthenticationRequired from error
             raise
         self._server.waiting.leave(self)
-        self._session.authenticated("" if grant.token is None else grant.token.name)
+        self._session.authenticated(None if grant.token is None else grant.token.name)
         return grant
 
     def _admit_again(self, request: TunnelRequest, admission: Admission, asked: ServerSettings) -> Admission:
@@ -302,7 +302,7 @@ class Connection:
             if request.is_connect:
                 raise ProxyAuthenticationRequired from error
             raise
-        self._session.authenticated("" if grant.token is None else grant.token.name)
+        self._session.authenticated(None if grant.token is None else grant.token.name)
         return self._admit(request, grant)
 
     async def _dial(self, request: TunnelRequest, admission: Admission) -> Dialled:

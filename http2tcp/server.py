@@ -18,6 +18,7 @@ from typing import NamedTuple
 import trio
 
 from http2tcp.address import Address, TCPAddress, is_loopback
+from http2tcp.audit import Refusals
 from http2tcp.connection import Connection
 from http2tcp.descriptors import allowed
 from http2tcp.limits import Failures, Limits, Tunnels, Waiting
@@ -31,6 +32,8 @@ logger = logging.getLogger(__name__)
 
 # How often the wall clock is looked at, by which tokens expire: it may be put forward while sessions are open.
 _WALL_CLOCK = 30.0
+# What strangers were refused is summed up so often.
+_SUM = 60.0
 # What a relay gets beyond the grace to tell its peers that it is over.
 _LAST_WORDS = 1.0
 
@@ -83,6 +86,8 @@ class Server:
         self.ends_at = math.inf
         self.draining = False
         self.metrics = Metrics(time.time())
+        #: Which of what strangers are refused is in the log.
+        self.refusals = Refusals()
         self.admin_addresses: Sequence[Address] = ()
         self.settings, self.policy, self.tls = prepare(settings)
 
@@ -155,7 +160,11 @@ class Server:
         """What goes by the minute is looked after, to the end of the last session."""
         async with trio.open_nursery() as nursery:
             nursery.start_soon(self._follow_wall_clock)
-            yield
+            nursery.start_soon(self._sum_up_refusals)
+            try:
+                yield
+            finally:
+                self.refusals.sum_up()
             nursery.cancel_scope.cancel()
 
     async def _follow_wall_clock(self) -> None:
@@ -163,6 +172,11 @@ class Server:
             await trio.sleep(_WALL_CLOCK)
             for session in list(self.sessions):
                 session.limit_by_expiry()
+
+    async def _sum_up_refusals(self) -> None:
+        while True:
+            await trio.sleep(_SUM)
+            self.refusals.sum_up()
 
     @asynccontextmanager
     async def _observed(self) -> AsyncIterator[None]:

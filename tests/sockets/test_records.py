@@ -282,3 +282,27 @@ async def test_a_client_whose_tunnel_was_cut_says_which_record_of_the_server_tel
     if transport.raw:
         # Nothing can say why.
         assert str(failure).startswith("connection lost: the tunnel was cut (a restart, timeout or reset on the way); ")
+
+
+async def test_a_loop_of_strangers_is_a_few_lines_a_minute_and_every_one_in_the_figures(
+    caplog: pytest.LogCaptureFixture, patient_clock: trio.testing.MockClock
+) -> None:
+    caplog.set_level(logging.INFO)
+    async with served(path="/here/") as server:
+        for _ in range(30):
+            assert (await exchange(server.address, upgrade("/elsewhere/"))).status == 404
+        for _ in range(15):
+            assert (await exchange(server.address, upgrade("/here/", token="wrong"))).status == 401
+        lines = [entry.getMessage() for entry in caplog.records]
+        assert sum(line.startswith("refused ") for line in lines) == 20
+        assert sum(line.startswith("authentication failed ") for line in lines) == 10
+        await trio.sleep(61)
+        assert "15 more refused: not_found 10, authentication_failed 5" in caplog.text
+        metrics = server.server.metrics
+        assert metrics.refusals.of("404", "http_request_error") == 30
+        assert metrics.authentication_failures.of() == 15
+        assert (await exchange(server.address, upgrade("/here/", token="wrong"))).status == 401
+        assert caplog.records[-1].getMessage().startswith("authentication failed ")
+        for _ in range(21):
+            await exchange(server.address, upgrade("/elsewhere/"))
+    assert caplog.text.count("more refused") == 2, "what is left is told at the end"

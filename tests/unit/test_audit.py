@@ -9,16 +9,20 @@ from ipaddress import ip_address
 
 import pytest
 
+from http2tcp import audit
 from http2tcp.address import TCPAddress, UnixAddress
-from http2tcp.audit import Event, NoSession, Reason, Record, Session
+from http2tcp.audit import Event, NoSession, Reason, Record, Refusals, Session
 from http2tcp.errors import (
     Forbidden,
     HeadTimeout,
+    NotFound,
     ProxyAuthenticationRequired,
     ProxyHeaderRefused,
+    Refusal,
     TargetUnreachable,
     TooManyRequests,
     Unauthorized,
+    UpgradeRequired,
 )
 
 CLIENT = TCPAddress("192.0.2.1", 40000)
@@ -177,13 +181,108 @@ def test_a_token_that_has_expired_is_named(records: Lines) -> None:
     assert records()[0].endswith(" cause=expired")
 
 
-def test_wrong_tokens_of_who_was_told_to_wait_are_no_lines(caplog: pytest.LogCaptureFixture) -> None:
-    """Whoever bans by these lines has had enough of them by then."""
-    caplog.set_level(logging.INFO)
-    session = Session(CLIENT)
+def guess(refusals: Refusals, client: str = "192.0.2.1", refusal: Refusal | None = None) -> None:
+    session = Session(TCPAddress(client, 40000), refusals)
     session.failed_authentication()
-    session.refused(TooManyRequests())
-    assert caplog.records == []
+    session.refused(refusal or Unauthorized())
+
+
+def heard(caplog: pytest.LogCaptureFixture) -> list[str]:
+    """The lines without -v."""
+    return [record.getMessage() for record in caplog.records if record.levelno >= logging.INFO]
+
+
+@pytest.mark.parametrize("refusal", [Unauthorized, ProxyAuthenticationRequired, TooManyRequests])
+def test_ten_wrong_tokens_a_minute_of_one_address_are_lines_whatever_they_are_answered(
+    refusal: type[Refusal], caplog: pytest.LogCaptureFixture
+) -> None:
+    """Whoever bans by these lines has had enough of them by then."""
+    caplog.set_level(logging.DEBUG)
+    refusals = Refusals()
+    for _ in range(3):
+        for _ in range(25):
+            guess(refusals, refusal=refusal())
+        assert len(heard(caplog)) == 10
+        assert len(caplog.records) == 25
+        refusals.sum_up()
+        assert heard(caplog)[10:] == ["15 more refused: authentication_failed 15"]
+        caplog.clear()
+
+
+def test_each_guesser_has_lines_however_many_others_there_are(caplog: pytest.LogCaptureFixture) -> None:
+    caplog.set_level(logging.INFO)
+    refusals = Refusals()
+    for _ in range(500):
+        Session(CLIENT, refusals).refused(NotFound())
+    caplog.clear()
+    for number in range(300):
+        for _ in range(12):
+            guess(refusals, f"10.0.{number // 256}.{number % 256}")
+    lines = heard(caplog)
+    assert all(sum(f"client=10.0.{n // 256}.{n % 256} " in line for line in lines) == 10 for n in range(300))
+
+
+def test_one_who_has_a_whole_ipv6_network_is_one_guesser(caplog: pytest.LogCaptureFixture) -> None:
+    caplog.set_level(logging.INFO)
+    refusals = Refusals()
+    for number in range(50):
+        guess(refusals, f"2001:db8::{number + 1:x}")
+        guess(refusals, "::ffff:192.0.2.9" if number % 2 else "192.0.2.9")
+    assert len(heard(caplog)) == 20
+
+
+def test_the_memory_for_guessers_is_bounded_and_who_is_forgotten_is_heard_again(
+    caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    caplog.set_level(logging.INFO)
+    monkeypatch.setattr(audit, "_ADDRESSES", 5)
+    refusals = Refusals()
+    for _ in range(11):
+        guess(refusals, "10.0.0.1")
+    for number in range(5):
+        guess(refusals, f"10.0.1.{number}")
+    guess(refusals, "10.0.0.1")
+    assert len(heard(caplog)) == 10 + 5 + 1
+
+
+def test_what_strangers_are_refused_is_summed_up_once_a_minute_by_kind(caplog: pytest.LogCaptureFixture) -> None:
+    caplog.set_level(logging.INFO)
+    refusals = Refusals()
+    for _ in range(2):
+        for _ in range(832):
+            Session(CLIENT, refusals).refused(NotFound())
+        for _ in range(23):
+            Session(TCPAddress("192.0.2.9", 1), refusals).refused(Unauthorized())
+        Session(CLIENT, refusals).refused(ProxyHeaderRefused("it does not begin with a PROXY header"))
+        for _ in range(50):
+            Session(CLIENT, refusals).refused(HeadTimeout())
+        assert len(heard(caplog)) == 20 + 20 + 1
+        refusals.sum_up()
+        assert heard(caplog)[41:] == ["815 more refused: not_found 812, unauthorized 3"]
+        caplog.clear()
+    refusals.sum_up()
+    assert heard(caplog) == []
+
+
+def test_without_a_token_to_ask_for_everybody_is_a_stranger_to_the_log(caplog: pytest.LogCaptureFixture) -> None:
+    caplog.set_level(logging.INFO)
+    refusals = Refusals()
+    for _ in range(100):
+        session = Session(CLIENT, refusals)
+        session.authenticated(None)
+        session.refused(UpgradeRequired())
+    assert len(heard(caplog)) == 20
+
+
+def test_who_has_a_token_has_a_record_of_each_refusal(caplog: pytest.LogCaptureFixture) -> None:
+    caplog.set_level(logging.INFO)
+    refusals = Refusals()
+    for _ in range(100):
+        session = Session(CLIENT, refusals)
+        session.authenticated("")
+        session.refused(Forbidden())
+    refusals.sum_up()
+    assert len(heard(caplog)) == 100
 
 
 def test_a_token_that_has_its_tunnels_open_already_is_a_refusal(records: Lines) -> None:
