@@ -308,7 +308,8 @@ def _sides(chance: _Chance, client: Client, order: Order) -> tuple[Side, Side]:
     }.get(order, (Finish.AT_ONCE, Finish.AT_ONCE))
     up = _side(chance, begins[0], finishes[0], slow=_SELDOM)
     # A target that says all and reads late is where a tunnel that ends too early loses the most.
-    slow = _OFTEN if order in (Order.TARGET_FIRST, Order.LAST_WORDS) else _SELDOM
+    says_all_first = order in (Order.INDEPENDENT, Order.TARGET_FIRST, Order.LAST_WORDS)
+    slow = _OFTEN if says_all_first else _SELDOM
     down = _side(chance, begins[1], finishes[1], slow=slow)
     return up, down
 

@@ -100,9 +100,7 @@ class Connection:
                 await self._stream.aclose()
             except (trio.BrokenResourceError, trio.ClosedResourceError):
                 pass
-        with trio.CancelScope(shield=True) as scope:
-            scope.cancel()
-            await self._tcp.aclose()
+        self._tcp.socket.close()
 
     async def ask(self, request: bytes) -> str:
         """Send a request, and give the head of the answer. Raises Gone where it is no 101."""
@@ -131,8 +129,11 @@ async def open_connection(port: int, context: ssl.SSLContext | None) -> Connecti
     try:
         await secured.do_handshake()
     except (trio.BrokenResourceError, ssl.SSLError) as error:
-        await trio.aclose_forcefully(tcp)
+        tcp.socket.close()
         raise Gone(f"shaking hands: {error.__cause__ or error}") from error
+    except BaseException:
+        tcp.socket.close()
+        raise
     return Connection(tcp, secured)
 
 

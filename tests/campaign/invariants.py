@@ -5,6 +5,7 @@ The rules are those of docs/wire.md, docs/exit-codes.md and docs/log.md, and not
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Iterator
 from dataclasses import dataclass
 from enum import Enum
@@ -80,6 +81,12 @@ class Observed:
         """The record's."""
         return str(self.told.ended[0]["reason"]) if self.told.ended else ""
 
+    @property
+    def lull(self) -> float:
+        """The longest time, in seconds, in which nothing was sent or received on either side."""
+        moments = sorted([*self.client.moments, *self.target.moments])
+        return max((later - sooner for sooner, later in itertools.pairwise(moments)), default=0.0)
+
 
 def tells_cuts(case: Case) -> bool:
     """Whether a cut on any leg can be told from an end: not where raw bytes travel without TLS on some leg."""
@@ -108,8 +115,7 @@ def was_limited(seen: Observed) -> bool:
             return True
         if case.client is Client.WEBSOCKET and silence >= _CLOSE_PATIENCE:
             return True
-    stalls = case.up.patience + case.down.patience
-    return seen.reason == "idle" and case.server is Server.IDLE and stalls >= _IDLE_PATIENCE
+    return seen.reason == "idle" and case.server is Server.IDLE and seen.lull >= _IDLE_PATIENCE
 
 
 def judge(seen: Observed) -> list[Finding]:
@@ -211,7 +217,7 @@ def _record(seen: Observed) -> _Broken:
         if seen.reason not in _MAY_END_SO | limited:
             yield Kind.RECORD, f"it says {seen.reason}"
         elif seen.reason == "idle" and not was_limited(seen):
-            yield Kind.RECORD, "it says idle, and nobody stalled for so long"
+            yield Kind.RECORD, "it says idle, and nobody was silent for so long"
 
 
 def _bugs(seen: Observed) -> _Broken:

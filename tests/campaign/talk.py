@@ -95,16 +95,29 @@ class Account:
     saw: Saw = Saw.NOTHING
     #: When it saw that.
     saw_at: float | None = None
-    #: The tunnel was open to it.
-    opened: bool = False
+    #: When the tunnel was open to it.
+    opened_at: float | None = None
     #: What went wrong, in the words of whoever noticed.
     words: str = ""
     #: From when to when it was sending, or had something else to say.
     active: list[tuple[float, float]] = field(default_factory=list)
+    #: When something was received.
+    heard: list[float] = field(default_factory=list)
     #: When its part was over.
     over_at: float | None = None
     #: It was told that the other side has everything; None: nobody tells it.
     confirmed: bool | None = None
+
+    @property
+    def opened(self) -> bool:
+        """Whether the tunnel was open to it."""
+        return self.opened_at is not None
+
+    @property
+    def moments(self) -> list[float]:
+        """When anything happened here."""
+        marks = [moment for moment in (self.opened_at, self.ended_at, self.over_at) if moment is not None]
+        return [*marks, *itertools.chain.from_iterable(self.active), *self.heard]
 
     def silence_after(self, moment: float) -> float:
         """The longest time from this moment on in which it sent nothing, and its end was still to come."""
@@ -129,7 +142,7 @@ async def talk(end: End, side: Side, sending: bytes, account: Account, *, told_e
     `told_end`: whether this side learns of the other's end before its own. Otherwise it goes by the count.
     """
     talker = _Talker(end, side, sending, account, told_end)
-    account.opened = True
+    account.opened_at = trio.current_time()
     try:
         async with trio.open_nursery() as nursery:
             nursery.start_soon(talker.read)
@@ -164,6 +177,7 @@ class _Talker:
             self._look()
             while data := await self._end.receive():
                 account.got.receive(data)
+                account.heard.append(trio.current_time())
                 self._look()
             account.saw = Saw.CLEAN
             account.saw_at = trio.current_time()

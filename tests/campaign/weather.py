@@ -43,8 +43,8 @@ class Leg:
             if self.weather.cut is Cut.FIN and self.struck:
                 await _end(client, server)
         finally:
-            await trio.aclose_forcefully(client)
-            await trio.aclose_forcefully(server)
+            client.socket.close()
+            server.socket.close()
 
     async def _pass_on(
         self, source: trio.SocketStream, sink: trio.SocketStream, way: Way, both: trio.CancelScope
