@@ -259,8 +259,6 @@ _KEEPALIVE, _DONE = 0x1E2A6B5D, 0x2C61F04B
 class Capsules:
     """A peer's end of a tunnel in capsules."""
 
-    half_closes = True
-
     def __init__(self, wire: Wire, whim: random.Random, *, confirms: bool) -> None:
         self._wire = wire
         self._whim = whim

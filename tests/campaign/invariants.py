@@ -115,7 +115,9 @@ def was_limited(seen: Observed) -> bool:
             return True
         if case.client is Client.WEBSOCKET and silence >= _CLOSE_PATIENCE:
             return True
-    return seen.reason == "idle" and case.server is Server.IDLE and seen.lull >= _IDLE_PATIENCE
+    # The server counts what it hands to its kernel: behind full buffers a slow way looks like silence.
+    slow = any(weather.shaped for weather in case.weathers)
+    return seen.reason == "idle" and case.server is Server.IDLE and (slow or seen.lull >= _IDLE_PATIENCE)
 
 
 def judge(seen: Observed) -> list[Finding]:
@@ -225,7 +227,9 @@ def _bugs(seen: Observed) -> _Broken:
         yield Kind.BUG, seen.crash
     if "Traceback" in seen.said or "please report" in seen.said:
         yield Kind.BUG, seen.said
-    if seen.case.client is not Client.STDIO or seen.status is None or seen.status == 0:
+    if seen.case.client is Client.FORWARDER and seen.status is not None:
+        yield Kind.BUG, f"the forwarder ended by itself, with {seen.status}: {seen.said.strip()!r}"
+    if seen.case.client is not Client.STDIO or seen.status in (None, 0):
         return
     if seen.status not in _FAILURES and not seen.client.broke_off:
         yield Kind.BUG, f"exit status {seen.status}, {seen.said.strip()!r}"

@@ -68,7 +68,6 @@ class Way:
 class Peer(ABC):
     """A client: an `End` that opens and closes itself."""
 
-    half_closes = True
     #: A process's exit status, once it has ended.
     status: int | None = None
     #: It was this side that ended the process.
@@ -229,8 +228,6 @@ class Stdio(Process):
 class Local:
     """A local connection to a forwarder; any plain TCP connection."""
 
-    half_closes = True
-
     def __init__(self, stream: trio.SocketStream) -> None:
         self._stream = stream
 
@@ -324,7 +321,6 @@ class Program(Peer):
         self._case = case
         self._way = way
         self._stream: Stream | None = None
-        self.half_closes = not (case.transport.raw and case.tls)
 
     async def open(self) -> None:
         tls = http2tcp.TLSSettings(ca_file=None if self._way.ca_file is None else str(self._way.ca_file))
@@ -354,7 +350,7 @@ class Program(Peer):
         try:
             await self._tunnel().send_eof()
         except HalfCloseUnsupported:
-            if self.half_closes:
+            if self._case.tells_client_end:
                 raise
         except _BROKEN as error:
             raise Gone(f"ending: {error}") from error
@@ -372,7 +368,10 @@ class Program(Peer):
         self._tunnel().abort()
 
     async def finish(self) -> None:
-        await self._tunnel().aclose()
+        try:
+            await self._tunnel().aclose()
+        except _BROKEN as error:
+            raise Gone(f"closing: {error}") from error
 
     async def close(self) -> None:
         if self._stream is not None:
@@ -390,7 +389,6 @@ class Handmade(Peer):
         self._way = way
         self._connection: Connection | None = None
         self._end: Capsules | Plain | None = None
-        self.half_closes = case.tells_client_end
 
     async def open(self) -> None:
         case, whim = self._case, random.Random(self._case.whim)

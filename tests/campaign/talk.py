@@ -26,14 +26,11 @@ class Gone(Exception):
 class End(Protocol):
     """One end of a tunnel, as a program sees it."""
 
-    #: False where the end of sending is only said by closing.
-    half_closes: bool
-
     async def send(self, data: bytes) -> None:
         """Send all of it. Raises Gone."""
 
     async def send_eof(self) -> None:
-        """Say that nothing more comes; nothing where it does not half-close. Raises Gone."""
+        """Say that nothing more comes. Where only closing can say it, nothing happens. Raises Gone."""
 
     async def receive(self) -> bytes:
         """Some bytes; b"" is a clean end. Raises Gone."""
@@ -60,7 +57,7 @@ class Witness:
     """Compares what is received with what is expected, as it comes."""
 
     def __init__(self, expected: bytes) -> None:
-        self._expected = expected
+        self.expected = expected
         self.count = 0
         #: Where the first byte is that was not sent, or not there.
         self.wrong_at: int | None = None
@@ -68,7 +65,7 @@ class Witness:
     def receive(self, data: bytes) -> None:
         """The next bytes."""
         begin, self.count = self.count, self.count + len(data)
-        expected = self._expected[begin : self.count]
+        expected = self.expected[begin : self.count]
         if self.wrong_at is None and data != expected:
             pairs = itertools.zip_longest(data, expected)
             self.wrong_at = begin + next(at for at, (got, wanted) in enumerate(pairs) if got != wanted)
@@ -76,7 +73,7 @@ class Witness:
     @property
     def has_all(self) -> bool:
         """Whether nothing is left to come."""
-        return self.count >= len(self._expected)
+        return self.count >= len(self.expected)
 
 
 @dataclass

@@ -56,8 +56,8 @@ def _kinds(seen: Observed) -> set[Kind]:
 
 def _truncated(account: Account, most: int) -> None:
     whole = account.got
-    account.got = Witness(whole._expected)
-    account.got.receive(whole._expected[:most])
+    account.got = Witness(whole.expected)
+    account.got.receive(whole.expected[:most])
 
 
 @pytest.mark.parametrize("transport", list(Transport))
@@ -226,6 +226,13 @@ def test_a_failure_without_a_word_and_a_traceback_are_found() -> None:
     seen = _well()
     seen.crash = "Traceback"
     assert _kinds(seen) == {Kind.BUG}
+
+
+def test_a_forwarder_that_ends_by_itself_is_found() -> None:
+    seen = _well(client=Client.FORWARDER)
+    assert _kinds(seen) == {Kind.BUG}
+    seen.status = None
+    assert judge(seen) == []
 
 
 def test_what_does_not_end_in_time_is_found() -> None:
