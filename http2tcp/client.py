@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Literal, NamedTuple
 import trio
 
 from http2tcp.address import Address, Endpoint, TCPAddress, parse_destination, parse_endpoint
-from http2tcp.diagnosis import explain_certificates, explain_refusal, explain_tls
+from http2tcp.diagnosis import explain_certificates, explain_refusal, explain_tls, quotes_credentials
 from http2tcp.errors import (
     ConnectFailed,
     FrontEndFailed,
@@ -34,7 +34,7 @@ from http2tcp.errors import (
 from http2tcp.net.dial import DialError, dial_first, resolve
 from http2tcp.net.relay import End, Outcome, Traffic, relay
 from http2tcp.net.streams import SocketStream, Stream
-from http2tcp.protocol.client import AnswerReader, Refused, Switched, request
+from http2tcp.protocol.client import Answer, AnswerReader, Refused, Switched, request
 from http2tcp.protocol.transport import Transport
 from http2tcp.settings import DEFAULT_USER_AGENT, ClientSettings, TLSSettings, environment_proxy
 
@@ -51,6 +51,8 @@ _LOST = "connection lost: the tunnel was cut (a restart, timeout or reset on the
 _BARE_ENDS = ("it ended ", "the connection broke")
 # How long what stdin still holds may take when nobody listens any more: ssh says goodbye and leaves.
 LAST_WORDS = 1.0
+# How long a refusal's body may take once its head is there.
+_PAGE_PATIENCE = 1.0
 
 logger = logging.getLogger(__name__)
 
@@ -307,19 +309,29 @@ async def _upgrade(
         websocket_key=websocket_key,
     )
     reader = AnswerReader(transport, any_transport=any_transport, websocket_key=websocket_key)
+    answer: Answer | None = None
+    waits_for_page = False
     try:
-        with trio.fail_after(settings.answer_timeout):
+        with trio.fail_after(settings.answer_timeout) as scope:
             await stream.send_all(head)
             while (answer := reader.next_event()) is None:
+                if reader.refusing and not waits_for_page:
+                    # The status is known. Its page may help, but is not worth a long wait.
+                    waits_for_page = True
+                    scope.deadline = min(scope.deadline, trio.current_time() + _PAGE_PATIENCE)
                 reader.receive(await receive())
-    except trio.TooSlowError:
-        seconds = settings.answer_timeout
-        raise FrontEndFailed(f"{endpoint} gave no answer within {seconds:g} s: is http2tcp behind it?") from None
-    except trio.BrokenResourceError as error:
-        if "CERTIFICATE_REQUIRED" in str(error) and settings.tls.client_cert is None:
+    except (trio.TooSlowError, trio.BrokenResourceError) as error:
+        answer = reader.cut_short()
+        if answer is None and isinstance(error, trio.TooSlowError):
+            seconds = settings.answer_timeout
+            raise FrontEndFailed(f"{endpoint} gave no answer within {seconds:g} s: is http2tcp behind it?") from None
+        if answer is None and "CERTIFICATE_REQUIRED" in str(error) and settings.tls.client_cert is None:
             # TLS 1.3 tells it only after the handshake.
             raise TLSFailed(f"{endpoint.host} wants a certificate of this client: --client-cert") from error
-        raise UpgradeNotPassed(f"{endpoint} broke the connection off without an answer: {error}") from error
+        if answer is None:
+            raise UpgradeNotPassed(f"{endpoint} broke the connection off without an answer: {error}") from error
+    if isinstance(answer, Refused) and answer.page and quotes_credentials(answer.page, head, settings.token):
+        answer = answer._replace(page="")
     if progress is not None:
         progress.answered(answer, reader.fields)
     if isinstance(answer, Refused):

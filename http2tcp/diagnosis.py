@@ -30,6 +30,12 @@ from http2tcp.protocol.client import Refused
 from http2tcp.protocol.transport import Transport
 
 _MAX_QUOTE = 200
+# Of a page, which stands in the middle of a sentence.
+_MAX_PAGE = 100
+# Request fields that anybody may read.
+_OPEN_FIELDS = ("host", "user-agent", "connection", "upgrade", "capsule-protocol")
+# Shorter words of a request are found by chance.
+_SHORTEST_SECRET = 4
 
 
 def safe(text: str) -> str:
@@ -38,13 +44,22 @@ def safe(text: str) -> str:
     return printable if len(printable) <= _MAX_QUOTE else printable[:_MAX_QUOTE] + "…"
 
 
+def quotes_credentials(page: str, head: bytes, token: str | None) -> bool:
+    """Whether a page repeats what the request `head` may have as a secret, as a page for debugging does."""
+    _, *lines = head.decode("utf-8", "replace").split("\r\n")
+    fields = (line.partition(":") for line in lines)
+    words = [word for name, _, value in fields if name.lower() not in _OPEN_FIELDS for word in value.split()]
+    secrets = [word for word in words if len(word) >= _SHORTEST_SECRET] + ([token] if token else [])
+    return any(secret.lower() in page.lower() for secret in secrets)
+
+
 def explain_refusal(
     refused: Refused, endpoint: Endpoint, destination: Address | None, transport: Transport, *, with_token: bool
 ) -> TunnelError:
     """The error for an answer that is no 101."""
     if refused.proxy_error is None:
-        return _explain_front_end(refused, endpoint, transport)
-    text = safe(refused.text)
+        return _explain_front_end(refused, endpoint, destination, transport)
+    text = safe(refused.text) or "its log says why"
     where = "its default destination" if destination is None else str(destination)
     match refused.status:
         case 400 if refused.text == TLSRequired.text and endpoint.tls:
@@ -61,12 +76,16 @@ def explain_refusal(
         case 401 if not with_token:
             return CredentialsRefused("the server wants a token: give it one with --token-file or -t")
         case 401:
-            return CredentialsRefused("the server does not know this token: compare it with the server's own")
+            return CredentialsRefused(
+                "the server does not know this token: the server was not reloaded since it got the token, the token has "
+                "expired, or what was sent is not the token (a token file whose first line is another, quotes that an "
+                "env file kept)"
+            )
         case 403 if refused.text.startswith(f"{where} "):
             return DestinationForbidden(text)
         case 403 if refused.text == Forbidden.text and with_token:
             return DestinationForbidden(
-                f"the server does not let this token go to {where}; over there, -s --check --as NAME {where} says why"
+                f"the server does not let this token go to {where}; {_why_forbidden(destination, refused.session)}"
             )
         case 403 if refused.text == Forbidden.text:
             return DestinationForbidden(f"the server lets nobody without a token go to {where}")
@@ -86,8 +105,27 @@ def explain_refusal(
             return ServerRefused(f"the server refused ({refused.status}): {text}")
 
 
-def _explain_front_end(refused: Refused, endpoint: Endpoint, transport: Transport) -> TunnelError:
-    made_by = f"{endpoint} answered {refused.status}" + (f" ({safe(refused.server)})" if refused.server else "")
+def _why_forbidden(destination: Address | None, session: str) -> str:
+    """How the operator finds the rule. The server has the token's name, and its default destination; we do not."""
+    record = f"session {session} of its log" if session else "its log"
+    if destination is None:
+        return f"{record} names the token and the destination"
+    from shlex import quote
+
+    command = f"http2tcp -s --config FILE --check --as NAME {quote(str(destination))}"
+    return f"on the server, `{command}` says why, with the server's FILE and the token's NAME, which {record} has"
+
+
+def _explain_front_end(
+    refused: Refused, endpoint: Endpoint, destination: Address | None, transport: Transport
+) -> TunnelError:
+    page = _words_of(refused.page)
+    said = ", ".join(filter(None, (safe(refused.server), page and f'"{page}"')))
+    made_by = f"{endpoint} answered {refused.status}" + (f" ({said})" if said else "")
+    for mark, cause in _PAGES:
+        if mark in page.lower():
+            return FrontEndFailed(f"{made_by}: {cause}")
+    where = "the target" if destination is None else str(destination)
     match refused.status:
         case status if 300 <= status < 400:
             return UpgradeNotPassed(f"{made_by}, a redirect; {_redirect(refused, endpoint)}")
@@ -97,7 +135,19 @@ def _explain_front_end(refused: Refused, endpoint: Endpoint, transport: Transpor
                 f"{made_by}: does that port want https://? If not, it did not pass the upgrade on",
                 _hint(refused, transport),
             )
-        case 200 | 400 | 404 | 405 | 426 | 501:
+        case 200:
+            return UpgradeNotPassed(
+                f"{made_by} with a page: something else than http2tcp answers at {endpoint.path}, such as the site or "
+                "its login; compare the path of -e with the front end's location",
+                _hint_to_check(refused),
+            )
+        case 404:
+            return UpgradeNotPassed(
+                f"{made_by}: probably the path is wrong: compare {endpoint.path} in -e with the front end's location; "
+                f"or {_hidden(refused, 'whose --path is another')}",
+                _hint_to_check(refused),
+            )
+        case 400 | 405 | 426 | 501:
             return UpgradeNotPassed(f"{made_by} and did not pass the upgrade on", _hint(refused, transport))
         case 401 if transport is Transport.HTTP2TCP:
             return CredentialsRefused(f"{made_by}: the token is wrong, or the front end wants a login of its own")
@@ -114,11 +164,73 @@ def _explain_front_end(refused: Refused, endpoint: Endpoint, transport: Transpor
                 "a server of the original http2tcp takes --transport http2tcp/1.0"
             )
         case 403:
-            return UpgradeNotPassed(f"{made_by}: it refuses the upgrade, or this client; its own log says which")
+            return UpgradeNotPassed(
+                f"{made_by}: it refuses the upgrade, or this client; "
+                f"or {_hidden(refused, f'which does not let this client go to {where}')}"
+            )
+        case 502 | 504 if _is("Cloudflare", refused):
+            outcome = "cannot reach" if refused.status == 502 else "got no answer in time from"
+            return FrontEndFailed(
+                f"{made_by}: Cloudflare shows its own page in place of what it was answered: "
+                f"http2tcp {outcome} {where}, or the front end behind Cloudflare has no http2tcp server behind it"
+            )
+        case 429:
+            return FrontEndFailed(
+                f"{made_by}: a limit of the front end; or {_hidden(refused, 'after too many tries or tunnels')}"
+            )
+        case 503 if _is("nginx", refused):
+            return FrontEndFailed(
+                f"{made_by}: a limit of nginx (limit_req, limit_conn) or its maintenance; "
+                f"or {_hidden(refused, 'which is at its limit')}"
+            )
         case 502 | 503 | 504:
-            return FrontEndFailed(f"{made_by}: no http2tcp server behind it; does one run where proxy_pass points?")
+            own = {502: f"which cannot reach {where}", 504: f"which got no answer in time from {where}"}
+            return FrontEndFailed(
+                f"{made_by}: no http2tcp server behind it (does one run where proxy_pass or its like points?); "
+                f"or {_hidden(refused, own.get(refused.status, 'which is at its limit'))}"
+            )
         case _:
             return FrontEndFailed(f"{made_by}, which is no answer to an upgrade; its own log may say why")
+
+
+# What front ends have in the titles of their pages, and what it means. nginx: ngx_http_special_response.c
+_PAGES = (
+    ("no required ssl certificate", "the site wants a certificate of this client: --client-cert"),
+    ("ssl certificate error", "the site does not accept the certificate of --client-cert"),
+    ("plain http request was sent to https port", "that port wants https:// in the endpoint"),
+    (
+        "header or cookie too large",
+        "the request's header fields are too large for it: shorten what --header adds, such as cookies, or the token, "
+        "or let it take more (in nginx large_client_header_buffers)",
+    ),
+    ("header fields too large", "the request's header fields are too large for it: shorten what --header adds"),
+    ("uri too large", "the path and query of -e are too long for it"),
+)
+
+
+def _words_of(page: str) -> str:
+    """A page's words as they are quoted: safe, short, and without quotation marks of their own."""
+    words = safe(page).replace('"', "'")
+    return words if len(words) <= _MAX_PAGE else words[:_MAX_PAGE] + "…"
+
+
+def _is(name: str, refused: Refused) -> bool:
+    """Whether the answer says that this front end has made it."""
+    from http2tcp.advice import recognise
+
+    found = recognise([("server", refused.server)])
+    return found is not None and found.front_end.name == name
+
+
+def _hidden(refused: Refused, meaning: str) -> str:
+    """http2tcp's own refusal, where a front end shows a page of its own instead: the Proxy-Status goes with it."""
+    if _is("nginx", refused):
+        how = "nginx replaced its page (proxy_intercept_errors on)"
+    elif _is("Cloudflare", refused):
+        how = "Cloudflare, or what is behind it, replaced its page"
+    else:
+        how = "its page was replaced on the way (as by proxy_intercept_errors in nginx)"
+    return f"http2tcp itself refused, {meaning}, and {how}; the server's log tells"
 
 
 def _redirect(refused: Refused, endpoint: Endpoint) -> str:
@@ -133,6 +245,14 @@ def _redirect(refused: Refused, endpoint: Endpoint) -> str:
     query = "&".join(pair for pair in url.query.split("&") if not pair.startswith(ours))
     netloc = url.netloc.rpartition("@")[2]
     return f"use that URL: -e {safe(url._replace(netloc=netloc, query=query, fragment='').geturl())}"
+
+
+def _hint_to_check(refused: Refused) -> str:
+    """For an answer that a wrong path explains better than lines that lack."""
+    from http2tcp.advice import recognise
+
+    found = recognise([("server", refused.server)])
+    return f"--check shows what {'a front end' if found is None else found.front_end.name} needs"
 
 
 def _hint(refused: Refused, transport: Transport) -> str:

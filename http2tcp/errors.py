@@ -237,7 +237,8 @@ class FrontEndFailed(TunnelError):
     exit_code = 67
 
     def __init__(self, words: str, hint: str = "") -> None:
-        super().__init__(f"{words}; {hint}" if hint else words)
+        joined = " " if words.endswith("?") else "; "
+        super().__init__(f"{words}{joined}{hint}" if hint else words)
         self.words = words
         self.hint = hint
 

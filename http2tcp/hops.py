@@ -265,7 +265,7 @@ def failed(error: TunnelError, attempt: Attempt, path: str) -> Verdict:
     """The verdict on a way that fails; `attempt` is the one that shows what the front end lacks."""
     words = error.words if isinstance(error, FrontEndFailed) else str(error)
     hop = error.hop if error.hop.isupper() else f"the {error.hop}"
-    return Verdict(f"It fails at {hop}: {words}.", error.exit_code, key_of(error), None, advise(attempt, path))
+    return Verdict(f"It fails at {hop}: {_ended(words)}", error.exit_code, key_of(error), None, advise(attempt, path))
 
 
 def advise(attempt: Attempt, path: str, opening: str = "") -> Advice | None:
@@ -290,6 +290,11 @@ def _dial_time(fields: Sequence[tuple[str, str]]) -> float | None:
         if name == TIMING_FIELD.lower() and (match := _DIAL_TIME.search(value)):
             return float(match[1]) / 1000
     return None
+
+
+def _ended(words: str) -> str:
+    """A sentence with the one full stop that it needs."""
+    return words if words.endswith((".", "?", "!", "…")) else f"{words}."
 
 
 def _some(things: Sequence[str]) -> str:

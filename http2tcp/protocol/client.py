@@ -37,8 +37,9 @@ _SESSION = re.compile(r"[0-9A-Za-z_-]{1,64}")
 HTTP = b"HTTP/1."
 # nginx and Apache add a few hundred bytes; identity-aware proxies send cookies of several KiB.
 MAX_HEAD = 64 * 1024
-# Enough for the one line that our server sends. The rest of a front end's error page is not read.
+# Enough for the one line that our server sends, and for the title of a front end's error page.
 MAX_BODY = 4 * 1024
+_TITLE = re.compile(r"<title[^<>]*>([^<]*)</title", re.IGNORECASE)
 
 
 # Named tuples here and on the rest of the client's path: a dataclass costs its reader 1 ms at every login.
@@ -75,6 +76,8 @@ class Refused(NamedTuple):
     location: str = ""
     #: See `Switched`.
     session: str = ""
+    #: The title or first line of a front end's page, where it says more than the status. Not yet safe to print.
+    page: str = ""
 
 
 Answer = Switched | Refused
@@ -218,7 +221,7 @@ class AnswerReader:
                     continue
                 case h11.Response():
                     self._response = self._head = event
-                    if not self._ours(event):
+                    if not self._ours(event) and not _has_page(event):
                         return self._refused()
                 case h11.Data():
                     self._body += event.data
@@ -274,14 +277,25 @@ class AnswerReader:
             raise FrontEndFailed("the answer uses a WebSocket subprotocol that was not asked for")
         return bool(value(websocket.PROTOCOL_FIELD))
 
+    @property
+    def refusing(self) -> bool:
+        """Whether the answer is known to be a refusal, of which more may come."""
+        return self._response is not None
+
+    def cut_short(self) -> Refused | None:
+        """The refusal whose body is late or breaks off; None where its head has not arrived either."""
+        return self._refused() if self.refusing else None
+
     def _refused(self) -> Refused:
         response = self._response
         assert response is not None
-        lines = self._body.decode("utf-8", "replace").splitlines()
+        body = self._body[:MAX_BODY].decode("utf-8", "replace")
+        ours = self._ours(response)
         return Refused(
             status=response.status_code,
             proxy_error=_proxy_error(response),
-            text=lines[0] if lines else "",
+            text=next(iter(body.splitlines()), "") if ours else "",
+            page="" if ours else _page(response, body),
             server=_field(response, b"server"),
             challenged=bool(_field(response, b"www-authenticate")),
             location=_field(response, b"location"),
@@ -291,6 +305,32 @@ class AnswerReader:
     @staticmethod
     def _ours(event: h11.Response | h11.InformationalResponse) -> bool:
         return _proxy_error(event) is not None
+
+
+def _has_page(response: h11.Response) -> bool:
+    """Whether a body may say more than the head. A redirect's page says what its Location says."""
+    readable = _field(response, b"content-type").lower().startswith(("text/html", "text/plain"))
+    return readable and not 300 <= response.status_code < 400 and not _field(response, b"content-encoding")
+
+
+def _page(response: h11.Response, body: str) -> str:
+    """What a front end's page says beyond the status: the title of HTML, the first line of plain text."""
+    kind = _field(response, b"content-type").lower()
+    if kind.startswith("text/plain"):
+        # A line without its end may have lost a part of itself.
+        line, end, _ = body.strip().partition("\n")
+        words = line if end or len(body) < MAX_BODY else ""
+    else:
+        title = _TITLE.search(body)
+        words = title[1] if title else ""
+    if "&" in words:
+        from html import unescape
+
+        words = unescape(words)
+    words = " ".join(words.split())
+    reason = response.reason.decode("latin-1")
+    known = (str(response.status_code), reason, f"{response.status_code} {reason}")
+    return "" if words.lower() in (each.lower() for each in known) else words
 
 
 def _no_http() -> FrontEndFailed:

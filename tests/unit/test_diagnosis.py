@@ -4,16 +4,21 @@ from __future__ import annotations
 
 import errno
 import os
+import re
+import shlex
 import ssl
+from collections.abc import Iterator
+from itertools import product
 
 import pytest
 
-from http2tcp.address import TCPAddress, parse_endpoint
-from http2tcp.diagnosis import explain_certificates, explain_refusal, explain_tls, safe
+from http2tcp.address import Address, TCPAddress, UnixAddress, parse_endpoint
+from http2tcp.diagnosis import explain_certificates, explain_refusal, explain_tls, quotes_credentials, safe
 from http2tcp.errors import (
     BadRequest,
     CredentialsRefused,
     DestinationForbidden,
+    Forbidden,
     FrontEndFailed,
     InternalError,
     OriginalServer,
@@ -23,6 +28,8 @@ from http2tcp.errors import (
     TunnelError,
     UpgradeNotPassed,
 )
+from http2tcp.findings import Attempt
+from http2tcp.hops import failed
 from http2tcp.protocol.client import Refused
 from http2tcp.protocol.transport import Transport
 
@@ -38,13 +45,20 @@ def explained(
     server: str = "",
     location: str = "",
     challenged: bool = False,
+    page: str = "",
     url: str = HTTPS,
     destination: TCPAddress | None = TCPAddress("db", 5432),
     transport: Transport = Transport.TCP,
     with_token: bool = True,
 ) -> TunnelError:
     refused = Refused(
-        status=status, proxy_error=proxy_error, text=text, server=server, location=location, challenged=challenged
+        status=status,
+        proxy_error=proxy_error,
+        text=text,
+        server=server,
+        location=location,
+        challenged=challenged,
+        page=page,
     )
     error = explain_refusal(refused, parse_endpoint(url), destination, transport, with_token=with_token)
     assert str(error).isprintable()
@@ -67,10 +81,29 @@ def test_without_a_token_the_user_is_told_how_to_give_one() -> None:
     assert "--token-file" in str(error)
 
 
-def test_with_a_wrong_token_the_user_is_told_to_compare_it() -> None:
+def test_with_a_wrong_token_the_user_is_told_what_can_make_it_wrong() -> None:
+    """The server may have nothing but a hash of it, so that there is nothing to compare it with."""
     error = explained(401, "http_request_denied")
     assert isinstance(error, CredentialsRefused)
-    assert "does not know this token" in str(error)
+    for words in ("does not know this token", "not reloaded", "expired", "first line", "quotes", "env file"):
+        assert words in str(error)
+    assert "compare" not in str(error)
+
+
+@pytest.mark.parametrize("destination", [TCPAddress("db", 5432), TCPAddress("::1", 22), UnixAddress("/run/a b/$(id)")])
+def test_the_command_that_says_why_a_destination_is_closed_can_be_run_as_it_is_printed(destination: Address) -> None:
+    refused = Refused(403, "http_request_denied", Forbidden.text, session="5e55")
+    sentence = str(explain_refusal(refused, parse_endpoint(HTTPS), destination, Transport.TCP, with_token=True))
+    command = shlex.split(sentence.split("`")[1])
+    assert command == ["http2tcp", "-s", "--config", "FILE", "--check", "--as", "NAME", str(destination)]
+    # Where to find the name, which only the server has.
+    assert "session 5e55 of its log" in sentence
+
+
+def test_no_command_is_printed_for_a_destination_that_only_the_server_knows() -> None:
+    sentence = str(explained(403, "http_request_denied", Forbidden.text, destination=None))
+    assert "--as" not in sentence
+    assert "log names the token and the destination" in sentence
 
 
 def test_a_forbidden_destination_is_named_with_the_servers_reason() -> None:
@@ -87,7 +120,7 @@ def test_a_forbidden_destination_is_named_once() -> None:
 
 def test_who_may_not_go_there_is_told_how_the_operator_finds_the_rule() -> None:
     sentence = str(explained(403, "http_request_denied", "this destination is not allowed"))
-    assert sentence.startswith("the server does not let this token go to db:5432; over there, -s --check --as NAME")
+    assert sentence.startswith("the server does not let this token go to db:5432; on the server, ")
     sentence = str(explained(403, "http_request_denied", "this destination is not allowed", with_token=False))
     assert sentence == "the server lets nobody without a token go to db:5432"
 
@@ -143,7 +176,7 @@ def test_any_other_refusal_of_the_server_shows_its_status_and_reason(status: int
 # --- what a front end says --------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("status", [200, 400, 404, 426])
+@pytest.mark.parametrize("status", [400, 405, 426, 501])
 @pytest.mark.parametrize("url", [HTTPS, HTTP])
 def test_a_front_end_that_did_not_pass_the_upgrade_is_named_and_shown_the_nginx_lines(status: int, url: str) -> None:
     error = explained(status, server="nginx/1.22.1", url=url)
@@ -151,6 +184,117 @@ def test_a_front_end_that_did_not_pass_the_upgrade_is_named_and_shown_the_nginx_
     assert f"{url} answered {status} (nginx/1.22.1)" in str(error)
     assert "did not pass the upgrade on" in str(error)
     assert "proxy_http_version 1.1; proxy_set_header Connection upgrade; proxy_set_header Upgrade tcp;" in str(error)
+
+
+@pytest.mark.parametrize("status", [200, 404])
+@pytest.mark.parametrize("server", ["", "nginx/1.22.1", "Apache", "cloudflare"])
+def test_where_something_else_answers_the_path_is_named_first_and_no_upgrade_lines(status: int, server: str) -> None:
+    error = explained(status, server=server)
+    assert isinstance(error, UpgradeNotPassed)
+    assert "path" in str(error)
+    assert "/~http2tcp/ in -e" in str(error) or "answers at /~http2tcp/" in str(error)
+    assert "proxy_set_header" not in str(error)
+    assert "pass the upgrade" not in str(error)
+    if status == 404:
+        assert str(error).index("path is wrong") < str(error).index("http2tcp itself")
+
+
+@pytest.mark.parametrize("status", [403, 404, 429, 502, 503, 504])
+@pytest.mark.parametrize("server", ["", "nginx", "envoy", "cloudflare", "Apache"])
+def test_what_may_be_http2tcps_own_refusal_behind_another_page_names_both_causes(status: int, server: str) -> None:
+    """A front end that replaces pages takes the Proxy-Status away with them."""
+    sentence = str(explained(status, server=server))
+    assert "http2tcp" in sentence.replace(HTTPS, "").replace("no http2tcp server", "")
+    assert "replaced its page" in sentence or "page was replaced" in sentence or "shows its own page" in sentence
+    assert "; or " in sentence or ", or " in sentence
+    if status in (502, 504):
+        assert "db:5432" in sentence
+        assert "no http2tcp server behind it" in sentence
+    assert ("Cloudflare" in sentence) is (server == "cloudflare")
+
+
+def test_the_likelier_cause_comes_first() -> None:
+    """Cloudflare has a status of its own for a dead origin, and shows a page of its own for an origin's 502."""
+    own, nothing = "cannot reach db:5432", "no http2tcp server"
+    sentence = str(explained(502, server="cloudflare"))
+    assert sentence.index(own) < sentence.index(nothing)
+    sentence = str(explained(502, server="nginx"))
+    assert sentence.index(nothing) < sentence.index(own)
+
+
+def test_nginx_s_503_is_a_limit_of_its_own_and_not_a_missing_server() -> None:
+    """It says 502 where nothing is behind it."""
+    sentence = str(explained(503, server="nginx/1.22.1"))
+    assert "limit_req" in sentence
+    assert "no http2tcp server" not in sentence
+
+
+@pytest.mark.parametrize(
+    ("page", "advice"),
+    [
+        ("400 No required SSL certificate was sent", "--client-cert"),
+        ("400 The SSL certificate error", "does not accept the certificate"),
+        ("400 The plain HTTP request was sent to HTTPS port", "https://"),
+        ("400 Request Header Or Cookie Too Large", "--header"),
+        ("414 Request-URI Too Large", "too long"),
+    ],
+)
+def test_a_page_that_names_its_cause_is_believed_and_quoted(page: str, advice: str) -> None:
+    error = explained(400, server="nginx/1.22.1", page=page)
+    assert type(error) is FrontEndFailed
+    assert f'(nginx/1.22.1, "{page}"): ' in str(error)
+    assert advice in str(error)
+    assert "pass the upgrade" not in str(error)
+
+
+def test_any_other_page_s_words_are_quoted() -> None:
+    assert 'answered 403 (cloudflare, "error code: 1020")' in str(
+        explained(403, server="cloudflare", page="error code: 1020")
+    )
+    assert "answered 500 (\"Oh 'no'\")" in str(explained(500, page='Oh "no"'))
+    assert len(str(explained(500, page="y" * 4000))) < 300
+
+
+@pytest.mark.parametrize(
+    "page", ["GET /?x HTTP/1.1 s3cr3t-t0ken", "S3CR3T-T0KEN", "dXNlcjpwYXNzd29yZA==", "team-cookie"]
+)
+def test_a_page_that_repeats_credentials_is_noticed(page: str) -> None:
+    head = (
+        b"GET / HTTP/1.1\r\nHost: example.com\r\nUser-Agent: http2tcp/1\r\nUpgrade: tcp\r\n"
+        b"Authorization: Basic dXNlcjpwYXNzd29yZA==\r\nHttp2tcp-Token: s3cr3t-t0ken\r\nCookie: team-cookie\r\n\r\n"
+    )
+    assert quotes_credentials(page, head, None)
+    assert not quotes_credentials("400 No required SSL certificate was sent to example.com", head, None)
+    assert quotes_credentials("abc", b"GET / HTTP/1.1\r\n\r\n", "abc")
+
+
+# A stop after another mark. `https://?` and `::1` are none, and neither is an ellipsis before a mark.
+DOUBLE_PUNCTUATION = re.compile(r"[.?!;,][.;:,?!]|: ?[.;,?!]|  |: *$")
+
+
+def sentences() -> Iterator[TunnelError]:
+    texts = ["this destination is not allowed", "is it down?", "It is down.", "no!", ""]
+    for status in (*range(200, 209), *range(300, 309), *range(400, 432), *range(500, 512), 599):
+        for url, server, page in product((HTTPS, HTTP), ("", "nginx", "cloudflare", "x"), ("", "Oh no", "Why?")):
+            for transport in (Transport.TCP, Transport.HTTP2TCP):
+                for with_token in (True, False):
+                    given = {"url": url, "server": server, "transport": transport, "with_token": with_token}
+                    yield explained(status, page=page, location="/there/", **given)  # type: ignore[arg-type]
+        for text, destination in product(texts, (None, TCPAddress("db", 5432))):
+            yield explained(status, "http_request_denied", text, destination=destination)
+    for error in (ssl_error(None), ssl_error("HTTP_REQUEST"), OSError("odd"), verification_error(10)):
+        yield explain_tls(error, parse_endpoint(HTTPS), "inner.example")
+    yield explain_certificates(ssl_error(None), ca_file=True, cert=True)
+    yield explain_certificates(OSError("odd"), ca_file=True, cert=True)
+
+
+def test_no_sentence_has_two_marks_where_one_is_meant() -> None:
+    attempt = Attempt(Transport.TCP)
+    for error in sentences():
+        assert DOUBLE_PUNCTUATION.search(str(error)) is None, str(error)
+        verdict = failed(error, attempt, "/").sentence
+        assert DOUBLE_PUNCTUATION.search(verdict) is None, verdict
+        assert verdict.endswith((".", "?", "!"))
 
 
 def test_a_400_to_plain_http_asks_whether_https_was_meant() -> None:
@@ -248,6 +392,8 @@ def test_a_peer_cannot_drive_the_terminal(evil: str) -> None:
         explained(502, "x", f"no{evil}"),
         explained(599, "x", f"no{evil}"),
         explained(200, server=f"nginx{evil}"),
+        explained(404, page=f"no{evil}"),
+        explained(400, page=f"No required SSL certificate was sent{evil}"),
         explained(302, location=f"https://h/{evil}"),
         explained(302, location=f"https://[{evil}"),
     ):

@@ -337,8 +337,56 @@ def test_a_refusal_that_never_ends_is_read_only_so_far() -> None:
         (b"HTTP/1.1 502 Bad Gateway\r\nProxy-Status: edge; error=http_request_error\r\n\r\n", 502, "", ""),
     ],
 )
-def test_a_front_ends_answer_is_told_by_its_head_alone(head: bytes, status: int, server: str, location: str) -> None:
+def test_a_front_ends_answer_without_a_page_is_told_by_its_head_alone(
+    head: bytes, status: int, server: str, location: str
+) -> None:
     assert answered(head) == Refused(status=status, proxy_error=None, server=server, location=location)
+
+
+HTML = b"Content-Type: text/html; charset=utf-8\r\n"
+PLAIN = b"Content-Type: text/plain\r\n"
+
+
+@pytest.mark.parametrize(
+    ("fields", "body", "page"),
+    [
+        (
+            HTML,
+            b"<html><head><title>400 No required SSL certificate was sent</title>",
+            "400 No required SSL certificate was sent",
+        ),
+        (HTML, b"<TITLE lang=en>\n a &lt;b&gt;\t c\n</TITLE>", "a <b> c"),
+        (PLAIN, b"error code: 1020\nmore", "error code: 1020"),
+        (PLAIN, b"error code: 1020", "error code: 1020"),
+        # What the status line has already said.
+        (HTML, b"<title>400 Bad Request</title>", ""),
+        (HTML, b"<title>Bad request</title>", ""),
+        (PLAIN, b"400", ""),
+        # No title, an open one, one beyond the bound; a line without an end, of which the rest is unknown.
+        (HTML, b"<p>No required SSL certificate", ""),
+        (HTML, b"<title>No required", ""),
+        (HTML, b"x" * MAX_BODY + b"<title>late</title>", ""),
+        (PLAIN, b"y" * MAX_BODY * 2, ""),
+        (HTML + b"Content-Encoding: gzip\r\n", b"<title>squeezed</title>", ""),
+        (b"Content-Type: application/json\r\n", b"<title>no page</title>", ""),
+        (b"", b"<title>no page</title>", ""),
+    ],
+)
+def test_a_front_end_s_page_tells_its_title_or_its_first_line(fields: bytes, body: bytes, page: str) -> None:
+    head = b"HTTP/1.1 400 Bad Request\r\n" + fields + b"Content-Length: %d\r\n\r\n" % len(body)
+    answer = answered(head + body)
+    assert isinstance(answer, Refused)
+    assert (answer.page, answer.text) == (page, "")
+
+
+def test_a_page_that_is_late_leaves_its_status() -> None:
+    reader = AnswerReader(Transport.TCP)
+    assert not reader.refusing
+    assert reader.cut_short() is None
+    reader.receive(b"HTTP/1.1 400 Bad Request\r\n" + HTML + b"Content-Length: 900\r\n\r\n<title>Oh no</title>")
+    assert reader.next_event() is None
+    assert reader.refusing
+    assert reader.cut_short() == Refused(400, None, page="Oh no")
 
 
 @pytest.mark.parametrize("pieces", [(b"",), (b"HTTP/1.1 100 Continue\r\n\r\n", b"")])
