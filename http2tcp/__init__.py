@@ -30,6 +30,7 @@ if TYPE_CHECKING:
         FrontEndFailed,
         Http2tcpError,
         ListenError,
+        OriginalServer,
         ProxyFailed,
         ResolveFailed,
         ServerRefused,
@@ -37,6 +38,7 @@ if TYPE_CHECKING:
         TargetFailed,
         TLSFailed,
         TunnelError,
+        UpgradeNotPassed,
     )
     from http2tcp.net.streams import HalfCloseUnsupported
     from http2tcp.protocol.transport import Transport
@@ -52,6 +54,7 @@ __all__ = [
     "HalfCloseUnsupported",
     "Http2tcpError",
     "ListenError",
+    "OriginalServer",
     "ProxyFailed",
     "ResolveFailed",
     "ServerRefused",
@@ -63,6 +66,7 @@ __all__ = [
     "TargetFailed",
     "Transport",
     "TunnelError",
+    "UpgradeNotPassed",
     "__version__",
     "open_tunnel",
     "parse_destination",
@@ -86,6 +90,7 @@ _HOMES = {
     "HalfCloseUnsupported": "net.streams",
     "Http2tcpError": "errors",
     "ListenError": "errors",
+    "OriginalServer": "errors",
     "ProxyFailed": "errors",
     "ResolveFailed": "errors",
     "ServerRefused": "errors",
@@ -93,6 +98,7 @@ _HOMES = {
     "TLSFailed": "errors",
     "TargetFailed": "errors",
     "TunnelError": "errors",
+    "UpgradeNotPassed": "errors",
     "parse_destination": "address",
     "parse_endpoint": "address",
     "parse_listen": "address",

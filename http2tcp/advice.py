@@ -1,7 +1,8 @@
 """Front ends: how each is recognised by its answers, and the lines with which it passes a tunnel. Pure data.
 
 Loaded only where something has failed, or is checked. The lines are complete where it matters: every
-Upgrade token that the server knows gets through, and, where the front end would pass any, no other.
+Upgrade token that the server knows gets through, and, where the front end would pass any, no other; what a
+client claims to be is dropped. What `examples/` has in the same places is the same, which a test compares.
 """
 
 from __future__ import annotations
@@ -14,7 +15,7 @@ from http2tcp.protocol.transport import TOKENS
 
 #: Where the examples have the http2tcp server.
 SERVER = "127.0.0.1:12345"
-_DEFAULT_PATH = "/~http2tcp/"
+DEFAULT_PATH = "/~http2tcp/"
 
 
 class FrontEnd(NamedTuple):
@@ -47,7 +48,7 @@ def _named(pattern: str) -> re.Pattern[str]:
 NGINX = FrontEnd(
     "nginx",
     _named(r"\b(nginx|openresty|tengine|angie)\b"),
-    "In nginx.conf:",
+    "These lines go into nginx.conf: the map into its http block, the location into the site's server block.",
     """
 http {
     map $http_upgrade $http2tcp_upgrade {
@@ -60,8 +61,12 @@ http {
             proxy_http_version 1.1;
             proxy_set_header Connection upgrade;
             proxy_set_header Upgrade $http2tcp_upgrade;
+            proxy_set_header X-Forwarded-For $remote_addr;
+            proxy_set_header Forwarded "";
+            proxy_intercept_errors off;
             proxy_read_timeout 1d;
             proxy_send_timeout 1d;
+            send_timeout 1d;
         }
     }
 }
@@ -71,11 +76,15 @@ http {
 APACHE = FrontEnd(
     "Apache",
     _named(r"\bApache(/|$)"),
-    "In the virtual host, with httpd 2.4.47 or newer and mod_proxy, mod_proxy_http and mod_headers:",
+    "These lines go into the virtual host. They take httpd 2.4.47 or newer, with mod_proxy, mod_proxy_http and "
+    "mod_headers.",
     """
 <Location "@PATH@">
     ProxyPass "http://@SERVER@@PATH@" upgrade=ANY timeout=86400 retry=0
+    ProxyErrorOverride Off
     RequestHeader unset Upgrade "expr=%{HTTP:Upgrade} !~ m#^(@ALTERNATIVES@)$#i"
+    RequestHeader unset X-Forwarded-For
+    RequestHeader unset Forwarded
 </Location>
 """,
 )
@@ -83,7 +92,7 @@ APACHE = FrontEnd(
 HAPROXY = FrontEnd(
     "HAProxy",
     _named(r"\bhaproxy\b"),
-    "It passes every upgrade unless told otherwise. In haproxy.cfg:",
+    "It passes every upgrade unless told otherwise. These lines go into haproxy.cfg.",
     """
 frontend THE-ONE-THAT-BINDS-THE-PORT
     mode http
@@ -91,23 +100,27 @@ frontend THE-ONE-THAT-BINDS-THE-PORT
 
 backend http2tcp
     mode http
+    server http2tcp @SERVER@
     timeout tunnel 1d
     acl known_upgrade req.hdr(Upgrade) -i @LIST@
     acl one_upgrade req.hdr_cnt(Upgrade) eq 1
     http-request del-header Upgrade unless known_upgrade one_upgrade
-    server http2tcp @SERVER@
+    http-request set-header X-Forwarded-For %[src]
+    http-request del-header Forwarded
 """,
 )
 
 CADDY = FrontEnd(
     "Caddy",
     _named(r"\bCaddy\b"),
-    "It passes every upgrade unless told otherwise. In the site's block of the Caddyfile:",
+    "It passes every upgrade unless told otherwise. These lines go into the site's block of the Caddyfile.",
     """
 handle @PATH@* {
-    @unknown not expression {header.Upgrade}.matches('(?i)^(@ALTERNATIVES@)$')
-    request_header @unknown -Upgrade
-    reverse_proxy @SERVER@
+    @unknown_upgrade not expression {header.Upgrade}.matches('(?i)^(@ALTERNATIVES@)$')
+    request_header @unknown_upgrade -Upgrade
+    reverse_proxy @SERVER@ {
+        header_up -Forwarded
+    }
 }
 """,
 )
@@ -115,18 +128,25 @@ handle @PATH@* {
 ENVOY = FrontEnd(
     "Envoy",
     _named(r"\b(istio-)?envoy\b"),
-    "It refuses every upgrade that is not listed. In the HttpConnectionManager (Istio: by an EnvoyFilter):",
+    "It refuses every upgrade that is not listed. These lines go into the HttpConnectionManager (Istio: by an "
+    "EnvoyFilter).",
     """
-stream_idle_timeout: 86400s
-upgrade_configs:
-- upgrade_type: @TOKEN@
 route_config:
   virtual_hosts:
   - name: YOURS
     domains: ["*"]
     routes:
-    - match: { prefix: "@PATH@" }
-      route: { cluster: http2tcp, timeout: 0s }
+    - match: {prefix: "@PATH@"}
+      route:
+        cluster: http2tcp
+        timeout: 0s
+        idle_timeout: 86400s
+        upgrade_configs:
+        - upgrade_type: @TOKEN@
+      request_headers_to_remove: [forwarded]
+      request_headers_to_add:
+      - header: {key: x-forwarded-for, value: "%DOWNSTREAM_DIRECT_REMOTE_ADDRESS_WITHOUT_PORT%"}
+        append_action: OVERWRITE_IF_EXISTS_OR_ADD
 # and a cluster http2tcp, without HTTP/2, whose endpoint is @SERVER@
 """,
 )
@@ -134,7 +154,7 @@ route_config:
 TRAEFIK = FrontEnd(
     "Traefik",
     _named(r"\btraefik\b"),
-    "It passes every upgrade unless told otherwise. In a file of its file provider:",
+    "It passes every upgrade unless told otherwise. These lines go into a file of its file provider.",
     """
 {{ $tokens := list @QUOTED@ }}
 http:
@@ -151,9 +171,11 @@ http:
       service: http2tcp
   middlewares:
     {{ range $number, $token := $tokens }}
-    http2tcp-{{ $number }}: {headers: {customRequestHeaders: {Upgrade: {{ $token }}}}}
+    http2tcp-{{ $number }}:
+      headers: {customRequestHeaders: {Upgrade: {{ $token }}, Forwarded: ""}}
     {{ end }}
-    http2tcp: {headers: {customRequestHeaders: {Upgrade: ""}}}
+    http2tcp:
+      headers: {customRequestHeaders: {Upgrade: "", Forwarded: ""}}
   services:
     http2tcp:
       loadBalancer:
@@ -181,7 +203,7 @@ FRONT_ENDS = (NGINX, HAPROXY, CADDY, APACHE, ENVOY, TRAEFIK, CLOUDFLARE, GOOGLE)
 #: For what is not recognised.
 UNKNOWN_NOTE = (
     "Whatever stands in front has to pass the request on in HTTP/1.1, to http2tcp, with its Connection and Upgrade "
-    f"fields. The tokens: {', '.join(TOKENS)}. In nginx, for instance:"
+    f"fields. The tokens: {', '.join(TOKENS)}. In nginx, for instance, these lines do it."
 )
 
 
@@ -204,7 +226,7 @@ def recognise(fields: Sequence[tuple[str, str]]) -> Recognised | None:
     return None
 
 
-def lines(front_end: FrontEnd, path: str = _DEFAULT_PATH) -> list[str]:
+def lines(front_end: FrontEnd, path: str = DEFAULT_PATH) -> list[str]:
     """The lines of its configuration that lead `path` to the server; none where there is nothing to write."""
     values = {
         "@PATH@": path,

@@ -31,8 +31,16 @@ def given_token(ctx: click.Context, options: dict[str, Any]) -> str | None:
     # click takes a variable that is set but empty for one that is unset; an empty secret is a mistake.
     text = options[source] or ""
     token = (read_secret(text, "token file") if source == "token_file" else text).strip()
+    if not token:
+        if source == "token_file":
+            raise SettingsError(_empty(f"the first line of {text}"))
+        raise SettingsError(_empty("-t" if on_command_line(ctx, source) else f"{ENV_PREFIX}_TOKEN"))
     check_token(token)
     return token
+
+
+def _empty(where: str) -> str:
+    return f"the token is empty ({where}): a secret was probably not set"
 
 
 def _credential() -> str | None:
@@ -43,6 +51,8 @@ def _credential() -> str | None:
     if not os.path.isabs(path) or not os.path.exists(path):
         return None
     token = read_secret(path, "credential").strip()
+    if not token:
+        raise SettingsError(_empty(f"the first line of the credential {path}"))
     check_token(token)
     return token
 

@@ -77,9 +77,9 @@ def explain_refusal(
             return CredentialsRefused("the server wants a token: give it one with --token-file or -t")
         case 401:
             return CredentialsRefused(
-                "the server does not know this token: the server was not reloaded since it got the token, the token has "
-                "expired, or what was sent is not the token (a token file whose first line is another, quotes that an "
-                "env file kept)"
+                "the server does not know this token: the server was not reloaded since it got the token, the token "
+                "has expired, or what was sent is not the token (a token file whose first line is another, quotes that "
+                "an env file kept)"
             )
         case 403 if refused.text.startswith(f"{where} "):
             return DestinationForbidden(text)

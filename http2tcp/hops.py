@@ -251,7 +251,7 @@ def works(attempts: Sequence[Attempt], chosen: Attempt, destinations: Sequence[A
         sentence += f"; --transport {name} saves the detour"
         # A server of the original has no other to offer.
         if answer.from_http2tcp:
-            mend = advise(missed, path, f"To let {missed.transport.value} through as well. ")
+            mend = advise(missed, path, f"To let {missed.transport.value} through as well. ", ours=True)
     return Verdict(f"{sentence}.", transport=name, advice=mend)
 
 
@@ -268,14 +268,28 @@ def failed(error: TunnelError, attempt: Attempt, path: str) -> Verdict:
     return Verdict(f"It fails at {hop}: {_ended(words)}", error.exit_code, key_of(error), None, advise(attempt, path))
 
 
-def advise(attempt: Attempt, path: str, opening: str = "") -> Advice | None:
-    """The lines with which the front end passes what it did not pass; None where lines do not help."""
+def advise(attempt: Attempt, path: str, opening: str = "", *, ours: bool = False) -> Advice | None:
+    """The lines with which the front end passes what it did not pass; None where lines do not help.
+
+    `ours`: the path is known to lead to http2tcp. Otherwise lines for it may take it from what answers there.
+    """
     error, answer = attempt.error, attempt.answer
     redirected = isinstance(answer, Refused) and 300 <= answer.status < 400
     if not isinstance(error, FrontEndFailed) or redirected:
         return None
     if not error.hint and not isinstance(error, UpgradeNotPassed):
         return None
+    if isinstance(answer, Refused) and not (ours or attempt.refused_by_us):
+        if path in ("", "/"):
+            # The lines would take the whole site.
+            path = advice.DEFAULT_PATH
+            opening += (
+                f"Something answers at / already, the site perhaps: give http2tcp a path of its own, such as {path}, "
+                "and put the same one into -e. "
+            )
+        elif answer.status in (200, 404):
+            taken = " (they take it from what answers there now)" if answer.status == 200 else ""
+            opening += f"If {path} is meant for http2tcp, these lines lead it there{taken}. "
     found = advice.recognise(attempt.fields)
     if found is None:
         return Advice(None, opening + advice.UNKNOWN_NOTE, advice.lines(advice.NGINX, path))

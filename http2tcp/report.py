@@ -74,20 +74,21 @@ class TextReport:
                 self._line(self._indent + self._painted(text, _DIM))
 
     def end(self, verdict: Verdict) -> None:
-        """The sentence, and the lines of configuration."""
+        """The lines of configuration, and last, where no screen has lost them, the sentence and what to do."""
         works = verdict.exit_status == 0
         if self._quiet and works:
             return
-        self._line("")
-        self._wrapped(verdict.sentence, _BOLD, _GREEN if works else _RED)
-        if verdict.advice is not None:
+        found = verdict.advice
+        if found is not None and found.lines:
             self._line("")
-            self._wrapped(verdict.advice.note)
-            if verdict.advice.lines:
-                self._line("")
-            for line in verdict.advice.lines:
+            for line in found.lines:
                 # Never wrapped: it is there to be copied.
                 self._line(f"    {line}".rstrip())
+        self._line("")
+        self._wrapped(verdict.sentence, _BOLD, _GREEN if works else _RED)
+        if found is not None:
+            self._line("")
+            self._wrapped(found.note)
 
     def interrupted(self) -> None:
         """Leave the cursor at a line's begin."""

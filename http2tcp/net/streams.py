@@ -18,6 +18,8 @@ from abc import abstractmethod
 
 import trio
 
+from http2tcp.errors import Http2tcpError
+
 # 256 KiB: 1.6 against 1.05 GB/s at 64 KiB in one direction; more buys nothing.
 CHUNK = 256 * 1024
 
@@ -140,7 +142,7 @@ class Stream(trio.abc.HalfCloseableStream):
             pass
 
 
-class HalfCloseUnsupported(Exception):
+class HalfCloseUnsupported(Http2tcpError):
     """`send_eof` on a stream whose `half_close` is False."""
 
 

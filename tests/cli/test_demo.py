@@ -63,7 +63,9 @@ def test_it_shows_what_a_mistake_looks_like_on_both_sides() -> None:
         r"closed port +target: cannot reach 127\.0\.0\.1:\d+ .*refused\n +refused .*=502 error=connection_refused",
         r"cloud's metadata http2tcp server: 169\.254\.169\.254:80 .*\n +refused .*status=403",
     ):
-        assert re.search(f"^  ✓ {mistake}", said, re.MULTILINE), said
+        assert re.search(f"^  ! {mistake}", said, re.MULTILINE), said
+    ticked = [line for line in said.splitlines() if line.startswith("  ✓")]
+    assert [line for line in ticked if "server:" in line or "target:" in line] == []
 
 
 def test_it_needs_no_settings_of_the_users() -> None:

@@ -35,13 +35,13 @@ def file(tmp_path: Path) -> Path:
 @BOTH
 @BLANK
 def test_an_empty_token_argument_is_a_mistake(http2tcp: Run, mode: tuple[str, ...], blank: str) -> None:
-    assert "empty" in complaint(http2tcp(*mode, "-t", blank))
+    assert "the token is empty (-t)" in complaint(http2tcp(*mode, "-t", blank))
 
 
 @BOTH
 @BLANK
 def test_an_empty_token_variable_is_a_mistake(http2tcp: Run, mode: tuple[str, ...], blank: str) -> None:
-    assert "empty" in complaint(http2tcp(*mode, HTTP2TCP_TOKEN=blank))
+    assert "the token is empty (HTTP2TCP_TOKEN)" in complaint(http2tcp(*mode, HTTP2TCP_TOKEN=blank))
 
 
 @BOTH
@@ -50,8 +50,9 @@ def test_an_empty_first_line_of_a_token_file_is_a_mistake(
     http2tcp: Run, mode: tuple[str, ...], file: Path, text: str
 ) -> None:
     file.write_text(text, newline="")
-    assert "empty" in complaint(http2tcp(*mode, "--token-file", str(file)))
-    assert "empty" in complaint(http2tcp(*mode, HTTP2TCP_TOKEN_FILE=str(file)))
+    names_the_file = f"the token is empty (the first line of {file})"
+    assert names_the_file in complaint(http2tcp(*mode, "--token-file", str(file)))
+    assert names_the_file in complaint(http2tcp(*mode, HTTP2TCP_TOKEN_FILE=str(file)))
 
 
 @BOTH
@@ -198,7 +199,8 @@ def test_a_unit_s_credentials_for_others_are_not_for_us(
 def test_an_empty_credential_is_a_mistake(http2tcp: Run, mode: tuple[str, ...], credentials: Path) -> None:
     (credentials / "http2tcp.token").chmod(0o600)
     (credentials / "http2tcp.token").write_text("\n")
-    assert "empty" in complaint(http2tcp(*mode, CREDENTIALS_DIRECTORY=str(credentials)))
+    complained = complaint(http2tcp(*mode, CREDENTIALS_DIRECTORY=str(credentials)))
+    assert f"the token is empty (the first line of the credential {credentials}" in complained
 
 
 def test_a_credential_that_cannot_be_read_is_named(http2tcp: Run, credentials: Path) -> None:

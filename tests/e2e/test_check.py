@@ -209,6 +209,20 @@ def test_with_its_lines_a_front_end_passes_no_other_upgrade(
                     assert [name.lower() for name in seen] == [token]
 
 
+@pytest.mark.parametrize(("front_end", "start"), ADVISED, ids=lambda value: getattr(value, "name", ""))
+def test_with_its_lines_nobody_can_say_that_he_is_somebody_else(
+    front_end: FrontEnd, start: Advised, tmp_path: Path
+) -> None:
+    port = free_port()
+    with socket.create_server(("127.0.0.1", 0)) as upstream:
+        upstream.settimeout(PATIENCE)
+        server = f"127.0.0.1:{upstream.getsockname()[1]}"
+        with start(tmp_path, port, "\n".join(lines(front_end)).replace(SERVER, server)):
+            head = passed_on(port, upstream, "tcp", "X-Forwarded-For: 203.0.113.9", "Forwarded: for=203.0.113.9")
+    assert "203.0.113.9" not in head
+    assert re.findall(r"^x-forwarded-for: *(.*?)\r$", head, re.MULTILINE | re.IGNORECASE) == ["127.0.0.1"]
+
+
 @pytest.mark.parametrize(
     ("front_end", "start"), [(HAPROXY, advised_haproxy), (APACHE, advised_apache), (TRAEFIK, advised_traefik)]
 )
@@ -223,11 +237,11 @@ def test_these_keep_half_close_of_bare_bytes_on_plain_http(
     assert (done.returncode, done.stdout == sent, done.stderr) == (0, True, b"")
 
 
-def passed_on(port: int, upstream: socket.socket, upgrade: str) -> str:
+def passed_on(port: int, upstream: socket.socket, upgrade: str, *fields: str) -> str:
     """The head that comes to the server behind a front end of a request with this Upgrade; none where that says 403."""
     lines = ["GET /~http2tcp/?addr=a%3A1 HTTP/1.1", "Host: localhost", "Connection: Upgrade", f"Upgrade: {upgrade}"]
     # HAProxy holds WebSocket requests to RFC 6455.
-    lines += ["Sec-WebSocket-Key: dGhlIHNhbXBsZSBub25jZQ==", "Sec-WebSocket-Version: 13"]
+    lines += ["Sec-WebSocket-Key: dGhlIHNhbXBsZSBub25jZQ==", "Sec-WebSocket-Version: 13", *fields]
     with socket.create_connection(("127.0.0.1", port), PATIENCE) as client:
         client.sendall("\r\n".join([*lines, "", ""]).encode())
         ready, _, _ = select.select([upstream, client], [], [], PATIENCE)

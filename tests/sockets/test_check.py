@@ -540,7 +540,8 @@ async def test_a_page_that_does_not_come_costs_a_second_and_no_words(end: str, a
     async def answer(stream: trio.SocketStream) -> None:
         await stream.receive_some()
         await stream.send_all(
-            b"HTTP/1.1 503 No\r\nServer: nginx\r\nContent-Type: text/html\r\nContent-Length: 900\r\n\r\n<title>Oh no</title>"
+            b"HTTP/1.1 503 No\r\nServer: nginx\r\nContent-Type: text/html\r\nContent-Length: 900\r\n\r\n"
+            b"<title>Oh no</title>"
         )
         if end == "is reset":
             await stream.receive_some()

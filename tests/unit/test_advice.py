@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from pathlib import Path
 
 import pytest
 
@@ -24,6 +25,42 @@ from http2tcp.advice import (
 from http2tcp.protocol.transport import TOKENS, Transport
 
 WITH_LINES = [front_end for front_end in FRONT_ENDS if front_end.template]
+
+EXAMPLES = Path(__file__).parents[2] / "examples"
+
+# A front end's example, the pattern of the parts that its lines repeat, and what is in one of the two alone.
+SAME: dict[str, tuple[FrontEnd, str, str, set[str], set[str]]] = {
+    "nginx": (
+        NGINX,
+        "nginx.conf",
+        r"map \$http_upgrade .*?\}|location /~http2tcp/ \{.*?\n        \}",
+        {"http {", "server {"},
+        {"access_log /var/log/nginx/http2tcp.log http2tcp;"},
+    ),
+    "HAProxy": (
+        HAPROXY,
+        "haproxy.cfg",
+        r"use_backend [^\n]*|\nbackend http2tcp.*",
+        {"frontend THE-ONE-THAT-BINDS-THE-PORT", "mode http"},
+        set(),
+    ),
+    "Apache": (APACHE, "apache.conf", r"<Location .*</Location>", set(), set()),
+    "Caddy": (CADDY, "Caddyfile", r"\thandle .*\n\t\}", set(), set()),
+    "Envoy": (
+        ENVOY,
+        "envoy.yaml",
+        r"route_config:.*?\n\n  # --- 2",
+        {"- name: YOURS"},
+        {"- name: site"},
+    ),
+    "Traefik": (
+        TRAEFIK,
+        "traefik/http2tcp.yml",
+        r"\{\{ \$tokens.*:12345",
+        set(),
+        {"entryPoints: [site]", "tls: {}"},
+    ),
+}
 
 ANSWERS: dict[str, tuple[list[tuple[str, str]], FrontEnd, bool]] = {
     "nginx": ([("server", "nginx/1.22.1")], NGINX, True),
@@ -111,3 +148,42 @@ def test_a_front_end_that_passes_websocket_alone_has_no_lines_and_says_so() -> N
     for front_end in (CLOUDFLARE, GOOGLE):
         assert lines(front_end) == []
         assert "websocket" in front_end.note
+
+
+# The examples have them in the order in which they are explained.
+IN_EXAMPLES = ["tcp", "http2tcp/1.0", "connect-tcp", "connect-tcp-12", "websocket"]
+
+
+def directives(text: str) -> set[str]:
+    """The lines without their comments and spacing."""
+    for separator in (" ", '" "', "|"):
+        text = text.replace(separator.join(IN_EXAMPLES), separator.join(TOKENS))
+        text = text.replace(separator.join(IN_EXAMPLES).replace(".", "[.]"), separator.join(TOKENS).replace(".", "[.]"))
+    found = (" ".join(line.split()).replace('"/~http2tcp/"', "/~http2tcp/") for line in text.splitlines())
+    return {line for line in found if line and not line.startswith("# ")}
+
+
+@pytest.mark.parametrize(
+    ("front_end", "example", "parts", "of_the_lines", "of_the_example"), SAME.values(), ids=SAME.keys()
+)
+def test_the_lines_are_those_of_the_example(
+    front_end: FrontEnd, example: str, parts: str, of_the_lines: set[str], of_the_example: set[str]
+) -> None:
+    """Whoever follows --check gets what a reader of the examples gets: nobody can forge an address."""
+    shown = directives("\n".join(lines(front_end)))
+    there = directives("\n".join(re.findall(parts, (EXAMPLES / example).read_text(), re.DOTALL)))
+    assert shown - there == of_the_lines
+    assert there - shown == of_the_example
+
+
+def test_every_front_end_with_lines_is_compared_with_its_example() -> None:
+    assert {front_end.name for front_end, *_ in SAME.values()} == {front_end.name for front_end in WITH_LINES}
+    assert sorted(IN_EXAMPLES) == sorted(TOKENS)
+
+
+@pytest.mark.parametrize("front_end", WITH_LINES, ids=lambda front_end: front_end.name)
+def test_the_lines_drop_what_a_client_claims_to_be(front_end: FrontEnd) -> None:
+    text = "\n".join(lines(front_end)).lower()
+    assert "forwarded" in text.replace("x-forwarded-for", "")
+    # Caddy and Traefik replace the other field by themselves.
+    assert "x-forwarded-for" in text or front_end in (CADDY, TRAEFIK)

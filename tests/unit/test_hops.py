@@ -22,6 +22,7 @@ from http2tcp.errors import (
 )
 from http2tcp.findings import Attempt, State
 from http2tcp.hops import (
+    advise,
     before_http,
     failed,
     front_end_hop,
@@ -187,3 +188,26 @@ def test_a_verdict_is_one_sentence_and_its_hint_becomes_lines() -> None:
     assert verdict.sentence == "It fails at the front end: https://x/ answered 400 and did not pass the upgrade on."
     assert verdict.advice is not None
     assert "HTTP/1.1" in verdict.advice.note
+
+
+@pytest.mark.parametrize("server", ["nginx", "Apache", "Caddy", "envoy", "x"])
+@pytest.mark.parametrize("status", [200, 400, 403, 404, 405])
+def test_no_lines_take_the_whole_site_from_what_answers_there(server: str, status: int) -> None:
+    attempt = Attempt(Transport.TCP, Refused(status, None), [("server", server)], 0.1, UpgradeNotPassed("x", "y"))
+    found = advise(attempt, "/")
+    assert found is not None
+    assert "/~http2tcp/" in "\n".join(found.lines)
+    assert "/~http2tcp/" in found.note
+    assert not any(line.split()[:2] == ["location", "/"] or '"/"' in line for line in found.lines)
+    # Where a path was named it stands, and a path that is wrong is not taken for granted.
+    found = advise(attempt, "/there/")
+    assert found is not None
+    assert "/there/" in "\n".join(found.lines)
+    assert ("If /there/ is meant for http2tcp" in found.note) is (status in (200, 404))
+
+
+def test_a_site_that_is_http2tcps_own_gets_lines_for_the_whole_of_it() -> None:
+    attempt = Attempt(Transport.TCP, Refused(426, "e"), [("server", "nginx")], 0.1, UpgradeNotPassed("x", "y"))
+    found = advise(attempt, "/")
+    assert found is not None
+    assert any(line.split()[:2] == ["location", "/"] for line in found.lines)

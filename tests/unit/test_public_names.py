@@ -20,10 +20,21 @@ def test_each_name_is_there_and_has_its_place_on_the_page(name: str) -> None:
     assert name in PAGE or name == "__version__"
 
 
-@pytest.mark.parametrize("kind", sorted(set(errors.TunnelError.__subclasses__()) - OF_THE_COMMAND, key=str))
+def below(kind: type[errors.TunnelError]) -> set[type[errors.TunnelError]]:
+    return {kind}.union(*map(below, kind.__subclasses__()))
+
+
+@pytest.mark.parametrize("kind", sorted(below(errors.TunnelError) - {errors.TunnelError} - OF_THE_COMMAND, key=str))
 def test_each_hop_s_error_can_be_caught_by_its_name(kind: type[errors.TunnelError]) -> None:
     assert getattr(http2tcp, kind.__name__) is kind
     assert f"| `{kind.__name__}` | {kind.hop} | {kind.exit_code} |" in PAGE
+
+
+def test_whatever_a_program_gets_from_here_can_be_caught_as_one() -> None:
+    public = [getattr(http2tcp, name) for name in http2tcp.__all__]
+    raised = [each for each in public if isinstance(each, type) and issubclass(each, Exception)]
+    assert http2tcp.HalfCloseUnsupported in raised
+    assert all(issubclass(each, http2tcp.Http2tcpError) for each in raised)
 
 
 def test_an_unknown_name_is_an_attribute_error() -> None:

@@ -10,7 +10,12 @@ from collections.abc import Sequence
 
 import pytest
 
-from http2tcp.findings import Advice, Hop, Report, State, Verdict
+from http2tcp.address import parse_endpoint
+from http2tcp.diagnosis import explain_refusal
+from http2tcp.findings import Advice, Attempt, Hop, Report, State, Verdict
+from http2tcp.hops import failed
+from http2tcp.protocol.client import Refused
+from http2tcp.protocol.transport import Transport
 from http2tcp.report import JSONReport, TextReport
 
 WORKS = Verdict("It works: connect-tcp carries the tunnel to db:5432.", transport="connect-tcp")
@@ -84,16 +89,37 @@ def test_a_line_a_hop_and_a_sentence_at_the_end() -> None:
     ]
 
 
-def test_the_lines_of_configuration_come_after_the_sentence_to_be_copied() -> None:
-    assert text(FAILS).splitlines()[-7:] == [
-        "",
-        "In nginx.conf:",
+def test_the_lines_of_configuration_come_before_the_sentence_to_be_copied() -> None:
+    assert text(FAILS).splitlines()[-9:] == [
         "",
         "    http {",
         "        map $http_upgrade $http2tcp_upgrade {",
         "        }",
         "    }",
+        "",
+        FAILS.sentence,
+        "",
+        "In nginx.conf:",
     ]
+
+
+@pytest.mark.parametrize("server", ["nginx", "Apache", "Caddy", "envoy", "traefik", "haproxy", "cloudflare", "x"])
+@pytest.mark.parametrize("path", ["/", "/~http2tcp/"])
+@pytest.mark.parametrize("status", [200, 404, 405])
+def test_a_failing_check_has_its_verdict_and_its_fix_on_the_last_screen(server: str, path: str, status: int) -> None:
+    refused = Refused(status, None, server=server)
+    endpoint = parse_endpoint(f"https://tunnel.example.com{path}")
+    attempt = Attempt(Transport.TCP, refused, [("server", server)])
+    attempt.error = explain_refusal(refused, endpoint, None, Transport.TCP, with_token=True)
+    verdict = failed(attempt.error, attempt, path)
+    assert verdict.advice is not None
+    screen = Screen()
+    shown(TextReport(screen), verdict)
+    written = ESCAPE.sub("", screen.getvalue()).splitlines()
+    # 24 lines, the last of which has the shell's prompt.
+    last = " ".join(" ".join(written[-23:]).split())
+    assert verdict.sentence in last
+    assert verdict.advice.note in last
 
 
 def test_elsewhere_than_on_a_terminal_there_is_no_colour_and_no_line_is_broken() -> None:
@@ -173,7 +199,7 @@ def test_an_output_that_is_ascii_alone_gets_marks_that_it_has() -> None:
 def test_quiet_says_what_fails_alone() -> None:
     assert text(WORKS, quiet=True) == ""
     failed = text(FAILS, quiet=True)
-    assert failed.splitlines()[1] == FAILS.sentence
+    assert FAILS.sentence in failed.splitlines()
     assert "name " not in failed
 
 
