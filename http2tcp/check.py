@@ -64,6 +64,9 @@ class _Walk:
         self._lap_started = 0.0
         #: What the further attempts share with the first is told once.
         self._below_http_is_told = False
+        self._front_end_is_told = False
+        #: The next attempt is the last one again.
+        self._repeats = False
         self._transports_are_told = False
 
     async def run(self) -> Verdict:
@@ -173,7 +176,12 @@ class _Walk:
 
     def attempting(self, transport: Transport) -> None:
         """See `Progress`, here and below."""
-        self._attempts.append(Attempt(transport))
+        if self._repeats:
+            last = self._attempts.pop()
+            self._attempts.append(Attempt(transport, earlier=(*last.earlier, last)))
+        else:
+            self._attempts.append(Attempt(transport))
+        self._repeats = False
         self._lap_started = trio.current_time()
         proxy = self._settings.proxy
         if self._below_http_is_told:
@@ -208,12 +216,17 @@ class _Walk:
         if isinstance(answer, Switched):
             self._tell_attempt(attempt)
 
-    def failed(self, error: TunnelError) -> None:
+    def failed(self, error: TunnelError, *, again: bool) -> None:
         attempt = self._attempts[-1]
         attempt.error = error
         if attempt.seconds is None:
             attempt.seconds = self._lap()
-        if self._below_http_is_told or not hops.before_http(error):
+        self._repeats = again
+        if again:
+            # One line has all tries of a transport. What lies below HTTP was told by the first.
+            self._below_http_is_told = True
+            self._waiting(attempt.transport.value, "again")
+        elif self._below_http_is_told or not hops.before_http(error):
             self._tell_attempt(attempt)
 
     # --- what the report is told --------------------------------------------------------------------
@@ -236,8 +249,9 @@ class _Walk:
             self._tell(hop)
 
     def _tell_attempt(self, attempt: Attempt) -> None:
-        if not self._below_http_is_told:
-            self._below_http_is_told = True
+        self._below_http_is_told = True
+        if not self._front_end_is_told:
+            self._front_end_is_told = True
             self._tell(hops.front_end_hop(attempt))
         if not self._transports_are_told:
             self._tell(hops.transport_hop(attempt))

@@ -16,7 +16,13 @@ from typing import TYPE_CHECKING, Literal, NamedTuple
 import trio
 
 from http2tcp.address import Address, Endpoint, TCPAddress, parse_destination, parse_endpoint
-from http2tcp.diagnosis import explain_certificates, explain_refusal, explain_tls, quotes_credentials
+from http2tcp.diagnosis import (
+    explain_certificates,
+    explain_detour,
+    explain_refusal,
+    explain_tls,
+    quotes_credentials,
+)
 from http2tcp.errors import (
     ConnectFailed,
     FrontEndFailed,
@@ -116,8 +122,19 @@ def _proxy(proxy: str | Literal[False] | None, endpoint: Endpoint) -> Proxy | No
 AUTO = (Transport.CONNECT_TCP, Transport.TCP, Transport.HTTP2TCP, Transport.WEBSOCKET)
 
 
+# A replica that restarts is answered for by others: 404, a redirect, 403, or a connection that ends. So before a lesser
+# transport is taken, the best one is tried again after each of these pauses, in seconds.
+REPEATS = (0.3, 1.0)
+# A forwarder lives for weeks: what has kept the best transport out may be mended long before it ends.
+LESSER_HOLDS = 600.0
+
+
 class Connector:
-    """Opens tunnels as `settings` say, and remembers which transport gets through."""
+    """Opens tunnels as `settings` say, and remembers which transport gets through.
+
+    The best transport is remembered for good, and a lesser one for `LESSER_HOLDS` seconds. Then one connection looks
+    for a better one, while the others go on with what they have.
+    """
 
     def __init__(
         self, settings: ClientSettings, head_start: HeadStart | None = None, progress: Progress | None = None
@@ -126,39 +143,81 @@ class Connector:
         self._progress = progress
         #: For the first connection only.
         self._head_start = head_start
-        self._transport = settings.transport
+        #: The transport that was found to get through, and until when it is taken without looking again.
+        self._found: Transport | None = None
+        self._holds_until = -math.inf
+        self._looking = False
 
     async def connect(self, destination: Address | None = None) -> Tunnel:
         """Open a tunnel, to the settings' destination unless another is given. Raises TunnelError."""
         settings = self.settings if destination is None else replace(self.settings, destination=destination)
-        if self._transport is not None:
-            return await self._attempt(settings, self._transport)
-        tunnel = await self._first_through(settings)
-        self._transport = tunnel.transport
+        if settings.transport is not None:
+            return await self._attempt(settings, settings.transport)
+        if self._found is AUTO[0]:
+            # It has got through before, so nothing lesser is taken where the front end hiccups now.
+            return await self._best(settings, [])
+        if self._found is not None and (self._looking or trio.current_time() < self._holds_until):
+            return await self._attempt(settings, self._found)
+        self._looking = True
+        try:
+            tunnel = await self._first_through(settings)
+        finally:
+            self._looking = False
+        # Of several that looked together, one may have found the best meanwhile.
+        if self._found is not AUTO[0]:
+            self._found = tunnel.transport
+            self._holds_until = trio.current_time() + LESSER_HOLDS
         return tunnel
 
     async def _first_through(self, settings: ClientSettings) -> Tunnel:
-        first_failure: TunnelError | None = None
-        original = False
-        for transport in AUTO:
+        started = trio.current_time()
+        failures: list[UpgradeNotPassed | OriginalServer] = []
+        try:
+            return await self._best(settings, failures)
+        except (UpgradeNotPassed, OriginalServer) as error:
+            failure = error
+        logger.debug("%s: %s: %s", AUTO[0].value, failure.hop, failure)
+        original = isinstance(failure, OriginalServer)
+        for transport in AUTO[1:]:
             if original and transport is not Transport.HTTP2TCP:
                 continue
+            detour = trio.current_time() - started
             try:
                 tunnel = await self._attempt(settings, transport, any_transport=True)
             except (UpgradeNotPassed, OriginalServer) as error:
                 logger.debug("%s: %s: %s", transport.value, error.hop, error)
                 original = isinstance(error, OriginalServer)
-                first_failure = first_failure or error
                 continue
             # Once: of several that begin together, only the first finds that no transport is known yet.
-            if first_failure is not None and self._progress is None and self._transport is None:
-                name = tunnel.transport.value
-                logger.warning("only %s gets through; --transport %s saves the detour", name, name)
+            if self._progress is None and self._found is None:
+                seen = [error.seen for error in (*failures, failure)]
+                logger.warning(
+                    "%s", explain_detour(AUTO[0], seen, tunnel.transport, detour, ours=tunnel.target_accepted)
+                )
             return tunnel
-        assert first_failure is not None
-        raise first_failure
+        raise failure
 
-    async def _attempt(self, settings: ClientSettings, transport: Transport, *, any_transport: bool = False) -> Tunnel:
+    async def _best(self, settings: ClientSettings, failures: list[UpgradeNotPassed | OriginalServer]) -> Tunnel:
+        """A tunnel by the best transport, which is tried again where a restart may have been in the way.
+
+        What the repeated tries ended with is added to `failures`; the last one's failure is raised.
+        """
+        best = AUTO[0]
+        for pause in REPEATS:
+            try:
+                return await self._attempt(settings, best, any_transport=True, repeats=True)
+            except UpgradeNotPassed as error:
+                if not error.passing:
+                    raise
+                logger.debug("%s: %s: %s; again in %g s", best.value, error.hop, error, pause)
+                failures.append(error)
+            await trio.sleep(pause)
+        return await self._attempt(settings, best, any_transport=True)
+
+    async def _attempt(
+        self, settings: ClientSettings, transport: Transport, *, any_transport: bool = False, repeats: bool = False
+    ) -> Tunnel:
+        """One try. `repeats`: it is made again where its failure may be a passing one."""
         head_start, self._head_start = self._head_start, None
         if self._progress is None:
             return await _attempt(settings, transport, head_start, any_transport=any_transport)
@@ -166,7 +225,8 @@ class Connector:
         try:
             return await _attempt(settings, transport, head_start, self._progress, any_transport=any_transport)
         except TunnelError as error:
-            self._progress.failed(error)
+            again = repeats and isinstance(error, UpgradeNotPassed) and error.passing
+            self._progress.failed(error, again=again)
             raise
 
 
@@ -329,7 +389,12 @@ async def _upgrade(
             # TLS 1.3 tells it only after the handshake.
             raise TLSFailed(f"{endpoint.host} wants a certificate of this client: --client-cert") from error
         if answer is None:
-            raise UpgradeNotPassed(f"{endpoint} broke the connection off without an answer: {error}") from error
+            raise UpgradeNotPassed(
+                f"{endpoint} broke the connection off without an answer: {error}",
+                seen="was cut off without an answer",
+                # An alert is no restart, but what the front end thinks of this client's certificate.
+                passing=not str(error).startswith("TLS failed"),
+            ) from error
     if isinstance(answer, Refused) and answer.page and quotes_credentials(answer.page, head, settings.token):
         answer = answer._replace(page="")
     if progress is not None:

@@ -8,6 +8,8 @@ stripped of control characters before it becomes part of a sentence.
 from __future__ import annotations
 
 import ssl
+from collections.abc import Sequence
+from itertools import groupby
 from urllib.parse import urljoin, urlsplit
 
 from http2tcp.address import Address, Endpoint
@@ -37,6 +39,12 @@ _OPEN_FIELDS = ("host", "user-agent", "connection", "upgrade", "capsule-protocol
 # Shorter words of a request are found by chance.
 _SHORTEST_SECRET = 4
 
+# In seconds: what is shown of a detour.
+_NOTICEABLE = 0.1
+# What answers in the place of a server that restarts: a default backend, a maintenance page, a mesh without the route.
+# Redirects too.
+_PASSING = (403, 404, 405)
+
 
 def safe(text: str) -> str:
     """A peer's text for a terminal or a log: printable characters only, and not too many."""
@@ -58,7 +66,11 @@ def explain_refusal(
 ) -> TunnelError:
     """The error for an answer that is no 101."""
     if refused.proxy_error is None:
-        return _explain_front_end(refused, endpoint, destination, transport)
+        error = _explain_front_end(refused, endpoint, destination, transport)
+        if isinstance(error, UpgradeNotPassed):
+            error.seen = f"was answered {refused.status}" + (f" by {safe(refused.server)}" if refused.server else "")
+            error.passing = refused.status in _PASSING or 300 <= refused.status < 400
+        return error
     text = safe(refused.text) or "its log says why"
     where = "its default destination" if destination is None else str(destination)
     match refused.status:
@@ -70,8 +82,11 @@ def explain_refusal(
         case 400 if refused.text == TLSRequired.text:
             return ServerRefused("the server serves https: write https:// in the endpoint")
         case 400 if refused.text == BadRequest.text:
-            return FrontEndFailed(
-                f"{endpoint} reached the http2tcp server with a changed request (400)", _hint(refused, transport)
+            # So it is, too, where a front end makes a websocket of every upgrade: that one gets through as it is.
+            return UpgradeNotPassed(
+                f"{endpoint} reached the http2tcp server with a changed request (400)",
+                _hint(refused, transport),
+                seen="was answered 400 by the http2tcp server, which got another request",
             )
         case 401 if not with_token:
             return CredentialsRefused("the server wants a token: give it one with --token-file or -t")
@@ -95,7 +110,9 @@ def explain_refusal(
             return ServerRefused(f"the server does not answer at {endpoint.path}: compare -e with the server's --path")
         case 426:
             return UpgradeNotPassed(
-                f"{endpoint} did not pass the upgrade to {transport.value} on (426)", _hint(refused, transport)
+                f"{endpoint} did not pass the upgrade to {transport.value} on (426)",
+                _hint(refused, transport),
+                seen="was answered 426 by the http2tcp server, which got no upgrade",
             )
         case 502 | 504:
             return TargetFailed(text, refused.proxy_error)
@@ -103,6 +120,29 @@ def explain_refusal(
             return ServerRefused(f"the server refused (500): {text}, at session {refused.session}")
         case _:
             return ServerRefused(f"the server refused ({refused.status}): {text}")
+
+
+def explain_detour(best: Transport, seen: Sequence[str], found: Transport, seconds: float, *, ours: bool) -> str:
+    """The hint where `found` gets through and `best` does not: `seen` is what each try of it ended with.
+
+    `seconds` went by until then; `ours`: an http2tcp server has answered, and not one of the original.
+    """
+    tries = [f"{what}{counted(len(list(same)))}" for what, same in groupby(seen)]
+    name = found.value
+    saves = f"--transport {name} saves the detour" + (f" of {seconds:.1f} s" if seconds >= _NOTICEABLE else "")
+    history = f"{best.value} {', then '.join(tries)}"
+    if found.raw and ours:
+        # To make a lesser choice for good should be done knowingly.
+        return (
+            f"{history}; {name} gets through, without a keepalive and perhaps without half-close: "
+            f"--check shows what the front end lacks, and {saves}"
+        )
+    return f"{history}; {name} gets through, and {saves}"
+
+
+def counted(tries: int) -> str:
+    """How often, to stand after what happened."""
+    return {1: "", 2: ", twice", 3: ", three times"}.get(tries, f", {tries} times")
 
 
 def _why_forbidden(destination: Address | None, session: str) -> str:

@@ -244,7 +244,16 @@ class FrontEndFailed(TunnelError):
 
 
 class UpgradeNotPassed(FrontEndFailed):
-    """The upgrade was not understood or not passed on: another transport may get through."""
+    """The upgrade was not understood or not passed on: another transport may get through.
+
+    `seen` says what became of the request, as in "was answered 404 by nginx". `passing`: a front end or a server that
+    restarts may answer so for a moment, so that the same request may get through when it is sent again.
+    """
+
+    def __init__(self, words: str, hint: str = "", *, seen: str = "did not get through", passing: bool = False) -> None:
+        super().__init__(words, hint)
+        self.seen = seen
+        self.passing = passing
 
 
 class CredentialsRefused(TunnelError):
@@ -256,6 +265,9 @@ class CredentialsRefused(TunnelError):
 
 class OriginalServer(CredentialsRefused):
     """The answer is what a server of the original gives to a credential that is not in its own scheme."""
+
+    #: As in `UpgradeNotPassed`.
+    seen = "was answered 401, as by a server of the original"
 
 
 class DestinationForbidden(TunnelError):

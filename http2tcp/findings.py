@@ -22,6 +22,8 @@ class Attempt:
     #: From the request to the answer or the failure.
     seconds: float | None = None
     error: TunnelError | None = None
+    #: The same request before this one, which failed as it does where something restarts.
+    earlier: Sequence[Attempt] = ()
 
     @property
     def passed(self) -> bool:

@@ -10,11 +10,12 @@ import hashlib
 import re
 from collections.abc import Sequence
 from datetime import UTC, datetime
+from itertools import groupby
 from typing import Any
 
 from http2tcp import advice
 from http2tcp.address import Address
-from http2tcp.diagnosis import safe
+from http2tcp.diagnosis import counted, safe
 from http2tcp.errors import (
     ConnectFailed,
     CredentialsRefused,
@@ -31,7 +32,7 @@ from http2tcp.errors import (
 from http2tcp.findings import Advice, Attempt, Hop, State, Verdict
 from http2tcp.net.tls import pin
 from http2tcp.protocol.certificate import CertificateError, parse_certificate, public_key
-from http2tcp.protocol.client import Refused, Switched
+from http2tcp.protocol.client import Answer, Refused, Switched
 from http2tcp.protocol.transport import DIAL_METRIC, TIMING_FIELD, Transport
 from http2tcp.settings import ClientSettings
 
@@ -149,7 +150,8 @@ def _certificate(der: bytes | None) -> tuple[str, tuple[str, ...], dict[str, Any
 
 
 def front_end_hop(attempt: Attempt) -> Hop:
-    """Who answered in HTTP, by what the first answer says of itself."""
+    """Who answered in HTTP, by what the first answer says of itself, or its last repetition."""
+    attempt = next((one for one in reversed((*attempt.earlier, attempt)) if one.answer is not None), attempt)
     server = _quote(dict(reversed(attempt.fields)).get("server", ""))
     found = advice.recognise(attempt.fields)
     facts = {"server": server or None, "recognised": None if found is None else found.front_end.name}
@@ -164,9 +166,20 @@ def front_end_hop(attempt: Attempt) -> Hop:
 
 
 def transport_hop(attempt: Attempt) -> Hop:
-    """What became of one transport's upgrade."""
-    answer = attempt.answer
-    status = 101 if isinstance(answer, Switched) else None if answer is None else answer.status
+    """What became of one transport's upgrade, in all its tries."""
+    text, state = _became(attempt)
+    told = [_became(one)[0] for one in attempt.earlier]
+    if told:
+        before = ", then ".join(f"{words}{counted(len(list(same)))}" for words, same in groupby(told))
+        text = f"{text}{counted(len(told) + 1)}" if set(told) == {text} else f"{text}; before that: {before}"
+        state = State.NOTE if state is State.OK else state
+    facts = {"transport": attempt.transport.value, "status": _status(attempt.answer), "tries": len(told) + 1}
+    return Hop("transport", attempt.transport.value, state, text, attempt.seconds, facts=facts)
+
+
+def _became(attempt: Attempt) -> tuple[str, State]:
+    """Of one try."""
+    answer, status = attempt.answer, _status(attempt.answer)
     match answer:
         case Switched(transport=transport) if transport is not attempt.transport:
             text = f"101, but as {transport.value}: the front end writes an Upgrade of its own"
@@ -184,9 +197,11 @@ def transport_hop(attempt: Attempt) -> Hop:
             text = f"{status}, it comes to http2tcp as another request"
         case _:
             text = str(attempt.error)
-    state = State.OK if attempt.passed else State.FAILED
-    facts = {"transport": attempt.transport.value, "status": status}
-    return Hop("transport", attempt.transport.value, state, text, attempt.seconds, facts=facts)
+    return text, State.OK if attempt.passed else State.FAILED
+
+
+def _status(answer: Answer | None) -> int | None:
+    return 101 if isinstance(answer, Switched) else None if answer is None else answer.status
 
 
 def server_hop(attempt: Attempt, *, refuses: bool) -> Hop:

@@ -33,5 +33,5 @@ class Progress(Protocol):
     def answered(self, answer: Answer, fields: Sequence[tuple[str, str]]) -> None:
         """The endpoint's answer and the fields of its head, names in lower case."""
 
-    def failed(self, error: TunnelError) -> None:
-        """The attempt is over."""
+    def failed(self, error: TunnelError, *, again: bool) -> None:
+        """The attempt is over. `again`: the next one is the same, after a pause."""

@@ -203,7 +203,9 @@ class AnswerReader:
         unread, ended = self._connection.trailing_data
         if ended and not unread:
             raise UpgradeNotPassed(
-                "the front end closed the connection without an answer: check the port, and http:// or https://"
+                "the front end closed the connection without an answer: check the port, and http:// or https://",
+                seen="was closed without an answer",
+                passing=True,
             )
         raise _no_http()
 

@@ -406,6 +406,11 @@ def _names_are_looked_up_as_usual() -> Any:
         trio.socket.set_custom_hostname_resolver(None)
 
 
+@pytest.fixture(autouse=True)
+def _pauses_are_short(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("http2tcp.client.REPEATS", (0.01, 0.01))
+
+
 @pytest.mark.parametrize(("way", "hop", "status", "says", "shown", "key"), CASES.values(), ids=CASES.keys())
 async def test_a_check_and_the_ordinary_client_name_the_hop_that_fails(
     way: Callable[[Path], Way], hop: str, status: int, says: list[str], shown: list[str], key: str, tmp_path: Path
@@ -698,6 +703,41 @@ async def test_a_transport_that_the_front_end_does_not_pass_fails_where_it_was_c
     assert error is not None
     assert found.verdict.exit_status == error.exit_code == 67
     assert found.keys() == [*UP_TO_HTTP, "+tcp"]
+
+
+@pytest.mark.parametrize("hiccup", [canned("404 Not Found", "Server: nginx"), b""], ids=["404", "FIN"])
+async def test_a_front_end_that_hiccups_works_and_its_hiccup_is_shown(hiccup: bytes) -> None:
+    requests = 0
+
+    async def connection(client: trio.SocketStream) -> None:
+        nonlocal requests
+        requests += 1
+        if requests < 3:
+            await answering(hiccup)(client)
+            return
+        async with await trio.open_tcp_stream(*server.address) as upstream, trio.open_nursery() as both:
+
+            async def upwards() -> None:
+                async for data in client:
+                    await upstream.send_all(data)
+                await upstream.send_eof()
+
+            both.start_soon(upwards)
+            async for data in upstream:
+                await client.send_all(data)
+            await client.send_eof()
+
+    async with target(greet_and_close) as where, served() as server, target(connection) as front:
+        found = await checked(asking(f"http://{front}/", where))
+    assert found.verdict.sentence == f"It works: connect-tcp carries the tunnel to {where}."
+    assert found.verdict.advice is None
+    assert found.failed() == []
+    assert found.keys() == [*UP_TO_HTTP, *ALL, "server", "authorisation", "target"]
+    hop = found.hop("+connect-tcp")
+    assert (hop.state, hop.facts["tries"]) == (State.NOTE, 3)
+    assert hop.text.startswith("101, it gets through; before that: ")
+    assert hop.text.endswith(", twice")
+    assert all(found.hop(name).facts["tries"] == 1 for name in ALL[1:])
 
 
 async def test_a_front_end_that_writes_an_upgrade_of_its_own_is_seen_through() -> None:

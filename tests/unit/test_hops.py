@@ -161,7 +161,30 @@ def test_a_transports_answer_says_how_far_it_came(
 ) -> None:
     hop = transport_hop(Attempt(Transport.TCP, refused, (), 0.1, error))
     assert (hop.text, hop.state) == (text, state)
-    assert hop.facts == {"transport": "tcp", "status": None if refused is None else refused.status}
+    assert hop.facts == {"transport": "tcp", "status": None if refused is None else refused.status, "tries": 1}
+
+
+def test_the_tries_of_a_transport_are_one_line() -> None:
+    def tried(*answers: Refused | Switched) -> Attempt:
+        attempts: list[Attempt] = []
+        for answer in answers:
+            error = UpgradeNotPassed("x") if isinstance(answer, Refused) else None
+            attempts.append(Attempt(Transport.TCP, answer, (), 0.1, error, tuple(attempts)))
+        return attempts[-1]
+
+    missing, forbidden, open_ = Refused(404, None), Refused(403, None), Switched(Transport.TCP, from_http2tcp=True)
+    for attempt, text, state in [
+        (tried(missing, missing, missing), "404, it does not get through, three times", State.FAILED),
+        (tried(missing, open_), "101, it gets through; before that: 404, it does not get through", State.NOTE),
+        (
+            tried(missing, missing, forbidden),
+            "403, it does not get through; before that: 404, it does not get through, twice",
+            State.FAILED,
+        ),
+    ]:
+        hop = transport_hop(attempt)
+        assert (hop.text, hop.state) == (text, state)
+        assert hop.facts["tries"] == len(attempt.earlier) + 1
 
 
 @pytest.mark.parametrize(
