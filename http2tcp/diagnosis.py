@@ -9,8 +9,9 @@ from __future__ import annotations
 
 import ssl
 from collections.abc import Sequence
+from dataclasses import replace
 from itertools import groupby
-from urllib.parse import urljoin, urlsplit
+from urllib.parse import unquote, urljoin, urlsplit
 
 from http2tcp.address import Address, Endpoint
 from http2tcp.errors import (
@@ -274,17 +275,55 @@ def _hidden(refused: Refused, meaning: str) -> str:
 
 
 def _redirect(refused: Refused, endpoint: Endpoint) -> str:
+    """Where it leads, and what to do. No query is shown: a login's holds what opens it, and ours holds the destination.
+
+    An SSO gateway sends every stranger to its login, so a URL to use is offered only where it is the endpoint's own.
+    """
     try:
         url = urlsplit(urljoin(str(endpoint), refused.location))
+        port = url.port or (443 if url.scheme == "https" else 80)
     except ValueError:
-        return f"to what is no URL: {safe(refused.location)}"
-    if not refused.location or url.scheme not in ("http", "https"):
+        return f"to what is no URL: {safe(refused.location.partition('?')[0].rpartition('@')[2])}"
+    if not refused.location or url.scheme not in ("http", "https") or not url.hostname:
         return "it names no other http or https URL"
-    # What we added to the query is not for the user to repeat, and credentials are for nobody to read.
+    tls, host = url.scheme == "https", url.hostname.rstrip(".")
+    # Made of the endpoint's own parts, but for what is allowed to differ: nothing of a stranger's is to be copied.
+    bare = replace(endpoint, username=None, password=None)
+    moved = replace(bare, tls=tls, port=port)
+    if not endpoint.is_template:
+        moved = replace(moved, path=endpoint.path.rstrip("/") + "/" * (url.path[-1:] in ("", "/")) or "/")
+    ours = _same_path(url.path, endpoint) and _without_target(url.query) == _without_target(endpoint.expand({})[1])
+    # From http to https the port changes, too; from https to http the token would be for all to read.
+    secure = tls >= endpoint.tls and (port == endpoint.port or tls > endpoint.tls)
+    rest = "template" if endpoint.is_template else "query"
+    and_rest = f", with your {rest} behind it" if endpoint.is_template or endpoint.query else ""
+    # A redirect to itself is a gateway's that has set a cookie.
+    if ours and secure and moved != bare and host == endpoint.host.rstrip("."):
+        return f"use that URL: -e {moved}{and_rest}"
+    if ours and secure and _is_www_of(host, endpoint.host.rstrip(".")):
+        return f"if that site is yours, use that URL: -e {replace(moved, host=host)}{and_rest}"
+    if ours and host == endpoint.host.rstrip(".") and endpoint.tls and not tls:
+        return "to plain http, where the token would be for all to read: it is not followed"
+    place, path = f"{url.scheme}://{url.netloc.rpartition('@')[2]}{url.path}", endpoint.path.partition("{")[0]
+    return (
+        f"probably to a login, at {safe(place)}: no tunnel gets past one, and the token is not for that place; "
+        f"have the front end let {path} through without it, or compare -e with its path there"
+    )
+
+
+def _same_path(path: str, endpoint: Endpoint) -> bool:
+    """Whether it is the endpoint's, apart from a slash at its end and from what is percent-encoded."""
+    return unquote(path).rstrip("/") == unquote(endpoint.expand({})[0]).rstrip("/")
+
+
+def _without_target(query: str) -> list[str]:
+    """The parts of a query that we did not add."""
     ours = ("addr=", "target_host=", "target_port=")
-    query = "&".join(pair for pair in url.query.split("&") if not pair.startswith(ours))
-    netloc = url.netloc.rpartition("@")[2]
-    return f"use that URL: -e {safe(url._replace(netloc=netloc, query=query, fragment='').geturl())}"
+    return [pair for pair in query.split("&") if pair and not pair.startswith(ours)]
+
+
+def _is_www_of(one: str, other: str) -> bool:
+    return one == f"www.{other}" or other == f"www.{one}"
 
 
 def _hint_to_check(refused: Refused) -> str:

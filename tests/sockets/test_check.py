@@ -293,10 +293,10 @@ CASES: dict[str, tuple[Callable[[Path], Way], str, int, list[str], list[str], st
         "front_end",
     ),
     "front end that redirects": (
-        front_end(canned("301 Moved", "Server: nginx", "Location: https://example.com/there/?addr=db")),
+        front_end(canned("302 Found", "Server: nginx", "Location: https://sso.example.com/there/?state=x")),
         "front end",
         67,
-        ["a redirect", "-e https://example.com/there/"],
+        ["a redirect", "probably to a login, at https://sso.example.com/there/: "],
         [*UP_TO_HTTP, *ALL],
         "front_end",
     ),

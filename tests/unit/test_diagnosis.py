@@ -304,21 +304,92 @@ def test_a_400_to_plain_http_asks_whether_https_was_meant() -> None:
 
 @pytest.mark.parametrize("status", [301, 302, 303, 307, 308])
 @pytest.mark.parametrize(
-    ("location", "url"),
+    ("url", "location", "offered"),
     [
-        ("https://www.example.com/~http2tcp/?addr=db%3A5432", "https://www.example.com/~http2tcp/"),
-        ("/login", "https://example.com/login"),
-        ("other/#x", "https://example.com/~http2tcp/other/"),
-        ("//cdn.example/", "https://cdn.example/"),
+        (HTTPS, "https://example.com/~http2tcp?addr=db%3A5432", "https://example.com/~http2tcp"),
+        (HTTPS.rstrip("/"), "/~http2tcp/?target_host=db&target_port=5432", HTTPS),
+        (HTTPS.rstrip("/"), "//EXAMPLE.com./%7Ehttp2tcp/", HTTPS),
+        (HTTPS.rstrip("/"), "https://user:secret@example.com:443/~http2tcp/#x", HTTPS),
+        (HTTP, HTTPS, HTTPS),
+        ("http://example.com:8080/p", "https://example.com:8443/p/", "https://example.com:8443/p/"),
+        ("http://example.com", "https://example.com/", "https://example.com/"),
+        ("https://example.com/p?k=v", "/p/?k=v&addr=db%3A1", "https://example.com/p/, with your query behind it"),
+        (
+            HTTP + "{?target_host,target_port}",
+            HTTPS + "?target_host=db&target_port=1",
+            HTTPS + ", with your template behind it",
+        ),
+        ("https://[2001:db8::1]/p", "https://[2001:db8::1]/p/", "https://[2001:db8::1]/p/"),
     ],
 )
-def test_a_redirect_gives_the_url_to_use(status: int, location: str, url: str) -> None:
-    error = explained(status, location=location)
+def test_a_redirect_to_the_endpoint_itself_gives_the_url_to_use(
+    status: int, url: str, location: str, offered: str
+) -> None:
+    error = explained(status, location=location, url=url)
     assert isinstance(error, FrontEndFailed)
-    assert str(error).endswith(f"-e {url}")
+    assert str(error).endswith(f"; use that URL: -e {offered}")
 
 
-@pytest.mark.parametrize("location", ["http://[::1", "http://[x]/", "//\u2100/", "http://h\x1b[2J/"])
+@pytest.mark.parametrize(
+    ("url", "location"),
+    [
+        (HTTPS, "https://www.example.com/~http2tcp/?addr=db%3A5432"),
+        (HTTP, "https://www.example.com/~http2tcp"),
+        ("https://www.example.com/~http2tcp/", HTTPS),
+    ],
+)
+def test_a_redirect_between_a_site_and_its_www_is_offered_to_who_has_both(url: str, location: str) -> None:
+    sentence = str(explained(301, location=location, url=url))
+    host = location.partition("://")[2].partition("/")[0]
+    assert f"; if that site is yours, use that URL: -e https://{host}/~http2tcp" in sentence
+    assert "?" not in sentence
+
+
+@pytest.mark.parametrize(
+    ("location", "where"),
+    [
+        (
+            "https://sso.example.net/auth?state=s3cret&rd=https://example.com/~http2tcp/",
+            "https://sso.example.net/auth:",
+        ),
+        # The same path at another site: that of a gateway which serves many, or a stranger's.
+        ("https://sso.example.net/~http2tcp/", "https://sso.example.net/~http2tcp/:"),
+        ("https://wwwexample.com/~http2tcp/", "https://wwwexample.com/~http2tcp/:"),
+        ("https://www.www.example.com/~http2tcp/", "https://www.www.example.com/~http2tcp/:"),
+        ("https://example.com.evil.example/~http2tcp/", "evil.example/~http2tcp/:"),
+        ("https://example.com@evil.example/~http2tcp/", "https://evil.example/~http2tcp/:"),
+        ("https://user:s3cret@evil.example/", "https://evil.example/:"),
+        ("https://example.com:8443/~http2tcp/", "https://example.com:8443/~http2tcp/:"),
+        # To itself, with a cookie that nobody keeps here.
+        ("/~http2tcp/", "https://example.com/~http2tcp/:"),
+        ("/login?next=s3cret", "https://example.com/login:"),
+        ("/~http2tcp/?login=s3cret", "https://example.com/~http2tcp/:"),
+        ("/~http2tcp/login#s3cret", "https://example.com/~http2tcp/login:"),
+        ("/", "https://example.com/:"),
+        ("https://example.com\\@evil.example/~http2tcp/", "evil.example/~http2tcp/:"),
+    ],
+)
+def test_a_redirect_to_anything_else_is_called_a_login_and_never_offered(location: str, where: str) -> None:
+    error = explained(302, location=location)
+    sentence = str(error)
+    assert isinstance(error, FrontEndFailed)
+    assert "probably to a login" in sentence
+    assert where in sentence
+    assert "-e https" not in sentence
+    assert "let /~http2tcp/ through without it" in sentence
+    assert "s3cret" not in sentence
+    assert "?" not in sentence
+
+
+def test_a_redirect_to_plain_http_is_not_offered() -> None:
+    sentence = str(explained(301, location=HTTP))
+    assert "to plain http, where the token would be for all to read" in sentence
+    assert "-e " not in sentence
+
+
+@pytest.mark.parametrize(
+    "location", ["http://[::1", "http://[x]/", "//\u2100/", "http://h\x1b[2J/", "http://h:99999/", "https:///p"]
+)
 def test_a_redirect_to_nonsense_is_a_sentence_and_not_a_crash(location: str) -> None:
     error = explained(302, location=location)
     assert isinstance(error, FrontEndFailed)
