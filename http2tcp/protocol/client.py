@@ -164,13 +164,11 @@ class AnswerReader:
         self._transport = transport
         self._any_transport = any_transport
         self._websocket_key = websocket_key
-        self._connection = h11.Connection(h11.CLIENT, max_incomplete_event_size=MAX_HEAD)
-        # h11 reads an answer only to a request that it has seen; what we sent is `request`'s.
-        self._connection.send(
-            h11.Request(method="GET", target="/", headers=[("Host", "-"), ("Upgrade", transport.value)])
-        )
-        self._connection.send(h11.EndOfMessage())
+        self._connection = self._begun()
         self._received = 0
+        # What has arrived since the last interim answer, until there is a final one: a head that may need mending.
+        self._unread = bytearray()
+        self._mended = 0
         self._response: h11.Response | None = None
         self._body = bytearray()
         self._head: h11.InformationalResponse | h11.Response | None = None
@@ -181,6 +179,15 @@ class AnswerReader:
         fields = () if self._head is None else self._head.headers
         return [(bytes(name).decode("latin-1"), bytes(value).decode("latin-1")) for name, value in fields]
 
+    def _begun(self) -> h11.Connection:
+        connection = h11.Connection(h11.CLIENT, max_incomplete_event_size=MAX_HEAD)
+        # h11 reads an answer only to a request that it has seen; what we sent is `request`'s.
+        connection.send(
+            h11.Request(method="GET", target="/", headers=[("Host", "-"), ("Upgrade", self._transport.value)])
+        )
+        connection.send(h11.EndOfMessage())
+        return connection
+
     def receive(self, data: bytes) -> None:
         """Take bytes from the wire; b"" is their end. Raises FrontEndFailed."""
         # h11 waits for a whole head; who greets in another protocol, as an sshd does, waits for us.
@@ -188,16 +195,21 @@ class AnswerReader:
         if data[: len(begin)] != begin[: len(data)]:
             raise _no_http()
         self._received += len(data)
+        if self._response is None:
+            self._unread += data
         self._connection.receive_data(data)
 
     def next_event(self) -> Answer | None:
         """The answer, or None where more bytes are needed. Raises FrontEndFailed."""
-        try:
-            return self._next_event()
-        except h11.RemoteProtocolError:
-            # Its text quotes the answer, and a page for debugging quotes the request, token included: not
-            # even the context of our error may hold it.
-            pass
+        while True:
+            try:
+                return self._next_event()
+            except h11.RemoteProtocolError:
+                # Its text quotes the answer, and a page for debugging quotes the request, token included: not
+                # even the context of our error may hold it.
+                pass
+            if not self._mend():
+                break
         if self._response is not None:
             return self._refused()  # the status is known; a body that breaks off changes nothing
         unread, ended = self._connection.trailing_data
@@ -207,7 +219,34 @@ class AnswerReader:
                 seen="was closed without an answer",
                 passing=True,
             )
+        if ended and self._received:
+            raise FrontEndFailed("the front end closed the connection within the head of its answer")
         raise _no_http()
+
+    def _mend(self) -> bool:
+        """Whether the head that h11 cannot read was replaced by one without what is malformed in it."""
+        from http2tcp.protocol.mended import MAX_MENDED, MalformedHead, mend
+
+        # An interim answer and the final one may have it. More would be work without an end.
+        if self._response is not None or self._mended == MAX_MENDED:
+            return False
+        problem = ""
+        try:
+            mended = mend(bytes(self._unread), tunnel=False)
+        except MalformedHead as error:
+            problem = str(error)
+        if problem:
+            raise FrontEndFailed(f"the front end's answer is malformed: {problem}")
+        if mended is None:
+            return False
+        ended = self._connection.trailing_data[1]
+        self._mended += 1
+        self._unread = bytearray(mended)
+        self._connection = self._begun()
+        self._connection.receive_data(mended)
+        if ended:
+            self._connection.receive_data(b"")
+        return True
 
     def _next_event(self) -> Answer | None:
         while True:
@@ -220,9 +259,10 @@ class AnswerReader:
                 case h11.InformationalResponse(status_code=101):
                     return self._switched(event)
                 case h11.InformationalResponse():
-                    continue
+                    self._unread = bytearray(self._connection.trailing_data[0])
                 case h11.Response():
                     self._response = self._head = event
+                    self._unread.clear()
                     if not self._ours(event) and not _has_page(event):
                         return self._refused()
                 case h11.Data():

@@ -56,10 +56,17 @@ class Connect:
         fields = [(b"Host", authority.encode()), (b"User-Agent", user_agent.strip().encode("utf-8", "surrogateescape"))]
         if credentials is not None:
             fields.append((b"Proxy-Authorization", b"Basic " + b64encode(b":".join(credentials))))
-        self._connection = h11.Connection(h11.CLIENT, max_incomplete_event_size=MAX_HEAD)
-        head = self._connection.send(h11.Request(method="CONNECT", target=authority, headers=fields))
-        self.request: bytes = (head or b"") + (self._connection.send(h11.EndOfMessage()) or b"")
+        self._asks = h11.Request(method="CONNECT", target=authority, headers=fields)
+        self._connection, self.request = self._begun()
         self._received = 0
+        # What has arrived since the last interim answer: a head that may need mending.
+        self._unread = bytearray()
+        self._mended = 0
+
+    def _begun(self) -> tuple[h11.Connection, bytes]:
+        connection = h11.Connection(h11.CLIENT, max_incomplete_event_size=MAX_HEAD)
+        head = connection.send(self._asks) or b""
+        return connection, head + (connection.send(h11.EndOfMessage()) or b"")
 
     def receive(self, data: bytes) -> None:
         """Take bytes from the wire; b"" is their end. Raises ProxyProtocolError."""
@@ -68,17 +75,20 @@ class Connect:
         if data[: len(begin)] != begin[: len(data)]:
             raise _no_http()
         self._received += len(data)
+        self._unread += data
         self._connection.receive_data(data)
 
     def next_event(self) -> Connected | Refused | None:
         """The answer, or None where more bytes are needed. Raises ProxyProtocolError."""
         try:
             while isinstance(event := self._connection.next_event(), h11.InformationalResponse):
-                continue
+                self._unread = bytearray(self._connection.trailing_data[0])
         except h11.RemoteProtocolError:
             unread, ended = self._connection.trailing_data
             if ended and not unread:
                 raise ProxyProtocolError(_CLOSED) from None
+            if self._received <= MAX_HEAD and self._mend():
+                return self.next_event()
             raise (_endless() if self._received > MAX_HEAD else _no_http()) from None
         if isinstance(event, h11.Response):
             if 200 <= event.status_code < 300:
@@ -87,6 +97,24 @@ class Connect:
         if self._received > MAX_HEAD:
             raise _endless()
         return None
+
+    def _mend(self) -> bool:
+        """Whether the head that h11 cannot read was replaced by one without what is malformed in it."""
+        from http2tcp.protocol.mended import MAX_MENDED, MalformedHead, mend
+
+        if self._mended == MAX_MENDED:
+            return False
+        try:
+            mended = mend(bytes(self._unread), tunnel=True)
+        except MalformedHead as error:
+            raise ProxyProtocolError(f"sends a malformed answer: {error}") from None
+        if mended is None:
+            return False
+        self._mended += 1
+        self._unread = bytearray(mended)
+        self._connection, _ = self._begun()
+        self._connection.receive_data(mended)
+        return True
 
 
 def _no_http() -> ProxyProtocolError:

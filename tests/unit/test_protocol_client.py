@@ -402,11 +402,8 @@ def test_a_connection_that_ends_without_an_answer_is_called_that(pieces: tuple[b
         (b"SSH-2.0-OpenSSH_9.2\r\n\r\n",),
         (bytes.fromhex("15030100020246"), b""),
         (b"220 mail.example ESMTP\r\n", b""),
-        (b"HTTP/1.1 20", b""),
         (b"HTTP/1.1 xyz Bad\r\n\r\n",),
         (b"HTTP/1.1 099 Low\r\n\r\n",),
-        (b"HTTP/1.1 200 OK\r\nX : y\r\n\r\n",),
-        (b"HTTP/1.1 200 OK\r\nContent-Length: x\r\n\r\n",),
         (b"<html>\r\n\r\n",),
         (b"\0" * 100,),
     ],
@@ -414,6 +411,97 @@ def test_a_connection_that_ends_without_an_answer_is_called_that(pieces: tuple[b
 def test_what_is_no_http_is_called_that(pieces: tuple[bytes, ...]) -> None:
     with pytest.raises(FrontEndFailed, match="does not speak HTTP"):
         answered(*pieces)
+
+
+# --- a head with mistakes in it -------------------------------------------------------------------
+
+# Lines that are no fields. None of them may give what it seems to.
+MALFORMED = [
+    b"X Powered By: us\r\n",
+    b"no colon\r\n",
+    b": no name\r\n",
+    b"X-NUL: a\0b\r\n",
+    b"X\xe9: y\r\n",
+    b"X-CR: a\rb\r\n",
+    b"Proxy-Status : http2tcp\r\n",
+    b"Upgrade : websocket\r\n",
+    b"Http2tcp-Session : evil\r\n",
+    b"Bad line\r\n folded: into it\r\n",
+    b"Bad line\r\n\tProxy-Status: http2tcp\r\n",
+    b"Bad line\n",
+]
+
+
+@pytest.mark.parametrize("line", MALFORMED)
+@pytest.mark.parametrize("place", range(4))
+def test_a_malformed_line_in_a_101_is_left_out_and_changes_nothing_else(line: bytes, place: int) -> None:
+    lines = SWITCH.splitlines(keepends=True)
+    # At the first place a line that goes on would continue the status line, which is another mistake.
+    head = b"".join([*lines[: place + 1], line, *lines[place + 1 :]]) if place < 3 else SWITCH[:-2] + line + b"\r\n"
+    assert answered(head + b"SSH") == answered(SWITCH + b"SSH")
+    assert answered(*(bytes([byte]) for byte in head)) == answered(SWITCH)
+    ours = head[:-2] + b"Proxy-Status: http2tcp\r\n\r\n"
+    assert answered(ours + b"SSH") == answered(OURS + b"SSH")
+    assert answered(b"HTTP/1.1 103 Early\r\nAlso bad\r\n\r\n" + ours) == answered(OURS)
+
+
+@pytest.mark.parametrize(
+    "head",
+    [
+        b"Connection: Upgrade\r\nUpgrade : tcp\r\n",
+        b"Connection: Upgrade\r\nUpgrade: tcp\0\r\n",
+        b"Connection: Upgrade\r\nUpgrade: websocket\r\nBad line\r\nUpgrade : tcp\r\n",
+        # What continues a field is part of it, with or without a malformed line elsewhere.
+        b"Connection: Upgrade\r\nUpgrade: tcp\r\n , h2c\r\nBad line\r\n",
+        b"Connection: Upgrade\r\nUpgrade: tcp\r\n \0\r\n",
+    ],
+)
+def test_an_upgrade_is_never_taken_from_a_malformed_line(head: bytes) -> None:
+    with pytest.raises(FrontEndFailed, match="another protocol than tcp"):
+        answered(b"HTTP/1.1 101 Switching Protocols\r\n" + head + b"\r\n")
+
+
+@pytest.mark.parametrize(
+    "field", [b"Content-Length: x\r\n", b"Transfer-Encoding: gzip\r\n", b"Content-Length: 1\r\nContent-Length: 2\r\n"]
+)
+def test_what_a_101_says_about_a_body_that_it_cannot_have_is_passed_over(field: bytes) -> None:
+    assert answered(SWITCH[:-2] + field + b"\r\nSSH") == answered(SWITCH + b"SSH")
+
+
+def test_only_so_many_heads_are_mended() -> None:
+    """Each of them is taken apart twice; a hostile server could send thousands."""
+    with pytest.raises(FrontEndFailed):
+        answered(1000 * b"HTTP/1.1 100 Continue\r\nBad line\r\n\r\n" + SWITCH)
+
+
+def test_a_malformed_line_in_a_refusal_leaves_its_status_and_its_sentence() -> None:
+    head = b"HTTP/1.1 502 Bad Gateway\r\nProxy-Status: http2tcp; error=dns_error\r\nX : y\r\n"
+    chunked = head + b"Transfer-Encoding: chunked\r\n\r\n3\r\nno\n\r\n0\r\n\r\n"
+    for answer in (
+        answered(chunked),
+        answered(head + b"Content-Length: 3\r\n\r\nno\n"),
+        answered(head + b"\r\nno\n", b""),
+    ):
+        assert isinstance(answer, Refused)
+        assert (answer.status, answer.proxy_error, answer.text) == (502, "dns_error", "no")
+
+
+@pytest.mark.parametrize(
+    ("pieces", "words"),
+    [
+        ((b"HTTP/1.1 101 x\r\nUpgrade: tcp\r\n" + 5 * b"Bad line\r\n" + b"\r\n",), "5 lines .* first of them line 3"),
+        ((b"HTTP/1.1 200 OK\r\nContent-Length: x\r\n\r\n",), "Content-Length or Transfer-Encoding makes no sense"),
+        ((b"HTTP/1.1 200 OK\r\nBad line\r\nContent-Length: x\r\n\r\n",), "Content-Length or Transfer-Encoding makes"),
+        ((b"HTTP/1.1 20", b""), "closed the connection within the head"),
+        ((b"HTTP/1.1 101 x\r\nBad line\r\n", b""), "closed the connection within the head"),
+    ],
+)
+def test_what_is_malformed_beyond_that_is_named(pieces: tuple[bytes, ...], words: str) -> None:
+    with pytest.raises(FrontEndFailed, match=words) as caught:
+        answered(*pieces)
+    assert "does not speak HTTP" not in str(caught.value)
+    assert "Bad line" not in str(caught.value)
+    assert caught.value.__context__ is None
 
 
 @pytest.mark.parametrize("endless", [b"HTTP/1.1 200 OK\r\nX: ", b"HTTP/1.1 100 Continue\r\n\r\n", b"x", b"\r\n"])

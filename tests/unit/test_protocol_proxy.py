@@ -115,7 +115,6 @@ def test_a_refusal_is_known_before_its_body_is_there() -> None:
         b"\x05\x00",
         b"HTTP/2 200\r\n\r\n",
         b"HTTP/1.1 abc\r\n\r\n",
-        b"HTTP/1.1 200 OK\r\nno colon\r\n\r\n",
         b"HTTP/1.1 101 Switching Protocols\r\nUpgrade: tcp\r\nConnection: upgrade\r\n\r\n",
         b"\r\n\r\n" + OK,
         b"\x00" * 100,
@@ -124,6 +123,35 @@ def test_a_refusal_is_known_before_its_body_is_there() -> None:
 def test_what_is_no_answer_is_told_at_once(data: bytes) -> None:
     with pytest.raises(ProxyProtocolError, match=r"does not answer in HTTP/1\.1"):
         answer(data)
+
+
+@pytest.mark.parametrize(
+    "line",
+    [
+        b"no colon\r\n",
+        b"Proxy Agent: x\r\n",
+        b"X : y\r\n",
+        b"X: a\0b\r\n",
+        b"Bad line\r\n that goes on\r\n",
+        # A tunnel has no body, whatever its answer says.
+        b"Content-Length: x\r\n",
+        b"Transfer-Encoding: identity\r\n",
+    ],
+)
+def test_a_malformed_line_in_a_200_is_passed_over(line: bytes) -> None:
+    connected = b"HTTP/1.1 200 Connection established\r\nVia: x\r\n" + line + b"\r\n"
+    assert answer(connected + b"\x16\x03") == Connected(b"\x16\x03")
+    assert answer(b"HTTP/1.1 100 x\r\nAlso bad\r\n\r\n" + connected + b"\x16") == Connected(b"\x16")
+
+
+def test_a_malformed_line_does_not_make_a_refusal_of_it() -> None:
+    refused = answer(b"HTTP/1.1 407 Log in\r\nBad line\r\nProxy-Authenticate: Basic\r\n\r\n")
+    assert refused == Refused(407, "Log in", ("Basic",))
+
+
+def test_more_malformed_lines_are_named() -> None:
+    with pytest.raises(ProxyProtocolError, match="malformed answer: 5 lines of its head are no header fields"):
+        answer(b"HTTP/1.1 200 OK\r\n" + 5 * b"Bad line\r\n" + b"\r\n")
 
 
 @pytest.mark.parametrize("begun", [b"", b"H", b"HTTP/1.1 200 OK\r\n", b"HTTP/1.1 200 OK\r\nVia: x"])
