@@ -14,7 +14,7 @@ import trio
 
 from http2tcp import hops
 from http2tcp.address import Address, TCPAddress
-from http2tcp.client import AUTO, Connector, Tunnel, dial_endpoint, target_refused
+from http2tcp.client import AUTO, Connector, Tunnel, cut_off, dial_endpoint, target_refused
 from http2tcp.diagnosis import is_for_another_name, safe
 from http2tcp.errors import (
     CredentialsRefused,
@@ -22,7 +22,6 @@ from http2tcp.errors import (
     ServerRefused,
     SettingsError,
     TargetFailed,
-    TunnelCut,
     TunnelError,
 )
 from http2tcp.findings import Attempt, Hop, Report, Verdict
@@ -281,7 +280,7 @@ async def _listen(tunnel: Tunnel) -> tuple[bytes | None, TunnelError | None]:
     except trio.BrokenResourceError as error:
         if tunnel.stream.empty_is_broken:
             return None, target_refused()
-        return None, TunnelCut(f"cut before both sides were done: {safe(str(error))}")
+        return None, cut_off(tunnel, safe(str(error)))
     finally:
         await _close(tunnel)
 

@@ -465,10 +465,8 @@ def why_it_ended(tunnel: Tunnel, outcome: Outcome, traffic: Traffic) -> TunnelEr
     if traffic.right_to_left == 0 and tunnel.transport is Transport.HTTP2TCP and not tunnel.target_accepted:
         return target_refused()
     match outcome.end:
-        case End.RIGHT_BROKE if tunnel.stream.told:
-            return TunnelCut(f"{tunnel.stream.told}{_logged(tunnel.session)}")
         case End.RIGHT_BROKE:
-            return TunnelCut(_lost(outcome.words, tunnel.session))
+            return cut_off(tunnel, outcome.words)
         case End.UNTOLD_EOF:
             carrier = "WebSocket" if tunnel.transport is Transport.WEBSOCKET else "raw bytes over TLS"
             return TunnelCut(
@@ -484,20 +482,18 @@ def why_it_ended(tunnel: Tunnel, outcome: Outcome, traffic: Traffic) -> TunnelEr
             return None
 
 
-def _lost(words: str, session: str) -> str:
-    """The sentence where nobody has said why; `words` are what the relay saw."""
+def cut_off(tunnel: Tunnel, words: str) -> TunnelCut:
+    """The failure of a tunnel that broke. `words` are what was seen of it, which are for us where they say no cause."""
     logger.debug("the tunnel was cut: %s", words)
-    if words.startswith(_BARE_ENDS):
+    if tunnel.stream.told:
+        sentence = tunnel.stream.told
+    elif words.startswith(_BARE_ENDS):
         sentence = f"{_LOST})"
     elif words.startswith("TLS ended"):
         sentence = f"{_LOST}: {words})"
     else:
         sentence = f"connection lost: {words}"
-    return sentence + _logged(session)
-
-
-def _logged(session: str) -> str:
-    return f"; the server's log has session {session}" if session else ""
+    return TunnelCut(f"{sentence}; the server's log has session {tunnel.session}" if tunnel.session else sentence)
 
 
 def _named(session: str) -> str:

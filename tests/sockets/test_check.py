@@ -384,7 +384,7 @@ CASES: dict[str, tuple[Callable[[Path], Way], str, int, list[str], list[str], st
         target_that_resets,
         "tunnel",
         71,
-        ["cut before both sides were done"],
+        ["the target broke the connection", "the server's log has session"],
         [*UP_TO_HTTP, *ALL, "server", "authorisation", "target"],
         "tunnel",
     ),
