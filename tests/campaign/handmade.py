@@ -30,6 +30,8 @@ _TCP_CLOSE = 7
 def was_reset(stream: trio.SocketStream) -> bool:
     """Whether what looks like an EOF is none. The kernel tells of a reset once, and a send may have been told."""
     sock = stream.socket
+    if sock.fileno() < 0:
+        return True  # by this very side
     if sock.did_shutdown_SHUT_WR:
         return False  # nothing is sent any more, and both ends together close it as well
     return sock.getsockopt(socket.IPPROTO_TCP, socket.TCP_INFO, 1)[0] == _TCP_CLOSE

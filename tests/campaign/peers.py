@@ -321,6 +321,7 @@ class Program(Peer):
         self._case = case
         self._way = way
         self._stream: Stream | None = None
+        self._closed_well = False
 
     async def open(self) -> None:
         tls = http2tcp.TLSSettings(ca_file=None if self._way.ca_file is None else str(self._way.ca_file))
@@ -372,13 +373,14 @@ class Program(Peer):
             await self._tunnel().aclose()
         except _BROKEN as error:
             raise Gone(f"closing: {error}") from error
+        self._closed_well = True
 
     async def close(self) -> None:
         if self._stream is not None:
             self._stream.abort()
 
     def confirmed(self) -> bool | None:
-        return None
+        return self._closed_well or None
 
 
 class Handmade(Peer):
