@@ -131,7 +131,8 @@ def _parse_host(host: str, text: str) -> str:
         return _parse_ipv6(host[1:-1], text)
     if ":" in host:
         return _parse_ipv6(host, text)
-    name = host.lower() if host.isascii() else _to_ascii(host, text)
+    # IDNA's tables are slow on what is far too long.
+    name = host.lower() if host.isascii() or len(host) > MAX_HOST else _to_ascii(host, text)
     if name and (len(name) > MAX_HOST or not _NAME.fullmatch(name) or ".." in name):
         raise AddressError(f"{text!a}: expected a host name or an IP address")
     return name

@@ -199,7 +199,8 @@ class Pump:
             await self._take_turns(count)
 
     async def _take_turns(self, count: int) -> None:
-        self._turn += count
+        # A step has its price too: bytes that come one at a time, as fast as they are taken, are a long turn.
+        self._turn += max(count, SMALL)
         if self._turn >= _TURN:
             self._turn = 0
             await trio.lowlevel.checkpoint()

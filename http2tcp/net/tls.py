@@ -1,7 +1,7 @@
-"""TLS over a bare socket: a non-blocking SSLSocket, driven by trio's readiness.
+"""TLS over a bare socket, driven by trio's readiness; `http2tcp.net.tls_session` bounds the work of a turn.
 
-OpenSSL then reads from and writes to the descriptor itself. trio.SSLStream carries every byte through
-two memory BIOs instead, for about twice the CPU.
+Handshakes queue: one of them has a turn of the loop, since each costs a millisecond of public-key arithmetic, and a
+crowd of them must not hold up the tunnels.
 
 RFC 8446, section 6.1: a stream that ends without close_notify was cut. It is reported as broken, never
 as an EOF. There is no half-close: Python's `unwrap` loses data that is in flight.
@@ -29,15 +29,15 @@ from http2tcp.net.streams import (
     delivered,
     reset_on_close,
 )
+from http2tcp.net.tls_session import CHUNK, TLSSocket
 
 # Where systems keep their authorities, for a Python that was built for another system.
 _BUNDLES = ("/etc/ssl/certs/ca-certificates.crt", "/etc/pki/tls/certs/ca-bundle.crt", "/etc/ssl/cert.pem")
 
 _HASHED = re.compile(r"[0-9a-f]{8}\.[0-9]+")
 
-# RFC 8446, section 5.1: a record has at most 16 KiB. Asking for more has Python allocate more for each.
-_RECORD = 16 * 1024
-_CHUNK = 4 * _RECORD
+# Who has it may do the next part of a handshake, in this turn of the loop.
+_HANDSHAKE_TURN: trio.lowlevel.RunVar[trio.StrictFIFOLock] = trio.lowlevel.RunVar("http2tcp handshakes")
 
 # How long closing may wait for room for a close_notify.
 _CLOSING = 1.0
@@ -98,7 +98,7 @@ class TLSStream(Stream):
     half_close = False
     eof_patience = EOF_PATIENCE
 
-    def __init__(self, tls: ssl.SSLSocket) -> None:
+    def __init__(self, tls: TLSSocket) -> None:
         self.socket = tls
         self._reader: trio.Event | None = None
         self._writer: trio.Event | None = None
@@ -113,33 +113,40 @@ class TLSStream(Stream):
 
     def certificate(self) -> bytes | None:
         """The peer's, in DER."""
-        return self.socket.getpeercert(binary_form=True)
+        return self.socket.certificate()
 
     async def receive_some(self, max_bytes: int | None = None) -> bytes:
         """Up to `max_bytes`, and to 64 KiB; b"" is close_notify. Raises BrokenResourceError."""
-        await trio.lowlevel.checkpoint()
-        if self._ahead:
+        if self._ahead or self._ended:
+            await trio.lowlevel.checkpoint()
             return self.take_ahead(max_bytes)
+        wanted = min(max_bytes or CHUNK, CHUNK)
+        while True:
+            if self.socket.fileno() < 0:
+                raise trio.ClosedResourceError("this stream was already closed")
+            # One turn for each part of what has come: the other tunnels have theirs between.
+            if self.socket.buffered:
+                await trio.lowlevel.checkpoint()
+            elif self.socket.owes:
+                await self._writable()
+            else:
+                await self._readable()
+            if self._ended:
+                return b""
+            data = await self._when_ready(lambda: self._receive(wanted))
+            if data or self._ended:
+                return data
+
+    def _receive(self, wanted: int) -> bytes:
         if self._ended:
             return b""
-        wanted = min(max_bytes or _CHUNK, _CHUNK)
         try:
-            first = await self._when_ready(lambda: self._recv(min(wanted, _RECORD)))
+            data = self.socket.receive(wanted)
         except ssl.SSLZeroReturnError:
-            first = b""  # the peer's close_notify, after ours
-        records, size = [first], len(first)
-        # OpenSSL gives a record at a time; take what has arrived in one go.
-        while records[-1] and size < wanted:
-            try:
-                records.append(self.socket.recv(min(wanted - size, _RECORD)))
-            except OSError:
-                break  # nothing more now, or an error that the next call meets again
-            size += len(records[-1])
-        self._ended = not records[-1]
-        return b"".join(records)
-
-    def _recv(self, size: int) -> bytes:
-        return b"" if self._ended else self.socket.recv(size)
+            self._ended = True  # the peer's close_notify, after ours
+            return b""
+        self._ended = self.socket.ended
+        return data
 
     async def send_all(self, data: Bytes) -> None:
         """Send everything. Cancelling it while it waits for room tears the stream: nothing can be sent after that."""
@@ -223,14 +230,22 @@ class TLSStream(Stream):
 
     async def handshake(self) -> None:
         """Before anything else. Raises ssl.SSLError or OSError."""
+        queue = _handshake_turn()
         while True:
-            try:
-                self.socket.do_handshake()
+            done, wait = False, trio.lowlevel.checkpoint
+            async with queue:
+                try:
+                    done = self.socket.do_handshake()
+                except ssl.SSLWantReadError:
+                    wait = self._readable
+                except ssl.SSLWantWriteError:
+                    wait = self._writable
+                finally:
+                    # The next one is for the next turn, however this one went.
+                    await trio.lowlevel.cancel_shielded_checkpoint()
+            if done:
                 return
-            except ssl.SSLWantReadError:
-                await self._readable()
-            except ssl.SSLWantWriteError:
-                await self._writable()
+            await wait()
 
     async def _when_ready(self, operation: Callable[[], _T]) -> _T:
         # A key update or a renegotiation can make a read wait to write and a write wait to read.
@@ -274,6 +289,15 @@ class TLSStream(Stream):
             self._writer = None
 
 
+def _handshake_turn() -> trio.StrictFIFOLock:
+    try:
+        return _HANDSHAKE_TURN.get()
+    except LookupError:
+        lock = trio.StrictFIFOLock()
+        _HANDSHAKE_TURN.set(lock)
+        return lock
+
+
 def what_broke(error: ssl.SSLError) -> str:
     """The words for a session that failed."""
     if is_cut(error):
@@ -296,20 +320,15 @@ async def open_tls(
     """
     try:
         tls = TLSStream(
-            context.wrap_socket(
-                stream.socket,
-                # Bytes, since a str is put through the idna codec, whose import costs milliseconds.
-                server_hostname=server_name.rstrip(".").encode(),
-                do_handshake_on_connect=False,
-                suppress_ragged_eofs=False,
-            )
+            # Bytes, since a str is put through the idna codec, whose import costs milliseconds.
+            TLSSocket(stream.socket, context, server_hostname=server_name.rstrip(".").encode())
         )
     except BaseException:
         stream.abort()
         raise
     try:
         await tls.handshake()
-        check_pin(tls.socket.getpeercert(binary_form=True), pins)
+        check_pin(tls.certificate(), pins)
     except BaseException:
         tls.abort()
         raise

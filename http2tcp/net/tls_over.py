@@ -1,6 +1,7 @@
 """TLS over a stream that is no bare socket, such as the TLS session with an https proxy.
 
-As in `http2tcp.net.tls`, a stream that ends without close_notify was cut, and there is no half-close.
+OpenSSL gets a few records at a time, as in `http2tcp.net.tls_session`. As in `http2tcp.net.tls`, a stream that ends
+without close_notify was cut, and there is no half-close.
 """
 
 from __future__ import annotations
@@ -12,6 +13,48 @@ import trio
 
 from http2tcp.net.streams import CHUNK, EOF_PATIENCE, UNSAID_END, Bytes, HalfCloseUnsupported, Stream
 from http2tcp.net.tls import check_pin, what_broke
+from http2tcp.net.tls_session import BARREN, MAX_BARREN, MAX_HANDSHAKE, RECORD, Records, TooManyRecords
+
+
+class _ByRecords(trio.abc.Stream):
+    """What carries a session: it gives a few records at a time, and everybody else a turn between."""
+
+    def __init__(self, carrier: Stream) -> None:
+        self._carrier = carrier
+        self._records = Records()
+        self._given = 0
+        self._limit = MAX_HANDSHAKE
+
+    def fruitful(self) -> None:
+        """What was given had payload, or has made the session."""
+        self._given, self._limit = 0, MAX_BARREN
+
+    async def receive_some(self, max_bytes: int | None = None) -> bytes:
+        if self._given > self._limit:
+            raise trio.BrokenResourceError(what_broke(TooManyRecords()))
+        while not self._records.ready:
+            data = await self._carrier.receive_some(CHUNK)
+            if not data:
+                return self._records.rest()
+            self._records.receive(data)
+        await trio.lowlevel.checkpoint()
+        given = bytearray()
+        for _ in range(BARREN):
+            given += self._records.take()
+            self._given += self._records.whole
+            if not self._records.ready or len(given) > RECORD:
+                break
+        return bytes(given)
+
+    async def send_all(self, data: Bytes) -> None:
+        await self._carrier.send_all(data)
+
+    async def wait_send_all_might_not_block(self) -> None:
+        await self._carrier.wait_send_all_might_not_block()
+
+    async def aclose(self) -> None:
+        await self._carrier.aclose()
+
 
 # How long closing may wait for room for a close_notify.
 _CLOSING = 1.0
@@ -23,8 +66,9 @@ class TLSOverStream(Stream):
     half_close = False
     eof_patience = EOF_PATIENCE
 
-    def __init__(self, carrier: Stream, tls: trio.SSLStream[Stream]) -> None:
+    def __init__(self, carrier: Stream, records: _ByRecords, tls: trio.SSLStream[_ByRecords]) -> None:
         self._carrier = carrier
+        self._records = records
         self._tls = tls
 
     def version(self) -> str | None:
@@ -43,9 +87,11 @@ class TLSOverStream(Stream):
             await trio.lowlevel.checkpoint()
             return self.take_ahead(max_bytes)
         try:
-            return bytes(await self._tls.receive_some(max_bytes or CHUNK))
+            data = bytes(await self._tls.receive_some(max_bytes or CHUNK))
         except trio.BrokenResourceError as error:
             raise _broken(error) from error
+        self._records.fruitful()
+        return data
 
     async def send_all(self, data: Bytes) -> None:
         """Send everything. Cancelling it tears the stream: nothing can be sent after that."""
@@ -101,8 +147,10 @@ async def open_tls_over(
     The caller sets the deadline. Raises ssl.SSLError, OSError or PinMismatch; the carrier is aborted then.
     """
     try:
-        tls = trio.SSLStream(carrier, context, server_hostname=server_name.rstrip(".").encode())
+        records = _ByRecords(carrier)
+        tls = trio.SSLStream(records, context, server_hostname=server_name.rstrip(".").encode())
         await tls.do_handshake()
+        records.fruitful()
         check_pin(tls.getpeercert(binary_form=True), pins)
     except trio.BrokenResourceError as error:
         carrier.abort()
@@ -112,4 +160,4 @@ async def open_tls_over(
     except BaseException:
         carrier.abort()
         raise
-    return TLSOverStream(carrier, tls)
+    return TLSOverStream(carrier, records, tls)

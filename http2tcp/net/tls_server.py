@@ -15,7 +15,6 @@ import socket
 import ssl
 import stat
 from base64 import b64decode
-from contextlib import ExitStack
 from datetime import UTC, datetime
 from typing import NoReturn
 
@@ -24,17 +23,16 @@ import trio
 from http2tcp.errors import SettingsError, TLSRequired, os_reason
 from http2tcp.net.streams import SocketStream, broken
 from http2tcp.net.tls import TLSStream, bare_context, is_cut
+from http2tcp.net.tls_session import TLSSocket
 from http2tcp.protocol.certificate import CertificateError, parse_certificate
 
 logger = logging.getLogger(__name__)
 
-_CERTIFICATE = re.compile(rb"-----BEGIN CERTIFICATE-----(.+?)-----END CERTIFICATE-----", re.DOTALL)
+_CERTIFICATE = re.compile(rb"-----BEGIN CERTIFICATE-----([^-]+)-----END CERTIFICATE-----")
 _KEY = b"PRIVATE KEY-----"
 
 # How long a client whose handshake failed may take to read the alert that says why.
 _LINGER = 1.0
-# A close_notify in TLS 1.2 with CBC and SHA-384, the longest, has less than 100 bytes.
-_ALERT = 4096
 
 
 class HandshakeFailed(Exception):
@@ -109,11 +107,7 @@ async def accept_tls(stream: SocketStream, context: ssl.SSLContext) -> ServerTLS
         # RFC 8446, section 5.1: a handshake begins with 22, which is no letter.
         if (await _peek(stream)).isalpha():
             raise TLSRequired
-        tls = ServerTLSStream(
-            context.wrap_socket(
-                stream.socket, server_side=True, do_handshake_on_connect=False, suppress_ragged_eofs=False
-            )
-        )
+        tls = ServerTLSStream(TLSSocket(stream.socket, context, server_side=True))
     except TLSRequired:
         raise
     except OSError as error:
@@ -215,65 +209,23 @@ class ServerTLSStream(TLSStream):
         # OpenSSL takes decrypted bytes that nobody has fetched yet for a breach of the protocol.
         while size := self.socket.pending():
             self._ahead += self.socket.recv(size)
-        notify = await self._when_ready(self._close_notify)
-        while notify:
-            try:
-                notify = notify[socket.socket.send(self.socket, notify) :]
-            except (BlockingIOError, InterruptedError):
-                await self._writable()
-            except OSError:
-                break  # whoever receives finds out why
+        await self._when_ready(self._close_notify)
         self._said_all = True
 
     async def finish(self) -> None:
         """As `send_eof`, which the peer may have been told before."""
         await self.send_eof()
 
-    def _close_notify(self) -> bytes:
-        """Have OpenSSL say it; what of it is still to be sent.
-
-        Python's `unwrap` goes on to look for the peer's close_notify, and breaks the session where it finds data
-        instead. While it looks, the descriptor leads to a socket on which nothing ever comes.
-        """
-        fd = self.socket.fileno()
-        with ExitStack() as opened:
-            try:
-                kept = os.dup(fd)
-                opened.callback(os.close, kept)
-                aside, record = map(opened.enter_context, socket.socketpair())
-            except OSError:
-                # No descriptor is left, or this is Windows, whose sockets are none.
-                self._unwrap()
-                return b""
-            # kqueue forgets a descriptor that is exchanged; whoever waits has to ask anew.
-            trio.lowlevel.notify_closing(fd)
-            aside.setblocking(False)
-            record.setblocking(False)
-            try:
-                os.dup2(aside.fileno(), fd, inheritable=False)
-                self._unwrap()
-            finally:
-                os.dup2(kept, fd, inheritable=False)
-            return record.recv(_ALERT)
-
-    async def _readable(self) -> None:
-        try:
-            await super()._readable()
-        except trio.ClosedResourceError:
-            return  # exchanged, or closed, which whoever waited finds out
-
-    async def _writable(self) -> None:
-        try:
-            await super()._writable()
-        except trio.ClosedResourceError:
-            return
-
-    def _unwrap(self) -> None:
+    def _close_notify(self) -> None:
         try:
             self.socket.unwrap()
         except ssl.SSLWantReadError:
-            return
-        # The peer's came first. Without TLS the socket would give and take whatever anybody puts on the wire.
+            return  # it waits for the peer's
+        except ssl.SSLWantWriteError:
+            raise
+        except OSError:
+            return  # whoever receives finds out why
+        # The peer's came first.
         self._ended = True
 
     async def linger(self) -> None:

@@ -21,7 +21,9 @@ TrustedProxy = IPv4Network | IPv6Network | Literal["unix"]
 _NODE = re.compile(r"(?:\[([0-9A-Fa-f:.]+)\]|([0-9.]+))(?::(?:[0-9]{1,5}|_[0-9A-Za-z._-]+))?")
 # RFC 7239, section 4; blanks around the semicolon are no part of it, but are met.
 _PAIR = re.compile(r"""[ \t]*(?:([!#$%&'*+.^_`|~0-9A-Za-z-]+)=("(?:[^"\\]|\\.)*"|[^ \t",;]+)[ \t]*)?(?:;|\Z)""")
-_COMMA_OR_QUOTE = re.compile(r'\\*"|,')
+# A run of backslashes is looked at from its first one only: from each of them, 16 KiB would take a second.
+_COMMA_OR_QUOTE = re.compile(r'(?<!\\)\\*"|,')
+_ESCAPED = re.compile(r"\\(.)")
 
 
 def is_trusted(peer: Peer, trusted: Sequence[TrustedProxy]) -> bool:
@@ -92,7 +94,7 @@ def _for(element: str) -> str:
         if pair is None:
             return ""
         if (pair[1] or "").lower() == "for":
-            found.append(re.sub(r"\\(.)", r"\1", pair[2]))
+            found.append(_ESCAPED.sub(r"\1", pair[2]))
         position = pair.end()
     # Section 4: a parameter comes once in an element.
     return found[0] if len(found) == 1 else ""

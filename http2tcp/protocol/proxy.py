@@ -19,7 +19,8 @@ from http2tcp.protocol.client import HTTP
 # As for any answer of a front end: proxies add cookies and pages of policy to their fields.
 MAX_HEAD = 64 * 1024
 
-_QUOTED = re.compile(r'"(?:[^"\\]|\\.)*"')
+# One that is left open takes the rest: to look for its end from every quote in it would be quadratic.
+_QUOTED = re.compile(r'"(?:[^"\\]|\\.)*(?:"|\\?\Z)')
 # RFC 9110, section 11.3: a scheme stands alone or before a blank; a parameter's name before a `=`.
 _CHALLENGE = re.compile(r"([a-zA-Z0-9._-]{1,32})(?:\s+(?![\s=])|$)")
 _MAX_SCHEMES = 8

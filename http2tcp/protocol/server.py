@@ -121,7 +121,7 @@ class RequestReader:
         if head_size > MAX_HEAD:
             raise HeadTooLarge
         self._scanned = head_size
-        if not self._line_seen and (line_end := self._buffer.find(b"\r\n")) >= 0:
+        if not self._line_seen and (line_end := self._buffer.find(b"\r\n", start)) >= 0:
             # An ssh client's greeting is told at its first line.
             if not _REQUEST_LINE.fullmatch(self._buffer, 0, line_end):
                 raise BadRequest
