@@ -44,7 +44,7 @@ OURS = {
 }
 # What `address` parses with. Up to Python 3.12 the libraries bring it, by pathlib.
 PARSERS = {"ipaddress", "urllib", "urllib.parse"}
-FOR_TLS = {"http2tcp.net.tls"}
+FOR_TLS = {"http2tcp.net.tls", "http2tcp.net.tls_session"}
 FOR_CAPSULES = {
     "http2tcp.net.capsules",
     "http2tcp.net.capsule_splice",
