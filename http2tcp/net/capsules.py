@@ -199,7 +199,7 @@ class CapsuleStream(Stream):
         with trio.move_on_after(_CLOSING):
             try:
                 if not (self.turn.taken or (self._final_sent and self._done_sent)):
-                    await self.send_whole(reset(code, why))
+                    await self.send_whole(reset(code or (ResetCode.LEAVING if self._client else 0), why))
             except (trio.BrokenResourceError, trio.ClosedResourceError):
                 pass  # it is gone
         await self.inner.explain(why, code)
