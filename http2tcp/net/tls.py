@@ -171,6 +171,8 @@ class TLSStream(Stream):
 
     async def wait_send_all_might_not_block(self) -> None:
         """Wait until the kernel has room."""
+        if self.socket.fileno() < 0:
+            raise trio.ClosedResourceError("this stream was already closed")
         await self._writable()
 
     async def send_eof(self) -> None:

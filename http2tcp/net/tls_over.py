@@ -102,7 +102,10 @@ class TLSOverStream(Stream):
 
     async def wait_send_all_might_not_block(self) -> None:
         """Wait until the kernel has room."""
-        await self._tls.wait_send_all_might_not_block()
+        try:
+            await self._tls.wait_send_all_might_not_block()
+        except trio.BrokenResourceError as error:
+            raise _broken(error) from error
 
     async def send_eof(self) -> None:
         """Raises HalfCloseUnsupported, always."""
