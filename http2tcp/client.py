@@ -309,14 +309,17 @@ async def dial_endpoint(
 
 async def _secure(settings: ClientSettings, stream: Stream, progress: Progress | None) -> Stream:
     # ssl is loaded with trio; what is here is ours, and plain http does without it.
-    from http2tcp.net.tls import PinMismatch, client_context, open_tls
+    from http2tcp.net.tls import PinMismatch, beginnings, client_context, open_tls, unusable_authorities
 
     endpoint, tls = settings.endpoint, settings.tls
     server_name = tls.server_name or endpoint.host
     try:
         context = client_context(ca_file=tls.ca_file, cert=tls.client_cert, key=tls.client_key, verify=tls.verify)
     except OSError as error:
-        raise explain_certificates(error, ca_file=tls.ca_file is not None, cert=tls.client_cert is not None) from error
+        options = [("--ca-file", tls.ca_file), ("--client-cert", tls.client_cert), ("--client-key", tls.client_key)]
+        raise explain_certificates(
+            error, ca_file=tls.ca_file is not None, cert=tls.client_cert is not None, files=beginnings(options)
+        ) from error
     try:
         with trio.fail_after(settings.tls_timeout):
             if isinstance(stream, SocketStream):
@@ -336,7 +339,8 @@ async def _secure(settings: ClientSettings, stream: Stream, progress: Progress |
             "it was renewed, or somebody stands in between"
         ) from None
     except OSError as error:
-        raise explain_tls(error, endpoint, server_name) from error
+        unusable = unusable_authorities() if tls.ca_file is None else ""
+        raise explain_tls(error, endpoint, server_name, unusable) from error
     logger.debug("%s with %s", secured.version(), server_name)
     if progress is not None:
         progress.secured(secured.version(), secured.certificate())

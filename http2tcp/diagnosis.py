@@ -7,6 +7,7 @@ stripped of control characters before it becomes part of a sentence.
 
 from __future__ import annotations
 
+import re
 import ssl
 from collections.abc import Sequence
 from dataclasses import replace
@@ -350,18 +351,57 @@ def _hint(refused: Refused, transport: Transport) -> str:
 # X509_V_ERR_*, openssl/x509_vfy.h
 _EXPIRED = (10,)
 _NOT_YET_VALID = (9,)
-_UNKNOWN_ISSUER = (18, 19, 20, 21)
+_SELF_SIGNED = (18, 19)
+# The chain that came ends in a certificate whose issuer is neither in it nor known here.
+_UNKNOWN_ISSUER = (20, 21)
 _WRONG_NAME = (62, 64)
 
 
-def explain_certificates(error: OSError, *, ca_file: bool, cert: bool) -> TLSFailed:
-    """The error for certificate files that cannot be used; the two say which of the options were given."""
+# RFC 7292, section 4: a sequence that begins with version 3. A certificate or a key in DER begins with others.
+_PKCS12 = re.compile(rb"0(?:[\x00-\x80]|\x81.|\x82..|\x83.{3}|\x84.{4})\x02\x01\x03", re.DOTALL)
+# Of PKCS#8, and of OpenSSL's own older form.
+_ENCRYPTED = re.compile(rb"^(?:-----BEGIN ENCRYPTED PRIVATE KEY-----|Proc-Type: 4,ENCRYPTED)", re.MULTILINE)
+
+
+def explain_certificates(
+    error: OSError, *, ca_file: bool, cert: bool, files: Sequence[tuple[str, str, bytes]] = ()
+) -> TLSFailed:
+    """The error for certificate files that cannot be used; the two say which of the options were given.
+
+    `files` are the options, their paths and what the files begin with.
+    """
     options = ["--ca-file"] * ca_file + ["--client-cert (and its key)"] * cert
     if isinstance(error, ssl.SSLError):
+        for option, path, data in files:
+            if problem := _unfit(option, path, data):
+                return TLSFailed(f"cannot use {option} {safe(path)}: {problem}")
         words = (error.reason or "no certificate with its key in PEM").lower().replace("_", " ")
     else:
         words = os_reason(error)
     return TLSFailed(f"cannot use {' or '.join(options) or 'the authorities of this system'}: {words}")
+
+
+def _unfit(option: str, path: str, data: bytes) -> str:
+    """What is wrong with such a file, and the command that makes a fit one of it, or ""."""
+    from shlex import quote
+
+    name = safe(quote(path))
+    if _ENCRYPTED.search(data) and option != "--ca-file":
+        return (
+            "its key is encrypted, and nobody can be asked for the passphrase: write it without one by "
+            f"(umask 077; openssl pkey -in {name} -out key.pem) and give that to --client-key"
+        )
+    what = "-nokeys -out ca.pem" if option == "--ca-file" else "-nodes -out client.pem"
+    if _PKCS12.match(data):
+        return (
+            f"it is a PKCS#12 file, and http2tcp reads PEM: (umask 077; openssl pkcs12 -in {name} {what}) makes it, "
+            f"for {'--ca-file' if option == '--ca-file' else '--client-cert alone'}"
+        )
+    if data[:1] == b"0" and b"-----BEGIN" not in data:
+        kind = "pkey" if option == "--client-key" else "x509"
+        command = f"openssl {kind} -inform der -in {name} -out FILE"
+        return f"it is in DER, and http2tcp reads PEM: (umask 077; {command}) makes it"
+    return ""
 
 
 def is_for_another_name(error: BaseException | None) -> bool:
@@ -369,8 +409,22 @@ def is_for_another_name(error: BaseException | None) -> bool:
     return isinstance(error, ssl.SSLCertVerificationError) and error.verify_code in _WRONG_NAME
 
 
-def explain_tls(error: OSError, endpoint: Endpoint, server_name: str) -> TLSFailed:
-    """The error for a handshake that failed."""
+def is_for_no_protocol(error: OSError) -> bool:
+    """Whether a handshake failed because the server takes none of our protocols, which is http/1.1 alone (ALPN)."""
+    # Python knows no name for the alert before 3.13.
+    return isinstance(error, ssl.SSLError) and "no application protocol" in str(error)
+
+
+def ssl_words(error: ssl.SSLError) -> str:
+    """OpenSSL's words for a handshake that failed, also where Python has no name for it."""
+    if error.reason:
+        return error.reason.lower().replace("_", " ")
+    words = re.search(r"\] (.+?) \(_ssl\.c:", str(error))
+    return safe(words[1]) if words else "unknown error"
+
+
+def explain_tls(error: OSError, endpoint: Endpoint, server_name: str, unusable: str = "") -> TLSFailed:
+    """The error for a handshake that failed. `unusable` is a variable that leads to no authorities."""
     if isinstance(error, ssl.SSLCertVerificationError):
         if error.verify_code in _EXPIRED:
             return TLSFailed(f"the certificate of {server_name} has expired: renew it, or check this machine's clock")
@@ -380,17 +434,27 @@ def explain_tls(error: OSError, endpoint: Endpoint, server_name: str) -> TLSFail
             return TLSFailed(
                 f"the certificate is not for {server_name}: use the name that it is for, in -e or --tls-server-name"
             )
-        if error.verify_code in _UNKNOWN_ISSUER:
-            return TLSFailed(
-                f"the certificate of {server_name} comes from an authority that is not known here: "
-                "name a private one with --ca-file"
-            )
+        if error.verify_code in _SELF_SIGNED + _UNKNOWN_ISSUER:
+            words = f"the certificate of {server_name} comes from an authority that is not known here: "
+            if unusable:
+                return TLSFailed(f"{words}{safe(unusable)}: unset it, or name a private authority with --ca-file")
+            words += "name a private one with --ca-file"
+            if error.verify_code in _UNKNOWN_ISSUER:
+                words += (
+                    "; if it is a known one, the site does not send its intermediate certificate: "
+                    "its own file has to hold the whole chain (in nginx, ssl_certificate)"
+                )
+            return TLSFailed(words)
         return TLSFailed(f"the certificate of {server_name} is not valid: {safe(error.verify_message)}")
     if isinstance(error, ssl.SSLError):
         if error.reason in ("WRONG_VERSION_NUMBER", "HTTP_REQUEST", "RECORD_LAYER_FAILURE"):
             return TLSFailed(f"{endpoint.host}:{endpoint.port} does not speak TLS: is the endpoint http://?")
         if isinstance(error, ssl.SSLEOFError) or error.reason == "UNEXPECTED_EOF_WHILE_READING":
             return TLSFailed(f"{endpoint.host}:{endpoint.port} ended the handshake: does that port speak TLS?")
-        words = (error.reason or "unknown error").lower().replace("_", " ")
-        return TLSFailed(f"no TLS session with {endpoint.host}:{endpoint.port}: {words}")
+        if is_for_no_protocol(error):
+            return TLSFailed(
+                f"{endpoint.host}:{endpoint.port} does not take http/1.1 by TLS (ALPN): it speaks HTTP/2 alone, "
+                "which has no upgrade, or the port is another service's; have the front end offer http/1.1 as well"
+            )
+        return TLSFailed(f"no TLS session with {endpoint.host}:{endpoint.port}: {ssl_words(error)}")
     return TLSFailed(f"the handshake with {endpoint.host}:{endpoint.port} broke: {os_reason(error)}")

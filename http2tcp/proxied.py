@@ -13,12 +13,12 @@ from typing import TYPE_CHECKING
 import trio
 
 from http2tcp.address import TCPAddress
-from http2tcp.diagnosis import explain_certificates, safe
+from http2tcp.diagnosis import explain_certificates, is_for_no_protocol, safe, ssl_words
 from http2tcp.errors import ProxyFailed, ResolveFailed, TunnelError, os_reason
 from http2tcp.net.dial import DialError, dial, interleave, resolve
 from http2tcp.net.proxy import connect_through, socks5_through
 from http2tcp.net.streams import SocketStream, Stream
-from http2tcp.net.tls import TLSStream, client_context, open_tls
+from http2tcp.net.tls import TLSStream, beginnings, client_context, open_tls, unusable_authorities
 from http2tcp.protocol.proxy import ProxyProtocolError, Refused, SocksRefusal
 from http2tcp.proxy_choice import Proxy
 from http2tcp.settings import ClientSettings, TLSSettings
@@ -101,7 +101,8 @@ class _Way:
         try:
             context = client_context(ca_file=tls.ca_file, verify=tls.verify)
         except OSError as error:
-            raise explain_certificates(error, ca_file=tls.ca_file is not None, cert=False) from error
+            files = beginnings([("--ca-file", tls.ca_file)])
+            raise explain_certificates(error, ca_file=tls.ca_file is not None, cert=False, files=files) from error
         try:
             return await open_tls(stream, context, self._proxy.host)
         except OSError as error:
@@ -159,6 +160,8 @@ def _tls_words(error: OSError, tls: TLSSettings) -> str:
     if isinstance(error, ssl.SSLCertVerificationError):
         # OpenSSL's words: expired, self-signed, for another name.
         authority = "--ca-file" if tls.ca_file is None else "--ca-file, which may hold several"
+        unusable = unusable_authorities() if tls.ca_file is None else ""
+        authority += f"; {safe(unusable)}: unset it, if the authority is a public one" if unusable else ""
         return (
             f"has a certificate that is not valid here: {safe(error.verify_message)}; "
             f"name a private authority with {authority}"
@@ -168,5 +171,7 @@ def _tls_words(error: OSError, tls: TLSSettings) -> str:
     if isinstance(error, ssl.SSLError):
         if error.reason in ("WRONG_VERSION_NUMBER", "HTTP_REQUEST", "RECORD_LAYER_FAILURE"):
             return "does not speak TLS: is it an http:// proxy?"
-        return f"has no TLS session for us: {(error.reason or 'unknown error').lower().replace('_', ' ')}"
+        if is_for_no_protocol(error):
+            return "does not take http/1.1 by TLS (ALPN): it speaks HTTP/2 alone, or is no proxy"
+        return f"has no TLS session for us: {ssl_words(error)}"
     return f"broke the TLS handshake off: {os_reason(error)}"

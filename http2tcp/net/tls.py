@@ -13,11 +13,12 @@ import os
 import re
 import ssl
 from base64 import b64encode
-from collections.abc import Callable, Collection
+from collections.abc import Callable, Collection, Sequence
 from typing import TypeVar
 
 import trio
 
+from http2tcp.errors import os_reason
 from http2tcp.net.streams import (
     EOF_PATIENCE,
     UNSAID_END,
@@ -35,6 +36,9 @@ from http2tcp.net.tls_session import CHUNK, TLSSocket
 _BUNDLES = ("/etc/ssl/certs/ca-certificates.crt", "/etc/pki/tls/certs/ca-bundle.crt", "/etc/ssl/cert.pem")
 
 _HASHED = re.compile(r"[0-9a-f]{8}\.[0-9]+")
+
+# A certificate, its chain and a key.
+_ENOUGH = 64 * 1024
 
 # Who has it may do the next part of a handshake, in this turn of the loop.
 _HANDSHAKE_TURN: trio.lowlevel.RunVar[trio.StrictFIFOLock] = trio.lowlevel.RunVar("http2tcp handshakes")
@@ -90,6 +94,36 @@ def _load_system_authorities(context: ssl.SSLContext) -> None:
         for bundle in filter(os.path.exists, _BUNDLES):
             context.load_verify_locations(bundle)
             return
+
+
+def unusable_authorities() -> str:
+    """Which of OpenSSL's variables leads to no authorities, in words, or "": OpenSSL itself passes over it."""
+    paths = ssl.get_default_verify_paths()
+    if named := os.environ.get(paths.openssl_cafile_env):
+        try:
+            with open(named, "rb") as file:
+                problem = "" if b"CERTIFICATE-----" in file.read() else "no certificate in PEM"
+        except OSError as error:
+            problem = os_reason(error)
+        if problem:
+            return f"{paths.openssl_cafile_env} names {named} ({problem})"
+    named = os.environ.get(paths.openssl_capath_env)
+    if named and not any(map(os.path.isdir, named.split(os.pathsep))):
+        return f"{paths.openssl_capath_env} names {named} (no such directory)"
+    return ""
+
+
+def beginnings(files: Sequence[tuple[str, str | None]]) -> list[tuple[str, str, bytes]]:
+    """Options and their files with what these begin with, for telling what is wrong with one. Any may be missing."""
+    found = []
+    for option, path in files:
+        try:
+            if path is not None and os.path.isfile(path):
+                with open(path, "rb") as file:
+                    found.append((option, path, file.read(_ENOUGH)))
+        except OSError:
+            continue  # the error that there is says so
+    return found
 
 
 class TLSStream(Stream):

@@ -33,6 +33,9 @@ _MEMBER = re.compile(r'(?:[^,"]|"(?:[^"\\]|\\.)*"?)+')
 # No more than our server sends, or another might: it goes to the terminal.
 _SESSION = re.compile(r"[0-9A-Za-z_-]{1,64}")
 
+# RFC 9113, sections 4.1 and 6.5: the type, no flags, and stream 0.
+_SETTINGS = b"\x04\0\0\0\0\0"
+
 #: How every answer begins that we can read.
 HTTP = b"HTTP/1."
 # nginx and Apache add a few hundred bytes; identity-aware proxies send cookies of several KiB.
@@ -193,6 +196,11 @@ class AnswerReader:
         # h11 waits for a whole head; who greets in another protocol, as an sshd does, waits for us.
         begin = HTTP[self._received :]
         if data[: len(begin)] != begin[: len(data)]:
+            # A server that speaks HTTP/2 alone, without asking whether we do, begins with a SETTINGS frame.
+            if not self._received and data[3:9] == _SETTINGS:
+                raise FrontEndFailed(
+                    "the front end speaks HTTP/2 alone here, which has no upgrade: have it speak HTTP/1.1 as well"
+                )
             raise _no_http()
         self._received += len(data)
         if self._response is None:

@@ -522,6 +522,12 @@ def test_a_greeting_in_another_protocol_is_told_at_once(greeting: bytes) -> None
         receive()
 
 
+def test_a_server_that_speaks_http_2_alone_is_called_that() -> None:
+    reader = AnswerReader(Transport.TCP)
+    with pytest.raises(FrontEndFailed, match="speaks HTTP/2 alone here"):
+        reader.receive(bytes.fromhex("000012 04 00 00000000 0003 00000080") + bytes(12))
+
+
 def test_an_answer_in_http_1_0_switches_nothing() -> None:
     reader = AnswerReader(Transport.TCP)
     reader.receive(b"HTTP/1.0 101 Switching Protocols\r\nConnection: Upgrade\r\nUpgrade: tcp\r\n\r\n")
