@@ -753,6 +753,17 @@ async def test_a_front_end_that_writes_an_upgrade_of_its_own_is_seen_through() -
     assert found.failed() == ["+http2tcp/1.0", "+websocket"]
 
 
+async def test_a_front_end_that_makes_a_websocket_of_every_upgrade_is_got_through() -> None:
+    async with target(greet_and_close) as where, served() as server:
+        async with choosy_front(server.address, [name[1:] for name in ALL], instead="websocket") as url:
+            settings = asking(url, where)
+            assert await ordinary(settings) is None
+            found = await checked(settings)
+    assert (found.verdict.exit_status, found.verdict.transport) == (0, "websocket")
+    assert found.failed() == [name for name in ALL if name != "+websocket"]
+    assert [found.hop(name).facts["tries"] for name in ALL] == [1, 1, 1, 1]
+
+
 async def test_a_server_of_the_original_is_recognised(tmp_path: Path) -> None:
     async with target(greet_and_close) as where, original(tmp_path, where) as settings:
         assert await ordinary(settings) is None
