@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import re
+import shlex
+import subprocess
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -11,6 +13,7 @@ import pytest
 from tests.support import front_ends
 from tests.support.documented import FILE, LEFT_RUNNING, NOT_RUN, Machine, blocks
 from tests.support.documented_machine import behind, documented_machine
+from tests.support.processes import environment
 
 DOCS = Path(__file__).parents[2] / "docs"
 TUTORIAL = DOCS / "tutorial.md"
@@ -45,6 +48,32 @@ def machine(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Machine]:
 
 def test_who_follows_the_tutorial_logs_in(machine: Machine) -> None:
     assert machine.left_running[0].poll() is None, "the tutorial's server runs on"
+
+
+@pytest.mark.parametrize(
+    ("names", "found"),
+    [
+        ("example.com", True),
+        ("example.com www.example.com", True),
+        ("www.example.com example.com", True),
+        ("www.example.com  example.com  example.org", True),
+        ("www.example.com", False),
+        ("example.community", False),
+        ("exampleXcom", False),
+    ],
+)
+def test_the_tutorial_s_line_finds_the_site_whatever_other_names_it_has(
+    names: str, found: bool, tmp_path: Path
+) -> None:
+    (script,) = re.findall(
+        r"^\$ sudo (sed .*) /etc/nginx/sites-available/example\.com$", TUTORIAL.read_text(), re.MULTILINE
+    )
+    site = tmp_path / "site"
+    site.write_text(f"server {{\n    # server_name example.com;\n    server_name {names};\n}}\n")
+    subprocess.run([*shlex.split(script), str(site)], check=True, env=environment())
+    added = site.read_text().splitlines().count("    include snippets/http2tcp.conf;")
+    assert added == found
+    assert not found or site.read_text().splitlines()[3] == "    include snippets/http2tcp.conf;"
 
 
 @pytest.mark.parametrize("page", HOW_TOS, ids=[page.name for page in HOW_TOS])

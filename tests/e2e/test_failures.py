@@ -12,6 +12,8 @@ import ssl
 import subprocess
 import threading
 import tty
+import urllib.error
+import urllib.request
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -33,6 +35,8 @@ class Broken:
     http: int
     https: int
     expired: int
+    #: https that wants a certificate of the client.
+    mutual: int
 
 
 @pytest.fixture(scope="module")
@@ -40,11 +44,20 @@ def broken(site: Site, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Bro
     directory = tmp_path_factory.mktemp("broken")
     page = directory / "index.html"
     page.write_text("<html>Welcome</html>\n")
-    ports = Broken(http=free_port(), https=free_port(), expired=free_port())
+    ports = Broken(http=free_port(), https=free_port(), expired=free_port(), mutual=free_port())
     server = f"http://127.0.0.1:{site.server.port}"
     configuration = f"""
 events {{}}
 http {{
+    # A second request within a minute is one too many; `fill` makes the first.
+    limit_req_zone $binary_remote_addr zone=none:1m rate=1r/m;
+    server {{
+        listen 127.0.0.1:{ports.mutual} ssl;
+        ssl_certificate {site.certificates.good};
+        ssl_certificate_key {site.certificates.good};
+        ssl_client_certificate {site.certificates.ca};
+        ssl_verify_client on;
+    }}
     server {{
         listen 127.0.0.1:{ports.http};
         root {directory};
@@ -52,6 +65,15 @@ http {{
         location /defaults/ {{ proxy_pass {server}; }}
         location /http11/ {{ proxy_pass {server}; proxy_http_version 1.1; }}
         location /down/ {{ proxy_pass http://127.0.0.1:{free_port()}; proxy_http_version 1.1; }}
+        location /replaced/ {{
+            proxy_pass {server};
+            proxy_http_version 1.1;
+            proxy_set_header Connection upgrade;
+            proxy_set_header Upgrade $http_upgrade;
+            proxy_intercept_errors on;
+            error_page 502 /index.html;
+        }}
+        location /limited/ {{ limit_req zone=none; proxy_pass {server}; }}
         location /denied/ {{ deny all; }}
         location /busy/ {{ return 500; }}
         location /to-https/ {{ return 301 https://localhost:{ports.https}$request_uri; }}
@@ -102,11 +124,33 @@ CASES = {
     "unknown target": Case(
         "{good}", 70, ["target: ", "cannot reach nowhere.invalid:22", "name"], destination="nowhere.invalid:22"
     ),
-    "no location": Case("{http}/nothing/", 67, ["front end: ", "404", "nginx", *NGINX_LINES]),
-    "static page": Case("{http}/static/", 67, ["front end: ", "200", "nginx", *NGINX_LINES]),
+    "no location": Case("{http}/nothing/", 67, ["front end: ", "404", "nginx", "path is wrong", "/nothing/ in -e"]),
+    "static page": Case("{http}/static/", 67, ["front end: ", "200", "nginx", "answers at /static/"]),
     "no upgrade lines": Case("{http}/defaults/", 67, ["front end: ", "400", *NGINX_LINES]),
     "no upgrade fields": Case("{http}/http11/", 67, ["front end: ", "426", *NGINX_LINES]),
     "server down": Case("{http}/down/", 67, ["front end: ", "502", "no http2tcp server", "proxy_pass"]),
+    "page in place of a refused target": Case(
+        "{http}/replaced/",
+        67,
+        ["front end: ", "502", "no http2tcp server", "cannot reach 127.0.0.1:{closed}", "proxy_intercept_errors"],
+        destination="127.0.0.1:{closed}",
+    ),
+    "front end's limit": Case("{http}/limited/", 67, ["front end: ", "503", "limit_req"]),
+    "http to nginx's https": Case(
+        "http://localhost:{mutual}/", 67, ["front end: ", "plain HTTP request was sent to HTTPS port", "https://"]
+    ),
+    "certificate of the client missing": Case(
+        "https://localhost:{mutual}/",
+        67,
+        ["front end: ", '"400 No required SSL certificate was sent"', "--client-cert"],
+        more=["--ca-file", "{ca}"],
+    ),
+    "too many cookies": Case(
+        "{http}/denied/",
+        67,
+        ["front end: ", '"400 Request Header Or Cookie Too Large"', "--header"],
+        more=["--header", "Cookie: " + "x" * 20_000],
+    ),
     "front end denies": Case("{http}/denied/", 67, ["front end: ", "403"]),
     "front end fails": Case("{http}/busy/", 67, ["front end: ", "500"]),
     "redirect": Case("{http}/to-https/", 67, ["front end: ", "301", "-e https://localhost:{https}/to-https/"]),
@@ -131,6 +175,8 @@ def fill(site: Site, broken: Broken, tmp_path: Path) -> Callable[[str], str]:
     other_token = tmp_path / "token"
     other_token.touch(0o600)
     other_token.write_text("another\n")
+    with contextlib.suppress(urllib.error.HTTPError):
+        urllib.request.urlopen(f"http://127.0.0.1:{broken.http}/limited/", timeout=10)
     values = {
         "good": site.https,
         "good_without_slash": site.https.rstrip("/"),
@@ -138,6 +184,7 @@ def fill(site: Site, broken: Broken, tmp_path: Path) -> Callable[[str], str]:
         "http_port": broken.http,
         "https": broken.https,
         "expired": broken.expired,
+        "mutual": broken.mutual,
         "ca": site.certificates.ca,
         "closed": free_port(),
         "sshd": site.sshd.address,

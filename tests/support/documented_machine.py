@@ -38,7 +38,7 @@ _SITE = """\
 server {
     listen 127.0.0.1:PORT ssl;
     listen 127.0.0.2:PORT ssl;
-    server_name example.com;
+    server_name example.com www.example.com;
     ssl_certificate     CERTIFICATE;
     ssl_certificate_key CERTIFICATE;
     location / {

@@ -22,6 +22,7 @@ from http2tcp.errors import (
     FrontEndFailed,
     InternalError,
     OriginalServer,
+    Refusal,
     ServerRefused,
     TargetFailed,
     TLSFailed,
@@ -273,7 +274,8 @@ DOUBLE_PUNCTUATION = re.compile(r"[.?!;,][.;:,?!]|: ?[.;,?!]|  |: *$")
 
 
 def sentences() -> Iterator[TunnelError]:
-    texts = ["this destination is not allowed", "is it down?", "It is down.", "no!", ""]
+    ours = [kind.text for kind in Refusal.__subclasses__() if hasattr(kind, "text")]
+    texts = [*ours, "is it down?", "It is down.", "no!", ""]
     for status in (*range(200, 209), *range(300, 309), *range(400, 432), *range(500, 512), 599):
         for url, server, page in product((HTTPS, HTTP), ("", "nginx", "cloudflare", "x"), ("", "Oh no", "Why?")):
             for transport in (Transport.TCP, Transport.HTTP2TCP):
