@@ -165,7 +165,7 @@ def _explain_front_end(
     said = ", ".join(filter(None, (safe(refused.server), page and f'"{page}"')))
     made_by = f"{endpoint} answered {refused.status}" + (f" ({said})" if said else "")
     for mark, cause in _PAGES:
-        if mark in page.lower():
+        if refused.status >= 400 and mark in page.lower():
             return FrontEndFailed(f"{made_by}: {cause}")
     where = "the target" if destination is None else str(destination)
     match refused.status:
@@ -213,7 +213,7 @@ def _explain_front_end(
         case 502 | 504 if _is("Cloudflare", refused):
             outcome = "cannot reach" if refused.status == 502 else "got no answer in time from"
             return FrontEndFailed(
-                f"{made_by}: Cloudflare shows its own page in place of what it was answered: "
+                f"{made_by}: Cloudflare probably shows its own page in place of what it was answered: "
                 f"http2tcp {outcome} {where}, or the front end behind Cloudflare has no http2tcp server behind it"
             )
         case 429:

@@ -294,15 +294,15 @@ def advise(attempt: Attempt, path: str, opening: str = "", *, ours: bool = False
         return None
     if not error.hint and not isinstance(error, UpgradeNotPassed):
         return None
-    if isinstance(answer, Refused) and not (ours or attempt.refused_by_us):
+    if not (ours or attempt.refused_by_us):
         if path in ("", "/"):
             # The lines would take the whole site.
             path = advice.DEFAULT_PATH
             opening += (
-                f"Something answers at / already, the site perhaps: give http2tcp a path of its own, such as {path}, "
-                "and put the same one into -e. "
+                f"What answers at / stays as it is: give http2tcp a path of its own, such as {path}, and put the same "
+                "one into -e. "
             )
-        elif answer.status in (200, 404):
+        elif isinstance(answer, Refused) and answer.status in (200, 404):
             taken = " (they take it from what answers there now)" if answer.status == 200 else ""
             opening += f"If {path} is meant for http2tcp, these lines lead it there{taken}. "
     found = advice.recognise(attempt.fields)

@@ -229,6 +229,12 @@ def test_no_lines_take_the_whole_site_from_what_answers_there(server: str, statu
     assert ("If /there/ is meant for http2tcp" in found.note) is (status in (200, 404))
 
 
+def test_no_lines_take_the_whole_site_where_the_front_end_said_nothing() -> None:
+    found = advise(Attempt(Transport.TCP, error=UpgradeNotPassed("closed")), "/")
+    assert found is not None
+    assert not any(line.split()[:2] == ["location", "/"] for line in found.lines)
+
+
 def test_a_site_that_is_http2tcps_own_gets_lines_for_the_whole_of_it() -> None:
     attempt = Attempt(Transport.TCP, Refused(426, "e"), [("server", "nginx")], 0.1, UpgradeNotPassed("x", "y"))
     found = advise(attempt, "/")
