@@ -177,7 +177,9 @@ def _both(*names: str, **attributes: Any) -> Callable[[Callable[..., Any]], Call
 @_server("--grace", type=TIME, default=30, help="How long open tunnels may go on after SIGTERM.  [default: 30]")
 @_server("--max-tunnels", type=COUNT, help="At most so many tunnels at once.  [default: as many as descriptors allow]")
 @_server(
-    "--max-tunnels-per-token", type=COUNT, help="At most so many tunnels at once by one token.  [default: no limit]"
+    "--max-tunnels-per-token",
+    type=COUNT,
+    help="At most so many tunnels at once by one token.  [default: all; of several tokens, all but an eighth]",
 )
 @_server(
     "--max-unauthenticated", type=COUNT, help="At most so many connections without an accepted token.  [default: 4096]"

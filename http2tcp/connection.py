@@ -354,17 +354,18 @@ class Connection:
             return not refusal
 
         known = trio.Event()
+        limiter = self._server.look_up_limiter(self._token)
         try:
             with trio.fail_at(give_up):
                 try:
-                    return await dial(destination, permits, known.set)
+                    return await dial(destination, permits, known.set, limiter)
                 except DialError as error:
                     if error.failure is not DialFailure.EXHAUSTED:
                         raise
                     # Those who only wait give their descriptors up.
                     self._server.waiting.give_way()
                     await trio.sleep(_EXHAUSTED_PAUSE)
-                    return await dial(destination, permits, known.set)
+                    return await dial(destination, permits, known.set, limiter)
         except trio.TooSlowError:
             raise _too_slow(admission, self._settings.connect_timeout, named=known.is_set()) from None
         except DialError as error:

@@ -27,6 +27,8 @@ _RESERVED_DESCRIPTORS = 64
 _RESERVED_SHARE = 1 / 16
 # An attacker with one IPv6 address has all of its /64 (RFC 6177, section 2).
 _IPV6_PREFIX = 64
+# Where there are several tokens, this part of what all share is kept from each: one alone does not shut the others out.
+_KEPT_FOR_OTHERS = 1 / 8
 # Addresses of which wrong tokens are remembered; of more, the oldest is forgotten.
 _MAX_FAILING = 10_000
 
@@ -42,7 +44,7 @@ class Limits:
     #: Wrong tokens a minute from one client address before it is told to wait.
     failures_per_minute: int = 10
     tunnels: int | None = None
-    #: … of one token that has no number of its own.
+    #: … of one token that has no number of its own; None: `share` of them where there are several tokens.
     tunnels_per_token: int | None = None
     #: Silence in both directions.
     idle_timeout: float | None = None
@@ -59,6 +61,11 @@ class Limits:
         possible = max(1, (left - unauthenticated) // 2)
         tunnels = possible if self.tunnels is None else min(self.tunnels, possible)
         return replace(self, unauthenticated=unauthenticated, tunnels=tunnels)
+
+
+def share(total: int) -> int:
+    """What one of several tokens may take of so many tunnels or look-ups: all but an eighth, and one at least."""
+    return max(1, total - math.ceil(total * _KEPT_FOR_OTHERS))
 
 
 _C = TypeVar("_C")
@@ -168,8 +175,10 @@ class Waiting(Generic[_C]):
 class Tunnels:
     """The sessions from their accepted token on, all of them and each token's."""
 
-    def __init__(self, limits: Limits) -> None:
+    def __init__(self, limits: Limits, tokens: int = 0) -> None:
+        """`tokens` is how many there are. It may change, as `limits` may."""
         self.limits = limits
+        self.tokens = tokens
         self._of_token: dict[bytes, int] = {}
         self._all = 0
         #: How often each limit was reached.
@@ -184,6 +193,13 @@ class Tunnels:
         """Whether nobody gets one more."""
         return self.limits.tunnels is not None and self._all >= self.limits.tunnels
 
+    @property
+    def per_token(self) -> int | None:
+        """How many a token may have that has no number of its own."""
+        if self.limits.tunnels_per_token is not None or self.limits.tunnels is None or self.tokens < 2:
+            return self.limits.tunnels_per_token
+        return share(self.limits.tunnels)
+
     def enter(self, token: Token | None) -> None:
         """One more. Raises LimitReached or TooManyRequests."""
         if self.full:
@@ -191,10 +207,13 @@ class Tunnels:
             raise LimitReached
         if token is not None:
             held = self._of_token.get(token.digest, 0)
-            most = self.limits.tunnels_per_token if token.max_tunnels is None else token.max_tunnels
+            most = self.per_token if token.max_tunnels is None else token.max_tunnels
             if most is not None and held >= most:
                 self.reached_per_token += 1
-                raise TooManyRequests(f"this token has its {counted(most, 'tunnel')} open already")
+                words = f"this token has its {counted(most, 'tunnel')} open already"
+                if token.max_tunnels is None and self.limits.tunnels_per_token is None:
+                    words += "; the last eighth of the server's is kept for other tokens"
+                raise TooManyRequests(words)
             self._of_token[token.digest] = held + 1
         self._all += 1
 

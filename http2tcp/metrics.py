@@ -245,7 +245,7 @@ def _limits(server: Server) -> Mapping[Values, float]:
             "max_unauthenticated_per_address": limits.unauthenticated_per_address,
             "max_failures_per_minute": limits.failures_per_minute,
             "max_tunnels": limits.tunnels,
-            "max_tunnels_per_token": limits.tunnels_per_token,
+            "max_tunnels_per_token": server.tunnels.per_token,
             "head_timeout": settings.head_timeout,
             "connect_timeout": settings.connect_timeout,
             "idle_timeout": limits.idle_timeout,

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 from http2tcp.errors import Forbidden, SettingsError
-from http2tcp.limits import Limits
+from http2tcp.limits import Limits, Tunnels
 from http2tcp.policy import BUILT_IN, UNNAMED, Admission, Grant, Policy, Token
 from http2tcp.protocol.transport import Transport
 from http2tcp.quantities import counted
@@ -72,7 +72,8 @@ def _admits(grant: Grant, settings: ServerSettings) -> bool:
 def describe(settings: ServerSettings, policy: Policy, limits: Limits, now: float) -> str:
     """Lines for a person. `limits` are those in force; `now` is POSIX time in seconds."""
     tokens = [_token(settings, token, now) for token in policy.tokens]
-    parts = [_doors(settings), _limits(settings, limits), *tokens, _everybody(settings, policy)]
+    per_token = Tunnels(limits, len(policy.tokens)).per_token
+    parts = [_doors(settings), _limits(settings, limits, per_token), *tokens, _everybody(settings, policy)]
     return "\n\n".join(map(_shown, parts))
 
 
@@ -104,11 +105,11 @@ def _doors(settings: ServerSettings) -> Rows:
     return rows
 
 
-def _limits(settings: ServerSettings, limits: Limits) -> Rows:
+def _limits(settings: ServerSettings, limits: Limits, per_token: int | None) -> Rows:
     assert limits.tunnels is not None, "those in force are what the descriptors allow"
     lines = [f"{counted(limits.tunnels, 'tunnel')} at once"]
-    if limits.tunnels_per_token is not None:
-        lines.append(f"{limits.tunnels_per_token} of one token that has no number of its own")
+    if per_token is not None:
+        lines.append(f"{per_token} of one token that has no number of its own")
     if limits.max_session is not None:
         lines.append(f"{_time(limits.max_session)} for a tunnel")
     if limits.idle_timeout is not None:

@@ -10,6 +10,7 @@ import logging
 import math
 import socket
 import ssl
+import sys
 import time
 from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager
@@ -21,11 +22,12 @@ from http2tcp.address import Address, TCPAddress, is_loopback
 from http2tcp.audit import Refusals
 from http2tcp.connection import Connection
 from http2tcp.descriptors import allowed
-from http2tcp.limits import Failures, Limits, Tunnels, Waiting
+from http2tcp.limits import Failures, Limits, Tunnels, Waiting, share
 from http2tcp.metrics import Metrics
+from http2tcp.net.dial import LookUpLimiter, LookUps
 from http2tcp.net.listen import Listener, open_listeners
 from http2tcp.net.streams import SocketStream
-from http2tcp.policy import Policy
+from http2tcp.policy import Policy, Token
 from http2tcp.settings import ServerSettings
 
 logger = logging.getLogger(__name__)
@@ -90,6 +92,8 @@ class Server:
         self.refusals = Refusals()
         self.admin_addresses: Sequence[Address] = ()
         self.settings, self.policy, self.tls = prepare(settings)
+        self.tunnels.tokens = len(self.policy.tokens)
+        self.look_ups = LookUps()
 
     def reload(self, prepared: Prepared) -> None:
         """Take new settings. Where it listens stays as it is.
@@ -101,9 +105,17 @@ class Server:
         self.settings, self.policy, self.tls = prepared
         limits = _limits(prepared.settings)
         self.limits = self.waiting.limits = self.tunnels.limits = self.failures.limits = limits
+        self.tunnels.tokens = len(self.policy.tokens)
         for session in list(self.sessions):
             session.settings_changed()
         self.metrics.reloaded(time.time())
+
+    def look_up_limiter(self, token: Token | None) -> LookUpLimiter | None:
+        """What a token's look-ups wait for, beside the threads that all share; None: for these alone."""
+        if token is None or self.tunnels.tokens < 2:
+            return None
+        total = trio.to_thread.current_default_thread_limiter().total_tokens
+        return self.look_ups.of(token.digest, share(int(min(total, sys.maxsize))))
 
     def unready(self) -> str:
         """Why it takes no tunnel now; empty where it does."""

@@ -66,15 +66,19 @@ class Dialled(NamedTuple):
 
 
 async def dial(
-    destination: Address, permits: Permits | None = None, resolved: Callable[[], None] | None = None
+    destination: Address,
+    permits: Permits | None = None,
+    resolved: Callable[[], None] | None = None,
+    limiter: LookUpLimiter | None = None,
 ) -> Dialled:
     """Connect to the first of the destination's permitted addresses that accepts (RFC 8305).
 
-    `resolved` is called once the name is known. The caller sets the deadline. Raises DialError.
+    `resolved` is called once the name is known, whose look-up waits for a place in `limiter`. The caller sets the
+    deadline. Raises DialError.
     """
     if isinstance(destination, UnixAddress):
         return Dialled(await _dial_unix(destination), destination)
-    candidates = await resolve(destination)
+    candidates = await resolve(destination, limiter=limiter)
     if resolved is not None:
         resolved()
     if permits is not None:
@@ -98,7 +102,75 @@ class Candidate(NamedTuple):
         return ip_address(str(self.sockaddr[0]).partition("%")[0])
 
 
-async def resolve(destination: TCPAddress, head_start: HeadStart | None = None) -> list[Candidate]:
+class LookUpLimiter:
+    """How many look-ups of one owner may be under way, of the threads that all share.
+
+    It is given back by the thread and not by the dial: one that was given up asks on until no name server is left.
+    """
+
+    def __init__(self, total: int) -> None:
+        self._own = trio.CapacityLimiter(total)
+
+    @property
+    def idle(self) -> bool:
+        """Whether nobody has a place, or waits for one."""
+        statistics = self._own.statistics()
+        return statistics.borrowed_tokens == statistics.tasks_waiting == 0
+
+    def may_be(self, total: int) -> None:
+        """So many from now on."""
+        self._own.total_tokens = total
+
+    async def acquire_on_behalf_of(self, borrower: object) -> None:
+        """A place of the owner's, and then a thread."""
+        await self._own.acquire_on_behalf_of(borrower)
+        try:
+            await trio.to_thread.current_default_thread_limiter().acquire_on_behalf_of(borrower)
+        except BaseException:
+            self._own.release_on_behalf_of(borrower)
+            raise
+
+    def release_on_behalf_of(self, borrower: object) -> None:
+        """Both are free."""
+        trio.to_thread.current_default_thread_limiter().release_on_behalf_of(borrower)
+        self._own.release_on_behalf_of(borrower)
+
+
+class LookUps:
+    """The limiter of each owner that looks names up."""
+
+    def __init__(self) -> None:
+        self._limiters: dict[bytes, LookUpLimiter] = {}
+
+    def of(self, owner: bytes, total: int) -> LookUpLimiter:
+        """An owner's."""
+        limiter = self._limiters.get(owner)
+        if limiter is None:
+            # Those that nobody uses are of owners that may be gone.
+            self._limiters = {each: kept for each, kept in self._limiters.items() if not kept.idle}
+            limiter = self._limiters[owner] = LookUpLimiter(total)
+        limiter.may_be(total)
+        return limiter
+
+
+async def _look_up(host: bytes, port: int, limiter: LookUpLimiter | None) -> list[Any]:
+    if limiter is None:
+        return await trio.socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)
+    try:
+        # An address takes no thread.
+        return socket.getaddrinfo(host, port, type=socket.SOCK_STREAM, flags=socket.AI_NUMERICHOST)
+    except socket.gaierror:
+        pass
+    return await trio.to_thread.run_sync(
+        lambda: socket.getaddrinfo(host, port, type=socket.SOCK_STREAM),
+        abandon_on_cancel=True,
+        limiter=limiter,  # type: ignore[arg-type]  # all that is asked of one is these two methods
+    )
+
+
+async def resolve(
+    destination: TCPAddress, head_start: HeadStart | None = None, limiter: LookUpLimiter | None = None
+) -> list[Candidate]:
     """The name's first addresses in the resolver's order, which `head_start` may know already. Raises DialError."""
     try:
         if head_start is not None:
@@ -107,7 +179,7 @@ async def resolve(destination: TCPAddress, head_start: HeadStart | None = None) 
             return [Candidate(family, (address, destination.port)) for family, address in LOOPBACK]
         # Bytes, since a str is put through the idna codec, whose import costs time and which knows fewer names.
         host = destination.host.encode("ascii")
-        found = await trio.socket.getaddrinfo(host, destination.port, type=socket.SOCK_STREAM)
+        found = await _look_up(host, destination.port, limiter)
     except socket.gaierror as error:
         if error.errno in (socket.EAI_AGAIN, socket.EAI_FAIL):
             raise DialError(DialFailure.NAME_TEMPORARY, "the name server did not answer") from error

@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+import socket
+import threading
+from typing import Any
+
 import pytest
 import trio
 
@@ -94,3 +98,62 @@ async def test_wrong_tokens_from_loopback_where_everybody_is_are_never_told_to_w
     async with target(echo) as where, served(limits=Limits(failures_per_minute=1)) as server:
         for _ in range(5):
             assert (await exchange(server.address, asking(where, token="wrong"))).status == 401
+
+
+ALICE, BOB = Token("alice", digest(TOKEN)), Token("bob", digest("bobs"))
+
+
+async def test_one_of_several_tokens_leaves_an_eighth_of_the_tunnels_to_others_also_after_a_reload() -> None:
+    async with target(echo) as where, served(tokens=[ALICE], limits=Limits(tunnels=4)) as server:
+        opened = [await open_raw(server.address, asking(where)) for _ in range(3)]
+        server.reload(tokens=[ALICE, BOB])
+        refused = await exchange(server.address, asking(where))
+        assert (refused.status, refused.error) == (429, "connection_limit_reached")
+        assert b"kept for other tokens" in refused.body
+        opened.append(await open_raw(server.address, asking(where, token="bobs")))
+        for stream, _ in opened:
+            await stream.aclose()
+
+
+@pytest.mark.parametrize("given_up", [False, True], ids=["waiting", "given up"])
+async def test_names_for_which_no_name_server_answers_do_not_hold_up_another_token_s(
+    given_up: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Neither while they are waited for, nor when they have been given up: their threads go on."""
+    answer, asked = threading.Event(), []
+    known = socket.getaddrinfo
+
+    def getaddrinfo(host: Any, port: Any, *rest: Any, **more: Any) -> Any:
+        if more.get("flags") or not isinstance(host, bytes) or not host.endswith(b".example"):
+            return known(host, port, *rest, **more)
+        if host.startswith(b"slow"):
+            asked.append(host)
+            answer.wait(30)
+        return known(b"127.0.0.1", port, *rest, **more)
+
+    monkeypatch.setattr(socket, "getaddrinfo", getaddrinfo)
+    limiter = trio.to_thread.current_default_thread_limiter()
+    before, limiter.total_tokens = limiter.total_tokens, 8
+    try:
+        async with target(echo) as where, trio.open_nursery() as nursery:
+            port = where.rpartition(":")[2]
+            async with served(tokens=[ALICE, BOB], connect_timeout=0.5 if given_up else 20) as server:
+                for number in range(16):
+                    nursery.start_soon(exchange, server.address, asking(f"slow{number}.example:{port}"))
+                with trio.fail_after(10):
+                    while len(asked) < 7:
+                        await trio.sleep(0.01)
+                if given_up:
+                    await trio.sleep(1)
+                with trio.fail_after(10):
+                    stream, _ = await open_raw(server.address, asking(f"quick.example:{port}", token="bobs"))
+                    await stream.aclose()
+                assert len(asked) == 7
+                answer.set()
+                nursery.cancel_scope.cancel()
+    finally:
+        answer.set()
+        limiter.total_tokens = before
+        with trio.move_on_after(10, shield=True):
+            while limiter.borrowed_tokens:
+                await trio.sleep(0.01)

@@ -102,3 +102,70 @@ def test_every_link_leads_to_a_file_and_a_heading_that_are_there(page: Path) -> 
         target = page.parent / place if place else page
         assert target.exists(), link
         assert not anchor or anchor in anchors(target), link
+
+
+# --- who the client is, which anybody could say otherwise ----------------------------------------------
+
+#: A location, of one level, of nginx.
+LOCATION = re.compile(r"^[ \t]*location [^\n{]*\{\n(.*?)^[ \t]*\}", re.DOTALL | re.MULTILINE)
+
+
+def locations() -> list[tuple[str, str]]:
+    """Every nginx location that leads to a server, with the file that it stands in."""
+    return [
+        (file.name, location)
+        for file in WRITTEN
+        for location in LOCATION.findall(file.read_text())
+        if re.search(r"^\s*proxy_pass ", location, re.MULTILINE)
+    ]
+
+
+def test_the_nginx_locations_are_found() -> None:
+    assert {name for name, _ in locations()} == {"README.md", "nginx.md", "nginx.conf", "tutorial.md"}
+
+
+@pytest.mark.parametrize(("name", "location"), locations(), ids=[name for name, _ in locations()])
+def test_every_nginx_location_replaces_what_a_client_says_of_its_address(name: str, location: str) -> None:
+    lines = [line.strip() for line in location.splitlines()]
+    assert [line for line in lines if "X-Forwarded-For" in line and not line.startswith("#")] == [
+        "proxy_set_header X-Forwarded-For $remote_addr;"
+    ]
+    assert 'proxy_set_header Forwarded "";' in lines
+
+
+#: How the other front ends do it, in their examples and on their pages.
+REPLACES = {
+    "haproxy.cfg": "http-request set-header X-Forwarded-For %[src]",
+    "without-a-client.md": "http-request set-header X-Forwarded-For %[src]",
+    "haproxy.md": "http-request set-header X-Forwarded-For %[src]",
+    "apache.conf": "RequestHeader unset X-Forwarded-For",
+    "apache.md": "RequestHeader unset X-Forwarded-For",
+    "envoy.yaml": '{key: x-forwarded-for, value: "%DOWNSTREAM_DIRECT_REMOTE_ADDRESS_WITHOUT_PORT%"}',
+    "envoy.md": '{key: x-forwarded-for, value: "%DOWNSTREAM_DIRECT_REMOTE_ADDRESS_WITHOUT_PORT%"}',
+}
+
+
+@pytest.mark.parametrize(("name", "line"), REPLACES.items())
+def test_every_other_front_end_replaces_it_too(name: str, line: str) -> None:
+    (text,) = [file.read_text() for file in WRITTEN if file.name == name]
+    assert any(line in written and not written.lstrip().startswith("#") for written in text.splitlines())
+
+
+@pytest.mark.parametrize("name", ["Caddyfile", "caddy.md", "traefik.yml", "http2tcp.yml", "traefik.md"])
+def test_caddy_and_traefik_replace_it_as_long_as_nobody_trusts_clients(name: str) -> None:
+    (text,) = [file.read_text() for file in WRITTEN if file.name == name]
+    assert not re.search(r"^[^#\n]*(trusted_proxies|trustedIPs|insecure: *true)", text, re.MULTILINE)
+
+
+def test_every_front_end_s_example_starts_a_server_that_believes_it() -> None:
+    """Without it the log has the front end's address for everybody, and a ban would be of everybody."""
+    commands = {
+        file.name: command
+        for file in WRITTEN
+        if "examples" in file.parts
+        for command in re.findall(r"^(?:#\s+|ExecStart=/\S+/)(http2tcp -s .*-.*)$", file.read_text(), re.MULTILINE)
+        if "--config" not in command
+    }
+    front_ends = {"Caddyfile", "apache.conf", "envoy.yaml", "haproxy.cfg", "nginx.conf", "traefik.yml"}
+    assert set(commands) == front_ends | {"http2tcp.service", "http2tcp@.service"}
+    assert [name for name, command in commands.items() if "--trusted-proxy 127.0.0.1" not in command] == []

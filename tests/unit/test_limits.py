@@ -225,3 +225,54 @@ def test_what_is_allowed_at_once_fits_into_the_descriptors(descriptors: int) -> 
 
 def test_a_lower_limit_stays() -> None:
     assert Limits(tunnels=5, unauthenticated=7).within(20_000) == Limits(tunnels=5, unauthenticated=7)
+
+
+# --- one of several tokens ------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("total", "most"), [(1, 1), (2, 1), (3, 2), (7, 6), (8, 7), (9, 7), (16, 14), (100, 87), (256, 224), (30000, 26250)]
+)
+def test_one_of_several_tokens_has_all_but_an_eighth_of_the_tunnels_and_another_gets_in(total: int, most: int) -> None:
+    alice, bob = Token("alice", digest("a")), Token("bob", digest("b"))
+    tunnels = Tunnels(Limits(tunnels=total), tokens=2)
+    for _ in range(most):
+        tunnels.enter(alice)
+    assert tunnels.per_token == most
+    if most < total:
+        with pytest.raises(TooManyRequests, match=f"has its {most} tunnels? open already; .*kept for other tokens"):
+            tunnels.enter(alice)
+        assert (tunnels.reached, tunnels.reached_per_token) == (0, 1)
+        tunnels.enter(bob)
+
+
+@pytest.mark.parametrize(("tokens", "token"), [(1, Token("alice", digest("a"))), (0, None)])
+def test_the_only_token_and_everybody_where_there_is_none_may_take_all(tokens: int, token: Token | None) -> None:
+    tunnels = Tunnels(Limits(tunnels=16), tokens=tokens)
+    for _ in range(16):
+        tunnels.enter(token)
+    with pytest.raises(LimitReached):
+        tunnels.enter(token)
+
+
+@pytest.mark.parametrize(("given", "own", "most"), [(3, None, 3), (16, None, 16), (None, 2, 2), (3, 16, 16)])
+def test_a_number_that_was_given_takes_the_share_s_place(given: int | None, own: int | None, most: int) -> None:
+    alice = Token("alice", digest("a"), max_tunnels=own)
+    tunnels = Tunnels(Limits(tunnels=20, tunnels_per_token=given), tokens=2)
+    for _ in range(most):
+        tunnels.enter(alice)
+    with pytest.raises(TooManyRequests, match=r"open already$"):
+        tunnels.enter(alice)
+
+
+def test_the_share_follows_the_number_of_tokens() -> None:
+    alice = Token("alice", digest("a"))
+    tunnels = Tunnels(Limits(tunnels=8), tokens=1)
+    for _ in range(8):
+        tunnels.enter(alice)
+    tunnels.tokens = 2
+    tunnels.leave(alice)
+    with pytest.raises(TooManyRequests):
+        tunnels.enter(alice)
+    tunnels.tokens = 1
+    tunnels.enter(alice)
