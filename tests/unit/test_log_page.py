@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 
 from http2tcp.address import TCPAddress
-from http2tcp.audit import Event, NoSession, Reason, Session
+from http2tcp.audit import Event, NoSession, Reason, Refusals, Session
 from http2tcp.errors import Forbidden, HeadTimeout, TooManyRequests, Unauthorized
 from http2tcp.service_log import JSONFormatter
 
@@ -112,21 +112,24 @@ def test_the_page_has_every_cause(lines: list[dict[str, object]], caplog: pytest
 def test_the_page_says_which_records_are_for_the_verbose(caplog: pytest.LogCaptureFixture) -> None:
     caplog.set_level(logging.DEBUG)
     rows = {words(row[0])[0]: row[1:] for row in table("event")}
+    refusals = Refusals()
+    for _ in range(11):
+        caplog.clear()
+        waiting = Session(None, refusals)
+        waiting.failed_authentication()
+        waiting.refused(TooManyRequests())
     Session(None).refused(HeadTimeout())
-    waiting = Session(None)
-    waiting.failed_authentication()
-    waiting.refused(TooManyRequests())
     Session(None).ended(NoSession.CLIENT_LEFT)
     assert {record.levelno for record in caplog.records} == {logging.DEBUG}
     assert "408" in rows["refused"][1]
-    assert "429" in rows["authentication_failed"][1]
+    assert "from the eleventh in a minute on" in rows["authentication_failed"][1]
     assert rows["abandoned"][0] == "debug, info"
 
 
 def test_the_examples_are_what_the_server_writes() -> None:
     examples = [line for line in PAGE.splitlines() if re.match(r"2027-\S+Z ", line)]
     order = [words(row[0])[0] for row in table("key")]
-    assert len(examples) == 3
+    assert len(examples) == 4
     for line in examples:
         keys = re.findall(r" ([a-z_]+)=", line)
         assert keys == [key for key in order if key in keys]

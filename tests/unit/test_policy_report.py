@@ -123,7 +123,8 @@ def test_the_whole_policy_is_shown() -> None:
         "websocket, CONNECT web pages https://a.example destination localhost:22",
         "clients X-Forwarded-For of unix, 10.0.0.0/8; else the connection's address",
         "admin 127.0.0.1:9090 log json, to /var/log/x",
-        "limits 4000 tunnels at once 4096 connections without an accepted token, 64 from one address",
+        "limits 4000 tunnels at once 3500 of one token that has no number of its own",
+        "4096 connections without an accepted token, 64 from one address",
         "token alice good to the end of 2026-07-01 (UTC), 12 h from now; 20 tunnels at once"
         " allow bastion:22 *.prod.svc:22 deny 10.20.9.0/24:*",
         "token bob never expires allow as every token token without a name never expires allow as every token",
