@@ -11,7 +11,7 @@ from http2tcp import errors
 
 PAGE = (Path(__file__).parents[2] / "docs" / "api.md").read_text()
 # What ends the command line's own relay; a program has the stream, and trio's errors from it.
-OF_THE_COMMAND = {errors.TunnelCut, errors.StdioFailed}
+OF_THE_COMMAND = {errors.TunnelCut, errors.InputSilent, errors.StdioFailed}
 
 
 @pytest.mark.parametrize("name", http2tcp.__all__)
