@@ -18,12 +18,21 @@ def main() -> None:
     from http2tcp.cli import run
 
     status = run()
+    _ignore_signals()
     from http2tcp.log import finish
 
     if not finish():
         os._exit(status)
     _drop_untaken_lines()
     sys.exit(status)
+
+
+def _ignore_signals() -> None:
+    # A server's status is known. What it still has a handler for would kill it once the interpreter takes that away.
+    for name in ("SIGINT", "SIGTERM", "SIGUSR1"):
+        number = getattr(signal, name, None)
+        if number is not None and callable(signal.getsignal(number)):
+            signal.signal(number, signal.SIG_IGN)
 
 
 def _drop_untaken_lines() -> None:

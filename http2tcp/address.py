@@ -30,6 +30,8 @@ _SCHEME = re.compile(r"[a-zA-Z][a-zA-Z0-9+.-]*://")
 _CONTROL_OR_BLANK = re.compile(r"[\x00-\x20\x7f]")
 # RFC 9298, section 2 allows RFC 6570 up to level 3, without `+` and `#`; `.` makes no sense here.
 _EXPRESSION = re.compile(r"\{([?&/;]?)([A-Za-z0-9_]+(?:,[A-Za-z0-9_]+)*)\}", re.ASCII)
+# RFC 3986, section 2.3, in hexadecimal: - . _ ~, digits and letters.
+_UNRESERVED = re.compile(r"%(2[DEde]|3[0-9]|4[1-9A-Fa-f]|5[0-9AaFf]|6[1-9A-Fa-f]|7[0-9AaEe])")
 _UNIX = "unix:"
 
 
@@ -241,7 +243,7 @@ def parse_endpoint(text: str) -> Endpoint:
         tls=parts.scheme == "https",
         host=_parse_host(parts.hostname, parts.hostname),
         port=port or (443 if parts.scheme == "https" else 80),
-        path=_quoted(parts.path) or "/",
+        path=normal_path(_quoted(parts.path)) or "/",
         query=_quoted(parts.query),
         username=None if parts.username is None else unquote(parts.username, errors="surrogateescape"),
         password=None if parts.password is None else unquote(parts.password, errors="surrogateescape"),
@@ -257,6 +259,11 @@ def _check_template(endpoint: Endpoint) -> None:
     ours = sorted(name for name in names if name in ("target_host", "target_port"))
     if "{" in rest or "}" in rest or (names and ours != ["target_host", "target_port"]):
         raise AddressError("expected a template with target_host and target_port, as in {?target_host,target_port}")
+
+
+def normal_path(path: str) -> str:
+    """The path without the escapes that say nothing: `%7E` is `~` (RFC 3986, section 6.2.2.2), and `%2F` is no `/`."""
+    return _UNRESERVED.sub(lambda match: chr(int(match[1], 16)), path)
 
 
 def _quoted(part: str) -> str:

@@ -11,7 +11,7 @@ import click
 
 from http2tcp.address import parse_destination, parse_endpoint, parse_host, parse_listen
 from http2tcp.errors import Http2tcpError, SettingsError, os_reason
-from http2tcp.protocol.transport import Transport
+from http2tcp.protocol.transport import MIN_KEEPALIVE, Transport
 
 if TYPE_CHECKING:
     from http2tcp.forwards import Forward
@@ -177,6 +177,15 @@ def _parse_duration(text: str) -> float:
     return parse_duration(text)
 
 
+def _parse_keepalive(text: str) -> float:
+    from http2tcp.quantities import parse_duration
+
+    seconds = parse_duration(text)
+    if seconds < MIN_KEEPALIVE:
+        raise SettingsError(f"{text!a}: expected 1 s at least")
+    return seconds
+
+
 def _parse_rate(text: str) -> float:
     from http2tcp.quantities import parse_rate
 
@@ -219,6 +228,7 @@ ENDPOINT = _Parsed("URL", parse_endpoint)
 FIELD_NAME = _Parsed("NAME", _parse_field_name)
 FILE = _Parsed("FILE", _parse_file)
 HEADER = _Parsed("NAME: VALUE", _parse_header)
+KEEPALIVE = _Parsed("TIME", _parse_keepalive, number=True)
 LISTEN = _Parsed("[HOST:]PORT", parse_listen)
 LOCAL_FORWARD = _Parsed("[BIND:]PORT:HOST:HOSTPORT", _parse_local_forward)
 NETWORK = _Parsed("NETWORK", _parse_trusted_proxy)

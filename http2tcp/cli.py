@@ -26,6 +26,7 @@ from http2tcp.arguments import (
     FIELD_NAME,
     FILE,
     HEADER,
+    KEEPALIVE,
     LISTEN,
     LOCAL_FORWARD,
     NETWORK,
@@ -65,6 +66,11 @@ _MAX_SENTENCE = 1000
 EXIT_BUG = 1
 EXIT_USAGE = 2
 
+INTRODUCTION = """
+Reach any TCP port through a web site that is already open.
+
+With -s it serves tunnels behind nginx; with -c it opens one, as ssh's ProxyCommand or from a local port.
+"""
 EPILOG = """\b
 Examples:
   http2tcp -s --token-file /etc/http2tcp/token
@@ -116,6 +122,7 @@ def _both(*names: str, **attributes: Any) -> Callable[[Callable[..., Any]], Call
 
 @click.command(
     cls=_Command,
+    help=INTRODUCTION,
     epilog=EPILOG,
     options_metavar="-s | -c [OPTIONS]",
     context_settings={"auto_envvar_prefix": ENV_PREFIX, "max_content_width": 100, "allow_extra_args": True},
@@ -283,7 +290,9 @@ def _both(*names: str, **attributes: Any) -> Callable[[Callable[..., Any]], Call
     multiple=True,
     help="Where to listen. Server: 127.0.0.1:12345 by default; repeatable. Client: in place of stdin and stdout.",
 )
-@_both("--keepalive", type=TIME, default=25, help="Break silence this often, except on raw transports.  [default: 25]")
+@_both(
+    "--keepalive", type=KEEPALIVE, default=25, help="Break silence this often, except on raw transports.  [default: 25]"
+)
 @_both("-v", "--verbose", is_flag=True, help="Say more.")
 @_both("-q", "--quiet", is_flag=True, help="Say errors only.")
 @_both(
@@ -297,10 +306,7 @@ def _both(*names: str, **attributes: Any) -> Callable[[Callable[..., Any]], Call
 @click.help_option("-h", "--help", allow_from_autoenv=False)
 @click.pass_context
 def command(ctx: click.Context, /, **options: Any) -> int:
-    """Reach any TCP port through a web site that is already open.
-
-    With -s it serves tunnels behind nginx; with -c it opens one, as ssh's ProxyCommand or from a local port.
-    """
+    """The command; its help is no docstring, since PYTHONOPTIMIZE=2 takes these away."""
     from http2tcp.log import start_logging
 
     if ctx.args:
@@ -324,6 +330,11 @@ def command(ctx: click.Context, /, **options: Any) -> int:
     normal = logging.WARNING if mode == "demo" else logging.INFO
     level = logging.ERROR if options["quiet"] else logging.DEBUG if options["verbose"] else normal
     start_logging(level, hold_back=mode == "server" and not options["check"])
+    from http2tcp.descriptors import allow_many, require
+
+    if mode == "server":
+        allow_many()
+    require()
     if mode != "demo":
         _warn_of_mistyped_variables(ctx)
     match mode:

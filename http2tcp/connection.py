@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING
 
 import trio
 
-from http2tcp.address import Address, TCPAddress, parse_destination, parse_target
+from http2tcp.address import Address, TCPAddress, normal_path, parse_destination, parse_target
 from http2tcp.audit import NoSession, Reason, Session
 from http2tcp.errors import (
     AddressError,
@@ -240,7 +240,8 @@ class Connection:
 
     def _check_path(self, request: TunnelRequest) -> None:
         settings = self._server.settings
-        if settings.path not in (None, request.path) and not request.is_connect:
+        path = settings.path
+        if path is not None and not request.is_connect and normal_path(path) != normal_path(request.path or ""):
             raise NotFound
         if request.is_connect and not settings.connect:
             # CONNECT was taken when the connection came, and is not any more.

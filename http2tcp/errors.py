@@ -53,6 +53,12 @@ class ListenError(Http2tcpError):
     exit_code = 73
 
 
+class TooFewDescriptors(Http2tcpError):
+    """The process may open so few files that it could do nothing."""
+
+    exit_code = 73
+
+
 # --- what the server answers ------------------------------------------------------------------
 
 

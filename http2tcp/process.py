@@ -44,17 +44,20 @@ def run_server(settings: ServerSettings, reread: Callable[[], ServerSettings] | 
     """Serve until SIGTERM or SIGINT and the end of the grace, or until a second one; the exit status.
 
     SIGHUP gives the server what `reread` returns, or leaves it as it is where that raises Http2tcpError.
-    Raises ListenError or SettingsError.
+    Raises ListenError, SettingsError or TooFewDescriptors.
     """
+    from http2tcp.descriptors import require
     from http2tcp.service import Service
     from http2tcp.service_log import log_as_service
 
+    # Each may be a name with an IPv4 and an IPv6 address; the admin listener also answers somebody, and a log is open.
+    require(2 * len(settings.addresses) + (3 if settings.admin else 0) + (1 if settings.log_file else 0))
     log_as_service(settings.log_format, settings.log_file)
     signals = [signal.SIGINT, signal.SIGTERM, *_hang_up()]
     if hasattr(signal, "SIGUSR1"):
         signals.append(signal.SIGUSR1)
     service = Service(settings, reread)
-    _run(service.run, signals, service.on_signal)
+    _run(service.run, signals, service.on_signal, _take_for_good(signals))
     return 0
 
 
@@ -209,11 +212,30 @@ async def _addresses(destination: TCPAddress, patience: float) -> Sequence[IPAdd
         return [candidate.ip for candidate in await resolve(destination)]
 
 
-def _run(main: Callable[[], Awaitable[None]], signals: Sequence[signal.Signals], on_signal: OnSignal) -> None:
+def _take_for_good(signals: Sequence[signal.Signals]) -> list[signal.Signals]:
+    """No signal takes its default action any more; those that come outside of trio end up in the list.
+
+    trio puts back the handlers that it finds, and then raises again what came too late to be taken. With the default
+    action, a second SIGTERM would kill a server that is about to end with 0. These handlers stay, and `__main__`
+    ignores the signals before the interpreter takes the handlers away.
+    """
+    came: list[signal.Signals] = []
+    for number in signals:
+        if signal.getsignal(number) is not signal.SIG_IGN:
+            signal.signal(number, lambda number, frame: came.append(signal.Signals(number)))
+    return came
+
+
+def _run(
+    main: Callable[[], Awaitable[None]],
+    signals: Sequence[signal.Signals],
+    on_signal: OnSignal,
+    early: Sequence[signal.Signals] = (),
+) -> None:
     # What is loaded stays: the collector, which `__main__` turned off, need not look at it again.
     gc.freeze()
     gc.enable()
-    trio.run(_with_signals, main, signals, on_signal, clock=AwakeClock())
+    trio.run(_with_signals, main, signals, on_signal, early, clock=AwakeClock())
 
 
 # Whoever looks at the clock so much later than was to be expected, in seconds, was stopped.
@@ -268,14 +290,22 @@ class AwakeClock(trio.abc.Clock):
 
 
 async def _with_signals(
-    main: Callable[[], Awaitable[None]], signals: Sequence[signal.Signals], on_signal: OnSignal
+    main: Callable[[], Awaitable[None]],
+    signals: Sequence[signal.Signals],
+    on_signal: OnSignal,
+    early: Sequence[signal.Signals],
 ) -> None:
-    """Run `main`; each signal calls `on_signal` with the scope that ends it. Raises Http2tcpError as it is."""
+    """Run `main`; each signal calls `on_signal` with the scope that ends it. Raises Http2tcpError as it is.
+
+    `early` are the signals that came before trio took them.
+    """
     failure: Http2tcpError | None = None
     with trio.open_signal_receiver(*signals) as received:
         async with trio.open_nursery() as nursery:
 
             async def watch() -> None:
+                for each in tuple(early):
+                    on_signal(each, nursery.cancel_scope)
                 async for number in received:
                     on_signal(signal.Signals(number), nursery.cancel_scope)
 

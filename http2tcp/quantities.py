@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import re
+
 from http2tcp.errors import SettingsError
 
 _SECONDS = {"s": 1, "m": 60, "h": 3600, "d": 86400}
@@ -9,6 +11,8 @@ _BYTES = {"K": 1024, "M": 1024**2, "G": 1024**3}
 # 31 years: what a clock in floating point counts exactly, and nobody waits for.
 _LONGEST = 1e9
 _MOST = 10**9
+# float() takes signs, blanks, underscores and the digits of every script besides.
+_NUMBER = re.compile(r"([0-9]+(\.[0-9]*)?|\.[0-9]+)(e[+-]?[0-9]{1,3})?", re.ASCII | re.IGNORECASE)
 
 
 def parse_duration(text: str) -> float:
@@ -42,7 +46,5 @@ def counted(number: int, noun: str) -> str:
 
 def _scaled(text: str, unit: str, units: dict[str, int]) -> float:
     """Not a number where it is none."""
-    try:
-        return float(text[:-1]) * units[unit] if unit in units else float(text)
-    except ValueError:
-        return float("nan")
+    number = text[:-1] if unit in units else text
+    return float(number) * units.get(unit, 1) if _NUMBER.fullmatch(number) else float("nan")

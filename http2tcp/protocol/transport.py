@@ -16,6 +16,8 @@ KEEPALIVE_FIELD = "Http2tcp-Keepalive"
 CONFIRM_FIELD = "Http2tcp-Confirm"
 # A day. More is as good as none.
 MAX_KEEPALIVE = 86400.0
+#: A shorter interval only costs; and three times that is what a peer that is busy, or far away, needs at least.
+MIN_KEEPALIVE = 1.0
 
 #: How long the server's dial took, in milliseconds: https://www.w3.org/TR/server-timing/.
 TIMING_FIELD = "Server-Timing"
@@ -57,9 +59,9 @@ TOKENS = tuple(sorted(_BY_TOKEN))
 
 
 def parse_keepalive(value: str) -> float | None:
-    """The seconds of a Keepalive field; None for what is no sensible figure."""
+    """The seconds of a Keepalive field, MIN_KEEPALIVE at least; None for what is no sensible figure."""
     digits = value.replace(".", "", 1)
     if not (value.isascii() and digits.isdigit()) or len(value) > 8:
         return None
     seconds = float(value)
-    return seconds if 0 < seconds <= MAX_KEEPALIVE else None
+    return max(seconds, MIN_KEEPALIVE) if 0 < seconds <= MAX_KEEPALIVE else None

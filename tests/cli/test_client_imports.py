@@ -34,6 +34,7 @@ OURS = {
         "http2tcp.client_command",
         "http2tcp.credentials",
         "http2tcp.process",
+        "http2tcp.descriptors",
         "http2tcp.client",
         "http2tcp.diagnosis",
     ),

@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import re
+import subprocess
 
 import click
 import pytest
 
 from http2tcp import __version__
 from http2tcp.cli import command
+from tests.support import processes
+from tests.support.processes import environment
 
 from .conftest import Run
 
@@ -94,3 +97,20 @@ def test_the_version_is_one_line(http2tcp: Run) -> None:
 
 def test_help_wins_over_mistakes(http2tcp: Run) -> None:
     assert http2tcp("-h", "-s", "-c").status == 0
+
+
+@pytest.mark.parametrize("level", ["1", "2"])
+def test_an_interpreter_that_drops_docstrings_shows_the_same_page(page: str, level: str) -> None:
+    """PYTHONOPTIMIZE=2 does."""
+    variables = environment(PYTHONOPTIMIZE=level, COLUMNS="80", PYTHONDONTWRITEBYTECODE="1")
+    done = subprocess.run(processes.http2tcp("--help"), capture_output=True, text=True, timeout=60, env=variables)
+    assert (done.returncode, done.stdout) == (0, page)
+    assert "Reach any TCP port" in page
+
+
+@pytest.mark.parametrize("mode", ["-s", "-c"])
+@pytest.mark.parametrize("time", ["0.3", "0.999", "1"])
+def test_a_keepalive_is_a_second_at_least(http2tcp: Run, mode: str, time: str) -> None:
+    ran = http2tcp(mode, "-e", "http://h/", "-d", "db:22", "--keepalive", time)
+    assert ran.started == (time == "1")
+    assert ran.status == (0 if time == "1" else 2)

@@ -208,7 +208,7 @@ def test_a_token_file_on_the_command_line_beats_a_token_in_the_environment(http2
         (("--transport", "auto"), "25"),
         (("--transport", "tcp"), "25"),
         (("--transport", "http2tcp/1.0", "--keepalive", "9.6"), "10"),
-        (("--transport", "tcp", "--keepalive", "0.1"), "1"),
+        (("--transport", "tcp", "--keepalive", "1.2"), "1"),
         (("--transport", "connect-tcp"), "0"),
         (("--transport", "websocket"), "0"),
     ],

@@ -65,11 +65,11 @@ def test_a_silent_login_outlives_a_front_end_s_short_patience(
 ) -> None:
     port = free_port()
     replacements = https_site(port, f"http://127.0.0.1:{site.server.port}", site.certificates.good)
-    replacements["proxy_read_timeout 1d;"] = "proxy_read_timeout 1s;"
+    replacements["proxy_read_timeout 1d;"] = "proxy_read_timeout 2s;"
     with nginx(tmp_path / "nginx", example(tmp_path / "nginx", replacements), port):
         endpoint = f"https://localhost:{port}/~http2tcp/"
-        framed = site.client(endpoint, "--transport", transport, "--keepalive", "0.3")
-        done = login(framed).run("ssh", "target", "sleep 2.5; echo still here")
+        framed = site.client(endpoint, "--transport", transport, "--keepalive", "1")
+        done = login(framed).run("ssh", "target", "sleep 4.5; echo still here")
         assert (done.stdout, done.stderr) == (b"still here\n", b"")
 
 

@@ -134,13 +134,13 @@ def test_websocat_gets_the_reply_to_an_input_that_has_ended(site: Site) -> None:
 
 def test_a_silent_websocat_login_is_kept_alive_by_the_server(site: Site, login: LoginTo, tmp_path: Path) -> None:
     port = free_port()
-    with run_server(tmp_path / "server", "--keepalive", "0.3") as server:
+    with run_server(tmp_path / "server", "--keepalive", "1") as server:
         replacements = http_site(port, f"http://127.0.0.1:{server.port}", site.certificates.good)
-        replacements["proxy_read_timeout 1d;"] = "proxy_read_timeout 1s;"
+        replacements["proxy_read_timeout 1d;"] = "proxy_read_timeout 2s;"
         with nginx(tmp_path / "nginx", example(tmp_path / "nginx", replacements), port):
             url = f"ws://localhost:{port}/~http2tcp/?addr=%h:%p"
             command = [program("websocat"), "-b", f"-H=Authorization: Bearer {server.token}", url]
-            assert login(command).run("ssh", "target", "sleep 2.5; echo still here").stdout == b"still here\n"
+            assert login(command).run("ssh", "target", "sleep 4.5; echo still here").stdout == b"still here\n"
 
 
 def test_websocat_without_the_token_is_refused(site: Site) -> None:

@@ -151,6 +151,14 @@ async def test_no_upgrade_that_is_known_is_a_426_that_lists_the_known(fields: tu
     assert_closed_refusal(refused)
 
 
+async def test_an_escape_that_says_nothing_does_not_make_another_path() -> None:
+    for path in ("/~a%2Fb/", "/%7Ea%2Fb/"):
+        async with served(path=path) as server:
+            for asked in ("/~a%2Fb/", "/%7ea%2Fb/", "/%7E%61%2Fb/"):
+                assert (await exchange(server.address, upgrade(asked))).status != 404
+            assert (await exchange(server.address, upgrade("/~a/b/"))).status == 404
+
+
 @pytest.mark.parametrize("path", ["/", "/elsewhere", "/tunnel", "/tunnel/more", "/TUNNEL/", "/tunnel%2F"])
 async def test_another_path_than_the_servers_own_is_a_404(path: str) -> None:
     async with served(path="/tunnel/") as server:

@@ -11,6 +11,7 @@ from http2tcp.address import (
     Endpoint,
     TCPAddress,
     UnixAddress,
+    normal_path,
     parse_destination,
     parse_endpoint,
     parse_host,
@@ -343,3 +344,20 @@ def test_a_template_of_the_third_level_is_expanded(template: str, target: str) -
 def test_other_templates_are_refused(template: str) -> None:
     with pytest.raises(AddressError, match="template"):
         parse_endpoint(f"https://example.com/{template}")
+
+
+@pytest.mark.parametrize(
+    ("path", "normal"),
+    [
+        ("/%7Ehttp2tcp/", "/~http2tcp/"),
+        ("/%7ehttp2tcp/", "/~http2tcp/"),
+        ("/%41%5A%61%7A%30%39%2D%2E%5F", "/AZaz09-._"),
+        # Reserved characters, and what was escaped twice, mean something else.
+        ("/a%2Fb%2fc%3F%23%25%20%7B%7D%40%5B%60%3A%2C", "/a%2Fb%2fc%3F%23%25%20%7B%7D%40%5B%60%3A%2C"),
+        ("/%257E", "/%257E"),
+        ("/%7", "/%7"),
+    ],
+)
+def test_escapes_of_unreserved_characters_alone_say_nothing(path: str, normal: str) -> None:
+    assert normal_path(path) == normal
+    assert parse_endpoint(f"https://example.com{path}").path == normal

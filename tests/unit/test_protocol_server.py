@@ -149,7 +149,19 @@ def test_a_connect_tcp_target_is_taken_from_its_variables(text: str, expected: t
 
 @pytest.mark.parametrize(
     ("field", "seconds"),
-    [("25", 25), ("0.5", 0.5), ("0", None), ("-1", None), ("1e3", None), ("inf", None), ("", None), ("\xb2", None)],
+    [
+        ("25", 25),
+        ("1", 1),
+        ("1.5", 1.5),
+        ("0.5", 1),
+        ("0.00001", 1),
+        ("0", None),
+        ("-1", None),
+        ("1e3", None),
+        ("inf", None),
+        ("", None),
+        ("\xb2", None),
+    ],
 )
 def test_a_clients_keepalive_is_a_sensible_number_of_seconds_or_none(field: str, seconds: float | None) -> None:
     assert understood(good(f"Http2tcp-Keepalive: {field}")).keepalive == seconds
