@@ -230,7 +230,7 @@ def _run(
     main: Callable[[], Awaitable[None]],
     signals: Sequence[signal.Signals],
     on_signal: OnSignal,
-    early: Sequence[signal.Signals] = (),
+    early: Sequence[signal.Signals] | None = None,
 ) -> None:
     # What is loaded stays: the collector, which `__main__` turned off, need not look at it again.
     gc.freeze()
@@ -293,18 +293,18 @@ async def _with_signals(
     main: Callable[[], Awaitable[None]],
     signals: Sequence[signal.Signals],
     on_signal: OnSignal,
-    early: Sequence[signal.Signals],
+    early: Sequence[signal.Signals] | None,
 ) -> None:
     """Run `main`; each signal calls `on_signal` with the scope that ends it. Raises Http2tcpError as it is.
 
-    `early` are the signals that came before trio took them.
+    `early` are the signals that came before trio took them; with such a list, those that come too late are ignored.
     """
     failure: Http2tcpError | None = None
     with trio.open_signal_receiver(*signals) as received:
         async with trio.open_nursery() as nursery:
 
             async def watch() -> None:
-                for each in tuple(early):
+                for each in tuple(early or ()):
                     on_signal(each, nursery.cancel_scope)
                 async for number in received:
                     on_signal(signal.Signals(number), nursery.cancel_scope)
@@ -315,6 +315,10 @@ async def _with_signals(
             except Http2tcpError as error:
                 failure = error
             nursery.cancel_scope.cancel()
+    if early is not None:
+        # In the kernel: a flood of them, handled one by one, would never let trio close.
+        for number in signals:
+            signal.signal(number, signal.SIG_IGN)
     if failure is not None:
         raise failure
 

@@ -151,6 +151,8 @@ class TLSStream(Stream):
 
     async def receive_some(self, max_bytes: int | None = None) -> bytes:
         """Up to `max_bytes`, and to 64 KiB; b"" is close_notify. Raises BrokenResourceError."""
+        if self.socket.fileno() < 0:
+            raise trio.ClosedResourceError("this stream was already closed")
         if self._ahead or self._ended:
             await trio.lowlevel.checkpoint()
             return self.take_ahead(max_bytes)

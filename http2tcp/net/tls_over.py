@@ -16,7 +16,7 @@ from http2tcp.net.tls import check_pin, what_broke
 from http2tcp.net.tls_session import BARREN, MAX_BARREN, MAX_HANDSHAKE, RECORD, Records, TooManyRecords
 
 
-class _ByRecords(trio.abc.Stream):
+class ByRecords(trio.abc.Stream):
     """What carries a session: it gives a few records at a time, and everybody else a turn between."""
 
     def __init__(self, carrier: Stream) -> None:
@@ -66,7 +66,7 @@ class TLSOverStream(Stream):
     half_close = False
     eof_patience = EOF_PATIENCE
 
-    def __init__(self, carrier: Stream, records: _ByRecords, tls: trio.SSLStream[_ByRecords]) -> None:
+    def __init__(self, carrier: Stream, records: ByRecords, tls: trio.SSLStream[ByRecords]) -> None:
         self._carrier = carrier
         self._records = records
         self._tls = tls
@@ -150,7 +150,7 @@ async def open_tls_over(
     The caller sets the deadline. Raises ssl.SSLError, OSError or PinMismatch; the carrier is aborted then.
     """
     try:
-        records = _ByRecords(carrier)
+        records = ByRecords(carrier)
         tls = trio.SSLStream(records, context, server_hostname=server_name.rstrip(".").encode())
         await tls.do_handshake()
         records.fruitful()

@@ -20,7 +20,8 @@ ADMIN = ("--admin", "127.0.0.1:0")
 async def ask(server: ServerProcess, path: str) -> Answer:
     found = re.search(r"metrics and health on 127\.0\.0\.1:(\d+)", server.before)
     assert found is not None
-    return await exchange(TCPAddress("127.0.0.1", int(found[1])), f"GET {path} HTTP/1.1\r\nHost: a\r\n\r\n".encode())
+    request = f"GET {path} HTTP/1.1\r\nHost: localhost\r\n\r\n"
+    return await exchange(TCPAddress("127.0.0.1", int(found[1])), request.encode())
 
 
 async def figures(server: ServerProcess) -> dict[str, float]:

@@ -223,9 +223,9 @@ _EARLY = """
 async def serve(self):
     await trio.sleep_forever()
 
-def begin(*arguments, run=trio.run):
+def begin(*arguments, run=trio.run, **named):
     send()
-    run(*arguments)
+    run(*arguments, **named)
 
 Service.run, trio.run = serve, begin
 try:

@@ -197,16 +197,16 @@ async def test_a_socket_that_the_unit_calls_admin_tells_metrics_and_opens_no_tun
     admin = sockets()
     manager = unit(admin=admin)
     where = TCPAddress("127.0.0.1", admin.getsockname()[1])
-    assert (await exchange(where, b"GET /readyz HTTP/1.1\r\nHost: a\r\n\r\n")).status == 200
-    assert (await exchange(where, upgrade())).status == 404
+    assert (await exchange(where, b"GET /readyz HTTP/1.1\r\nHost: localhost\r\n\r\n")).status == 200
+    assert (await exchange(where, upgrade().replace(b"example.com", b"localhost"))).status == 404
     # The other listener is the command line's.
     assert address_of(manager) != where
     async with session(address_of(manager)):
         manager.signal(signal.SIGTERM)
         with trio.fail_after(20):
-            while (await exchange(where, b"GET /readyz HTTP/1.1\r\nHost: a\r\n\r\n")).status != 503:
+            while (await exchange(where, b"GET /readyz HTTP/1.1\r\nHost: localhost\r\n\r\n")).status != 503:
                 await trio.sleep(0.02)
-        assert (await exchange(where, b"GET /healthz HTTP/1.1\r\nHost: a\r\n\r\n")).status == 200
+        assert (await exchange(where, b"GET /healthz HTTP/1.1\r\nHost: localhost\r\n\r\n")).status == 200
 
 
 @pytest.mark.parametrize(

@@ -23,7 +23,7 @@ from http2tcp.net.capsules import CapsuleStream
 from http2tcp.net.relay import End, Outcome, Traffic, relay
 from http2tcp.net.streams import HalfCloseUnsupported, PacedStream, SocketStream, Stream
 from http2tcp.net.tls import TLSStream, bare_context, open_tls
-from http2tcp.net.tls_over import TLSOverStream, open_tls_over
+from http2tcp.net.tls_over import ByRecords, TLSOverStream, open_tls_over
 from http2tcp.net.tls_server import accept_tls
 from http2tcp.net.websocket import WebSocketStream
 
@@ -111,12 +111,13 @@ async def _server_tls(contexts: Contexts) -> Pair:
 
 async def _tls_over(contexts: Contexts) -> Pair:
     below = await _tls(contexts)
-    tls = trio.SSLStream(below.theirs, contexts.server, server_side=True)
+    records = ByRecords(below.theirs)
+    tls = trio.SSLStream(records, contexts.server, server_side=True)
     client, _ = await _at_once(
         lambda: open_tls_over(below.ours, contexts.client, "localhost"),
         tls.do_handshake,
     )
-    return Pair(client, TLSOverStream(below.theirs, tls), below.socket)
+    return Pair(client, TLSOverStream(below.theirs, records, tls), below.socket)
 
 
 def _websocket(pair: Pair, *, client: bool) -> Pair:
