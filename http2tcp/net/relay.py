@@ -140,7 +140,7 @@ async def relay(
             outcome = Outcome(End.CLOSED)  # it was told to both before the term was over
         else:
             ended_by = term.cause if term and outcome.end is End.TERMINATED else outcome.end
-            await _deliver([side for side in sides if not side.fault], outcome.words, codes.get(ended_by, 0))
+            await _deliver([side for side in sides if not side.broken], outcome.words, codes.get(ended_by, 0))
     finally:
         await _close(*sides)
     return outcome
@@ -149,19 +149,25 @@ async def relay(
 class _Side:
     """One of the two streams, what broke it, and what it was told."""
 
-    __slots__ = ("broke", "fault", "finished", "flushed", "silent", "stream", "untold")
+    __slots__ = ("broken", "finished", "flushed", "outcome", "silent", "stream", "untold")
 
     def __init__(self, stream: Stream, broke: End, silent: End) -> None:
         self.stream = stream
-        self.broke = broke
         self.silent = silent
-        self.fault = ""
+        self.broken = False
+        #: The relay's where this side is the one that broke.
+        self.outcome = Outcome(broke)
         #: An EOF could not be passed on to it.
         self.untold = False
         #: It has everything, and was told that this is all.
         self.finished = False
         #: Its kernel has everything.
         self.flushed = False
+
+    def fail(self, error: Exception) -> None:
+        """It broke. An error without words is a break, too."""
+        self.broken = True
+        self.outcome = Outcome(self.outcome.end, str(error) or "the connection broke")
 
 
 async def _converse(left: _Side, right: _Side, traffic: Traffic) -> Outcome:
@@ -191,8 +197,8 @@ async def _pump_both(left: _Side, right: _Side, traffic: Traffic) -> Outcome:
         nursery.start_soon(_carry, right, left, traffic.back, traffic.forth, scope)
         await _carry(left, right, traffic.forth, traffic.back, scope)
     for side in (left, right):
-        if side.fault:
-            return Outcome(side.broke, side.fault)
+        if side.broken:
+            return side.outcome
     if not scope.cancelled_caught:
         return Outcome(End.CLOSED)
     if left.untold or right.untold:
@@ -209,7 +215,7 @@ async def _carry(source: _Side, sink: _Side, flow: Flow, opposite: Flow, scope: 
     pump = splice.pump if splice.can(source.stream, sink.stream) else copy
     try:
         await pump(source.stream, sink.stream, flow)
-        if source.fault:
+        if source.broken:
             return  # what looks like its EOF is what is left of it
         if source.stream.empty_is_broken and not flow.bytes:
             raise SourceBroke("it ended before its first byte")
@@ -222,11 +228,11 @@ async def _carry(source: _Side, sink: _Side, flow: Flow, opposite: Flow, scope: 
             source.stream.confirm()
             await _watch(source)
     except SourceBroke as error:
-        source.fault = str(error)
+        source.fail(error)
         scope.cancel()
     except (SinkBroke, trio.BrokenResourceError) as error:
         # What it had sent before is still received, by the other pump.
-        sink.fault = str(error)
+        sink.fail(error)
         opposite.hurry(_BROKEN_LINGER)
 
 
@@ -235,8 +241,8 @@ async def _finish(sides: tuple[_Side, _Side]) -> Outcome:
         try:
             await side.stream.finish()
         except trio.BrokenResourceError as error:
-            side.fault = str(error)
-            return Outcome(side.broke, side.fault)
+            side.fail(error)
+            return side.outcome
         side.finished = True
     return Outcome(End.CLOSED)
 
@@ -263,7 +269,7 @@ async def _close(left: _Side, right: _Side) -> None:
     # Shielded, since an abort here could still undo what was told.
     with trio.move_on_after(_FLUSH, shield=True):
         for side, other in ((left, right), (right, left)):
-            if well or (other.stream.vouched and not (side.flushed or side.fault)):
+            if well or (other.stream.vouched and not (side.flushed or side.broken)):
                 try:
                     await side.stream.aclose()
                 except trio.BrokenResourceError:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import os
 from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, suppress
 from dataclasses import dataclass, field
 
 import pytest
@@ -96,6 +96,32 @@ async def test_a_reset_after_an_eof_is_still_a_reset(broken: str, autojump_clock
         await world.ended.wait()
         assert world.outcome is not None
         assert world.outcome.end is not End.CLOSED
+
+
+@pytest.mark.parametrize("broken", ["client", "target"])
+@pytest.mark.parametrize("where", ["receive_some", "send_all", "send_eof", "watch", "finish"])
+async def test_a_break_without_words_is_a_break(
+    where: str, broken: str, monkeypatch: pytest.MonkeyPatch, autojump_clock: trio.testing.MockClock
+) -> None:
+    async def breaks(*_: object, **__: object) -> None:
+        await trio.lowlevel.checkpoint()
+        raise trio.BrokenResourceError
+
+    async with relayed() as world:
+        one, own = (world.client, world.left) if broken == "client" else (world.target, world.right)
+        other, across = (world.target, world.right) if broken == "client" else (world.client, world.left)
+        monkeypatch.setattr(own, where, breaks)
+        monkeypatch.setattr(own, "needs_attention", where == "watch")
+        with suppress(trio.ClosedResourceError):  # a side that breaks at once takes the other with it
+            await other.send_all(b"for nobody")
+            await other.send_eof()
+            await one.send_all(b"a part")
+            await one.send_eof()
+        await world.ended.wait()
+    assert world.outcome is not None
+    assert world.outcome.end is (End.LEFT_BROKE if broken == "client" else End.RIGHT_BROKE)
+    assert world.outcome.words == "the connection broke"
+    assert across.aborted
 
 
 async def test_bytes_before_a_reset_are_flushed_before_the_other_side_is_reset(
