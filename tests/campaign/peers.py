@@ -216,7 +216,8 @@ class Stdio(Process):
 
     async def close(self) -> None:
         try:
-            if self.process is not None and self.process.stdin is not None:
+            # Who was told to leave is not told an end besides: it may see that before the signal, and pass it on.
+            if self.process is not None and self.process.stdin is not None and not self.ended_by_us:
                 await self.process.stdin.aclose()
         finally:
             await self._reap()
