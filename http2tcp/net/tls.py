@@ -167,15 +167,14 @@ class TLSStream(Stream):
                 await self._writable()
             else:
                 await self._readable()
-            if self._ended:
-                return b""
             data = await self._when_ready(lambda: self._receive(wanted))
             if data or self._ended:
                 return data
 
     def _receive(self, wanted: int) -> bytes:
-        if self._ended:
-            return b""
+        # While this waited, `send_eof` may have put aside what comes before all that the socket still has.
+        if self._ahead or self._ended:
+            return self.take_ahead(wanted)
         try:
             data = self.socket.receive(wanted)
         except ssl.SSLZeroReturnError:

@@ -338,6 +338,38 @@ async def test_our_eof_leaves_the_other_direction_open_however_much_is_on_its_wa
     assert received == upload
 
 
+@pytest.mark.parametrize("version", VERSIONS)
+async def test_our_eof_in_any_moment_of_a_receive_keeps_every_byte_in_its_place(
+    version: ssl.TLSVersion, identity: Identity
+) -> None:
+    """Also where the receiver is about to fetch what OpenSSL has decrypted: it has its turn after all other tasks."""
+    upload = os.urandom(100_000)
+
+    def talk(tls: ssl.SSLSocket) -> None:
+        tls.sendall(upload)
+        assert tls.recv(1) == b""
+        tls.unwrap()
+
+    for turns in range(20):
+        with tls_client(identity.client(version), talk) as ours:
+            stream = await accepted(identity, ours)
+            received = await stream.receive_some(1000)
+
+            async def receive(stream: ServerTLSStream = stream) -> None:
+                nonlocal received
+                while data := await stream.receive_some(1000):
+                    received += data
+
+            with trio.fail_after(PATIENCE):
+                async with trio.open_nursery() as nursery:
+                    nursery.start_soon(receive)
+                    for _ in range(turns):
+                        await trio.lowlevel.checkpoint()
+                    await stream.send_eof()
+            assert received == upload
+            await stream.aclose()
+
+
 def exhausted(*_: object) -> None:
     raise OSError(errno.EMFILE, os.strerror(errno.EMFILE))
 
