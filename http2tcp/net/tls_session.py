@@ -33,6 +33,11 @@ MAX_BARREN = 128
 MAX_HANDSHAKE = 4096
 
 _HEAD = 5
+_NOTHING = memoryview(b"")
+
+# Once glibc has seen a block of this size freed, it takes such blocks from its heap. Until then it maps and unmaps each
+# buffer for a read of 256 KiB, and whether it has seen one is chance: an upload by stdin costs twice the CPU without.
+bytes(2 * 256 * 1024)
 
 
 class Records:
@@ -66,8 +71,8 @@ class Records:
     def take(self) -> memoryview:
         """The next record or what there is of it; empty where a whole head is missing."""
         data, at = self._data, self._at
-        if not self.ready:
-            return memoryview(b"")
+        if len(data) - at < (1 if self._left else _HEAD):
+            return _NOTHING
         if not self._left:
             kind = data[at]
             if kind & 0x80:
@@ -146,7 +151,8 @@ class TLSSocket(socket.socket):
     @property
     def buffered(self) -> bool:
         """Whether `receive` has something to do before the kernel has anything new."""
-        return self._records.ready or self._session.pending() > 0
+        # A peer that is the cause of a failure need not close: who asks again does not wait for it.
+        return self._records.ready or self._session.pending() > 0 or self._failure is not None
 
     @property
     def owes(self) -> bool:
@@ -180,28 +186,29 @@ class TLSSocket(socket.socket):
             self.flush()  # answers to a peer that does not read them
         elif self.owes:
             self._flush_if_room()
+        session, records = self._session, self._records
         parts: list[bytes] = []
-        size = barren = 0
+        size = barren = fed = 0
         waits: OSError | None = None
         try:
             for _ in range(RECORDS):
-                fed = 0
-                if not self._session.pending():
-                    fed = self._feed()
-                    if not (self._records.whole or self._records.odd or self._cut):
+                if not session.pending():
+                    fed += self._feed()
+                    if not (records.whole or records.odd or self._cut):
                         continue
                 try:
-                    data = self._session.read(min(wanted - size, RECORD))
+                    data = session.read(min(wanted - size, RECORD))
                 except ssl.SSLWantReadError:
                     self._count(MAX_BARREN)
                     barren += 1
                     if barren == BARREN or fed > _SMALL:
                         break
+                    fed = 0
                     continue
                 if not data:
                     self.ended = True
                     break
-                self._barren = 0
+                self._barren = fed = 0
                 parts.append(data)
                 size += len(data)
                 if size >= wanted:
@@ -231,7 +238,14 @@ class TLSSocket(socket.socket):
     def send(self, data: Any, flags: int = 0) -> int:
         """How much of it the kernel has. After SSLWantWriteError the same data have to be given again."""
         if not self._accepted:
-            self._accepted = self._write(memoryview(data)[:CHUNK])
+            try:
+                self._accepted = self._write(memoryview(data)[:CHUNK])
+            except (ssl.SSLWantReadError, ssl.SSLWantWriteError, ssl.SSLZeroReturnError):
+                raise
+            except OSError as error:
+                # As in `receive`: what a renegotiation ran into, in the middle of a write, no read may take for an end.
+                self._failure = error
+                raise
         self.flush()
         accepted, self._accepted = self._accepted, 0
         return accepted
@@ -280,7 +294,8 @@ class TLSSocket(socket.socket):
         """Hand OpenSSL the next record, or a part of it: its size. Raises SSLWantReadError, or OSError."""
         if self._failure is not None:
             raise self._failure
-        if not self._records.ready and not self._cut:
+        part = self._records.take()
+        if not part and not self._cut:
             try:
                 data = super().recv(CHUNK)
             except (BlockingIOError, InterruptedError):
@@ -289,11 +304,12 @@ class TLSSocket(socket.socket):
                 self._cut = True
                 self._incoming.write(self._records.rest())
                 self._incoming.write_eof()
-            else:
-                self._records.receive(data)
-                if not self._records.ready:
-                    raise ssl.SSLWantReadError("a part of a head has come")
-        return self._incoming.write(self._records.take()) if self._records.ready else 0
+                return 0
+            self._records.receive(data)
+            part = self._records.take()
+            if not part:
+                raise ssl.SSLWantReadError("a part of a head has come")
+        return self._incoming.write(part) if part else 0
 
     def _count(self, limit: int) -> None:
         self._barren += 1
