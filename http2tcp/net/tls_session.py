@@ -133,7 +133,7 @@ class TLSSocket(socket.socket):
         self._failure: OSError | None = None
         self._cut = False
         # What OpenSSL has made and the kernel has not taken, and the payload in it that `send` was given.
-        self._unsent = memoryview(b"")
+        self._unsent: list[memoryview] = []
         self._accepted = 0
 
     def version(self) -> str | None:
@@ -190,9 +190,13 @@ class TLSSocket(socket.socket):
         parts: list[bytes] = []
         size = barren = fed = 0
         waits: OSError | None = None
+        # Only at first: what is read below is a whole record, or the last that was wanted.
+        pending = session.pending()
         try:
             for _ in range(RECORDS):
-                if not session.pending():
+                if pending:
+                    pending = 0
+                else:
                     fed += self._feed()
                     if not (records.whole or records.odd or self._cut):
                         continue
@@ -238,14 +242,7 @@ class TLSSocket(socket.socket):
     def send(self, data: Any, flags: int = 0) -> int:
         """How much of it the kernel has. After SSLWantWriteError the same data have to be given again."""
         if not self._accepted:
-            try:
-                self._accepted = self._write(memoryview(data)[:CHUNK])
-            except (ssl.SSLWantReadError, ssl.SSLWantWriteError, ssl.SSLZeroReturnError):
-                raise
-            except OSError as error:
-                # As in `receive`: what a renegotiation ran into, in the middle of a write, no read may take for an end.
-                self._failure = error
-                raise
+            self._encrypt(memoryview(data)[:CHUNK])
         self.flush()
         accepted, self._accepted = self._accepted, 0
         return accepted
@@ -267,18 +264,36 @@ class TLSSocket(socket.socket):
         """Hand the kernel what OpenSSL has made. Raises SSLWantWriteError where it has no room."""
         while self._unsent or self._outgoing.pending:
             if not self._unsent:
-                self._unsent = memoryview(self._outgoing.read())
+                self._unsent.append(memoryview(self._outgoing.read()))
             try:
-                sent = super().send(self._unsent)
+                sent = super().sendmsg(self._unsent)
             except (BlockingIOError, InterruptedError):
                 raise ssl.SSLWantWriteError("the kernel has no room") from None
-            self._unsent = self._unsent[sent:]
+            while self._unsent and sent >= len(self._unsent[0]):
+                sent -= len(self._unsent.pop(0))
+            if sent:
+                self._unsent[0] = self._unsent[0][sent:]
 
     def _flush_if_room(self) -> None:
         try:
             self.flush()
         except OSError:
             pass  # it is gone, or does not read
+
+    def _encrypt(self, data: memoryview) -> None:
+        # By single records: the BIO never gives back what it grew to, and growing copies what it has.
+        while self._accepted < len(data):
+            try:
+                self._accepted += self._write(data[self._accepted : self._accepted + RECORD])
+            except (ssl.SSLWantReadError, ssl.SSLWantWriteError, ssl.SSLZeroReturnError):
+                if not self._accepted:
+                    raise
+                return  # what there is goes first
+            except OSError as error:
+                # As in `receive`: what a renegotiation ran into, in the middle of a write, no read may take for an end.
+                self._failure = error
+                raise
+            self._unsent.append(memoryview(self._outgoing.read()))
 
     def _write(self, data: memoryview) -> int:
         while True:

@@ -253,7 +253,7 @@ async def test_answers_that_the_peer_does_not_read_are_not_heaped_up(tmp_path: P
                 answers += len(await stream.receive_some())
             if stuck.cancelled_caught:
                 break
-            heaped = max(heaped, sock._outgoing.pending + len(sock._unsent))
+            heaped = max(heaped, sock._outgoing.pending + sum(map(len, sock._unsent)))
     stream.abort()
     thread.join(PATIENCE)
     assert not patience.cancelled_caught, f"{answers} answers, and no end"
