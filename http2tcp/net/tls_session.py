@@ -37,7 +37,7 @@ _NOTHING = memoryview(b"")
 
 # Once glibc has seen a block of this size freed, it takes such blocks from its heap. Until then it maps and unmaps each
 # buffer for a read of 256 KiB, and whether it has seen one is chance: an upload by stdin costs twice the CPU without.
-bytes(2 * 256 * 1024)
+bytes(320 * 1024)
 
 
 class Records:
@@ -232,7 +232,10 @@ class TLSSocket(socket.socket):
         if not self._accepted:
             self.flush()
         if waits is not None:
-            raise waits
+            try:
+                raise waits
+            finally:
+                waits = None  # it knows this frame: a cycle for each wait
         return b""
 
     def recv(self, bufsize: int, flags: int = 0) -> bytes:
