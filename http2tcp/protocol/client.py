@@ -17,6 +17,7 @@ import h11
 
 from http2tcp.address import Address, Endpoint, TCPAddress
 from http2tcp.errors import FrontEndFailed, UpgradeNotPassed
+from http2tcp.protocol.heads import HeadFeed, TooManyBlanks
 from http2tcp.protocol.transport import (
     CONFIRM_FIELD,
     KEEPALIVE_FIELD,
@@ -168,6 +169,7 @@ class AnswerReader:
         self._any_transport = any_transport
         self._websocket_key = websocket_key
         self._connection = self._begun()
+        self._feed = HeadFeed(self._take)
         self._received = 0
         # What has arrived since the last interim answer, until there is a final one: a head that may need mending.
         self._unread = bytearray()
@@ -203,6 +205,16 @@ class AnswerReader:
                 )
             raise _no_http()
         self._received += len(data)
+        try:
+            self._feed.receive(data)
+            if self._received > MAX_HEAD:
+                self._feed.give_all()
+        except TooManyBlanks:
+            raise FrontEndFailed(
+                "the front end's answer is malformed: its head has a row of blanks without end"
+            ) from None
+
+    def _take(self, data: bytes) -> None:
         if self._response is None:
             self._unread += data
         self._connection.receive_data(data)
@@ -263,7 +275,7 @@ class AnswerReader:
                 case h11.NEED_DATA:
                     if self._response is None and self._received > MAX_HEAD:
                         raise FrontEndFailed("the front end's answer has a head without an end")
-                    return None
+                    return self.cut_short() if self._feed.cut else None
                 case h11.InformationalResponse(status_code=101):
                     return self._switched(event)
                 case h11.InformationalResponse():

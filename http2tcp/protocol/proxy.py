@@ -15,6 +15,7 @@ from typing import NamedTuple
 import h11
 
 from http2tcp.protocol.client import HTTP
+from http2tcp.protocol.heads import HeadFeed, TooManyBlanks
 
 # As for any answer of a front end: proxies add cookies and pages of policy to their fields.
 MAX_HEAD = 64 * 1024
@@ -59,6 +60,7 @@ class Connect:
             fields.append((b"Proxy-Authorization", b"Basic " + b64encode(b":".join(credentials))))
         self._asks = h11.Request(method="CONNECT", target=authority, headers=fields)
         self._connection, self.request = self._begun()
+        self._feed = HeadFeed(self._take, opens=True)
         self._received = 0
         # What has arrived since the last interim answer: a head that may need mending.
         self._unread = bytearray()
@@ -76,6 +78,14 @@ class Connect:
         if data[: len(begin)] != begin[: len(data)]:
             raise _no_http()
         self._received += len(data)
+        try:
+            self._feed.receive(data)
+            if self._received > MAX_HEAD:
+                self._feed.give_all()
+        except TooManyBlanks:
+            raise ProxyProtocolError("sends a malformed answer: its head has a row of blanks without end") from None
+
+    def _take(self, data: bytes) -> None:
         self._unread += data
         self._connection.receive_data(data)
 

@@ -39,7 +39,7 @@ OURS = {
         "http2tcp.diagnosis",
     ),
     *("http2tcp.address", "http2tcp.errors", "http2tcp.settings"),
-    *("http2tcp.protocol", "http2tcp.protocol.client", "http2tcp.protocol.transport"),
+    *("http2tcp.protocol", "http2tcp.protocol.client", "http2tcp.protocol.heads", "http2tcp.protocol.transport"),
     *("http2tcp.net", "http2tcp.net.dial", "http2tcp.net.pump", "http2tcp.net.relay", "http2tcp.net.splice"),
     *("http2tcp.net.stdio", "http2tcp.net.streams", "http2tcp.net.head_start", "http2tcp.log"),
 }
