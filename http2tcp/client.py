@@ -478,10 +478,14 @@ def why_it_ended(tunnel: Tunnel, outcome: Outcome, traffic: Traffic) -> TunnelEr
                 f"which {carrier} cannot tell it: connect-tcp can"
             )
         case End.LEFT_SILENT:
-            return InputSilent(
-                f"the target has ended, but the input stayed open and silent for {traffic.forth.patience:g} s more: "
+            # On raw bytes a front end makes the same FIN of whatever has ended the tunnel.
+            raw = tunnel.transport.raw
+            ending = "the target, or something on the way, has ended the tunnel" if raw else "the target has ended"
+            sentence = (
+                f"{ending}, but the input stayed open and silent for {traffic.forth.patience:g} s more: "
                 "the tunnel was cut, so that the target does not take the input for complete"
             )
+            return InputSilent(_with_session(sentence, tunnel))
         case _:
             return None
 
@@ -497,7 +501,11 @@ def cut_off(tunnel: Tunnel, words: str) -> TunnelCut:
         sentence = f"{_LOST}: {words})"
     else:
         sentence = f"connection lost: {words}"
-    return TunnelCut(f"{sentence}; the server's log has session {tunnel.session}" if tunnel.session else sentence)
+    return TunnelCut(_with_session(sentence, tunnel))
+
+
+def _with_session(sentence: str, tunnel: Tunnel) -> str:
+    return f"{sentence}; the server's log has session {tunnel.session}" if tunnel.session else sentence
 
 
 def _named(session: str) -> str:

@@ -220,6 +220,24 @@ async def test_an_open_and_silent_input_after_the_targets_end_is_a_cut_and_not_a
         assert "stayed open and silent for 3 s" in one_line(said)
 
 
+@pytest.mark.parametrize(
+    ("transport", "whose"),
+    [
+        ("connect-tcp", "the target has ended, but"),
+        ("websocket", "the target has ended, but"),
+        ("tcp", "the target, or something on the way, has ended the tunnel, but"),
+    ],
+)
+async def test_only_who_can_know_says_that_it_was_the_target_that_ended(transport: str, whose: str) -> None:
+    """On raw bytes, a server that ends a tunnel behind nginx, and nginx itself, look as the target does."""
+    async with target(greet_and_close) as where, served() as server:
+        async with client("-e", server.url, "-d", where, "--transport", transport) as process:
+            status, said = await ended(process)
+    assert status == 71
+    assert f"{whose} the input stayed open and silent for 3 s" in one_line(said)
+    assert "the server's log has session " in said
+
+
 @VIA
 async def test_it_ends_within_a_second_when_a_terminal_stays_open(transport: str) -> None:
     ours, child = pty.openpty()
