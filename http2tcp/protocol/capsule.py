@@ -33,8 +33,8 @@ MAX_WORDS = 256
 # The code before them has 8 bytes at most.
 _MAX_RESET = 8 + MAX_WORDS
 
-# A millisecond's worth.
-_BATCH = 256
+# Heads that are read in one turn of the loop: as many as frames of WebSocket are.
+_BATCH = 32
 
 MAX_VARINT = (1 << 62) - 1
 

@@ -137,3 +137,11 @@ def test_a_reset_of_any_make_is_a_reset_that_no_terminal_obeys(value: bytes, sai
     reader = CapsuleReader()
     assert reader.receive(encode_varint(RESET_TYPE) + encode_varint(len(value)) + value) == []
     assert reader.reset == said
+
+
+def test_a_turn_of_the_loop_takes_few_capsules_however_small_they_are() -> None:
+    """Fifty tunnels of one-byte capsules, 256 a turn, made everybody else wait for 0.3 s."""
+    reader = CapsuleReader()
+    turns = [len(pieces) for pieces in reader.batches((data_header(1) + b"x") * 1000)]
+    assert sum(turns) == 1000
+    assert max(turns) <= 33
