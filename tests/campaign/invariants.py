@@ -178,6 +178,10 @@ def _false_success(seen: Observed) -> _Broken:
     case, client, target = seen.case, seen.client, seen.target
     if not (case.capsules and client.confirmed) or client.broke_off or target.broke_off:
         return
+    # DONE is about the way up alone. A cut that comes later keeps back what the target says, who is told by a reset.
+    cut_later = case.client is Client.CAPSULES and seen.struck and client.got.count != case.down.size
+    if cut_later and target.got.count == case.up.size:
+        return
     if target.saw is not Saw.CLEAN or target.got.count != case.up.size:
         told = "exit status 0" if case.client is Client.STDIO else "done"
         yield (

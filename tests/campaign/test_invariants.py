@@ -126,6 +126,17 @@ def test_a_client_that_is_told_that_all_is_well_while_the_target_was_reset_is_fo
     assert _kinds(seen) == set()
 
 
+def test_a_target_may_be_reset_behind_all_that_was_confirmed_where_its_own_words_were_cut() -> None:
+    for client, allowed in ((Client.CAPSULES, True), (Client.STDIO, False), (Client.API, False)):
+        seen = _well(client=client)
+        seen.struck, seen.target.saw = True, Saw.BROKEN
+        assert Kind.FALSE_SUCCESS in _kinds(seen)
+        _truncated(seen.client, 3)
+        assert (Kind.FALSE_SUCCESS not in _kinds(seen)) == allowed
+        _truncated(seen.target, 3)
+        assert Kind.FALSE_SUCCESS in _kinds(seen)
+
+
 def _status(seen: Observed) -> None:
     seen.status, seen.said = 71, "connection lost"
 
