@@ -6,7 +6,7 @@ import math
 
 import trio
 
-from http2tcp.net.streams import CHUNK, UNSAID_END, Bytes, Stream
+from http2tcp.net.streams import CHUNK, UNSAID_END, Bytes, Queue, Stream
 from http2tcp.net.turn import Turn
 from http2tcp.protocol.capsule import (
     DONE,
@@ -207,6 +207,10 @@ class CapsuleStream(Stream):
     async def flush(self) -> None:
         """As the stream below."""
         await self.inner.flush()
+
+    def queue(self) -> Queue:
+        """As the stream below."""
+        return self.inner.queue()
 
     def abort(self) -> None:
         """End it without FINAL_DATA, which says that it was cut."""

@@ -66,15 +66,9 @@ class Flow:
 
 
 class WatchedFlow(Flow):
-    """A flow whose every byte puts a deadline off. A class of its own: without an idle timeout nobody pays for it."""
+    """A flow that knows when its last byte moved. A class of its own: without an idle timeout nobody pays for it."""
 
-    __slots__ = ("_deadline", "_idle", "_moved")
-
-    def __init__(self, deadline: trio.CancelScope, idle: float) -> None:
-        """`idle`: seconds."""
-        self._deadline = deadline
-        self._idle = idle
-        super().__init__()
+    __slots__ = ("_moved", "moved_at")
 
     @property
     def bytes(self) -> int:
@@ -84,7 +78,8 @@ class WatchedFlow(Flow):
     @bytes.setter
     def bytes(self, value: int) -> None:
         self._moved = value
-        self._deadline.deadline = trio.current_time() + self._idle
+        #: When that was, or the flow began.
+        self.moved_at = trio.current_time()
 
 
 async def copy(source: Stream, sink: Stream, flow: Flow) -> None:

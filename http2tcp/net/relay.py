@@ -24,6 +24,8 @@ from http2tcp.net.streams import EOF_PATIENCE, Stream
 
 # How long a side that no longer takes bytes may take to hand over those it had sent.
 _BROKEN_LINGER = 5.0
+# How often in an idle timeout the kernels' queues are looked at: the end may come a quarter of it later.
+_LOOKS = 4
 # How long the kernel gets to deliver what arrived before the other side broke.
 _FLUSH = 5.0
 
@@ -60,10 +62,10 @@ class Traffic:
         self.forth = Flow()
         self.back = Flow()
 
-    def watch(self, scope: trio.CancelScope, idle: float) -> None:
-        """Put the scope's deadline off, by so many seconds from now, whenever a byte moves. Before any has."""
-        self.forth = WatchedFlow(scope, idle)
-        self.back = WatchedFlow(scope, idle)
+    def watch(self) -> tuple[WatchedFlow, WatchedFlow]:
+        """Know when the last byte moved, too. Before any has."""
+        self.forth, self.back = flows = WatchedFlow(), WatchedFlow()
+        return flows
 
     @property
     def left_to_right(self) -> int:
@@ -98,7 +100,10 @@ class Term:
         self._scope.deadline = math.inf
 
     def idle(self, seconds: float, words: str, cause: object) -> None:
-        """It ends when no byte has moved in either direction for so long. To be set before it begins."""
+        """It ends when no byte has moved in either direction for so long. To be set before it begins.
+
+        A byte moves to our kernel, and from there to the peer's: a slow reader is not silent.
+        """
         self._idle, self._on_silence = seconds, (words, cause)
 
     def end(self, words: str, cause: object) -> None:
@@ -112,11 +117,35 @@ class Term:
         with self._scope:
             if self._idle == math.inf:
                 return await _converse(left, right, traffic)
-            with trio.move_on_after(self._idle) as silence:
-                traffic.watch(silence, self._idle)
-                return await _converse(left, right, traffic)
+            with trio.CancelScope() as silence:
+                flows = traffic.watch()
+                async with trio.open_nursery() as nursery:
+                    nursery.start_soon(_await_silence, self._idle, silence, flows, (left.stream, right.stream))
+                    outcome = await _converse(left, right, traffic)
+                    nursery.cancel_scope.cancel()
+                return outcome
             self.words, self.cause = self._on_silence
         return Outcome(End.TERMINATED, self.words)
+
+
+async def _await_silence(
+    idle: float, scope: trio.CancelScope, flows: tuple[WatchedFlow, WatchedFlow], streams: tuple[Stream, Stream]
+) -> None:
+    """Cancel the scope once no byte has moved for `idle` seconds, be it to our kernel or from there to the peer's."""
+    taken_at = -math.inf
+    before = [stream.queue() for stream in streams]
+    while True:
+        now = trio.current_time()
+        queues = [stream.queue() for stream in streams]
+        # Only of what was kept before: what comes and goes between two looks is a keepalive, or the flows have seen it.
+        if any(old.kept and new.acknowledged != old.acknowledged for old, new in zip(before, queues, strict=True)):
+            taken_at = now
+        before = queues
+        end = max(taken_at, *(flow.moved_at for flow in flows)) + idle
+        if end <= now:
+            scope.cancel()
+            return
+        await trio.sleep_until(min(end, now + idle / _LOOKS))
 
 
 async def relay(

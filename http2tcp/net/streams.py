@@ -15,6 +15,7 @@ import socket
 import struct
 import sys
 from abc import abstractmethod
+from typing import NamedTuple
 
 import trio
 
@@ -43,8 +44,19 @@ _RESET = struct.pack("ii", 1, 0)
 _DELIVER = struct.pack("ii", 0, 0)
 # linux/sockios.h. Python names it only in termios, which nothing else here needs.
 _SIOCOUTQ = 0x5411
+# linux/tcp.h: where tcpi_bytes_acked is in TCP_INFO, a number of 64 bits.
+_ACKNOWLEDGED = slice(120, 128)
 # linux/tcp_states.h: the state of a connection that is over, which is the first byte of TCP_INFO.
 _TCP_CLOSE = 7
+
+
+class Queue(NamedTuple):
+    """What a kernel has of what was sent, in bytes."""
+
+    #: What it still keeps, since the peer's has not acknowledged it.
+    kept: int = 0
+    #: What the peer's has acknowledged so far; what was sent by TLS and by capsules is among it.
+    acknowledged: int = 0
 
 
 class Stream(trio.abc.HalfCloseableStream):
@@ -111,6 +123,10 @@ class Stream(trio.abc.HalfCloseableStream):
 
     async def flush(self) -> None:
         """Wait until the peer's kernel has everything that was sent. The caller bounds it."""
+
+    def queue(self) -> Queue:
+        """What its kernel has of what was sent. All zeros where it does not tell."""
+        return Queue()
 
     def guard(self) -> None:
         """From now on the end of the process is a reset to the peer, until `aclose`: it took a part, not the whole."""
@@ -223,6 +239,10 @@ class SocketStream(Stream):
     async def flush(self) -> None:
         """See `Stream.flush`. Returns at once where the kernel does not tell."""
         await delivered(self.socket)
+
+    def queue(self) -> Queue:
+        """See `Stream.queue`."""
+        return queue_of(self.socket)
 
     def abort(self) -> None:
         """Send RST and close. A Unix socket has no RST; its peer sees an EOF."""
@@ -356,3 +376,17 @@ def _unsent(sock: socket.socket) -> int:
     except OSError:
         return 0  # a Unix socket: its peer has everything at once
     return int.from_bytes(answer, sys.byteorder)
+
+
+def queue_of(sock: socket.socket) -> Queue:
+    """See `Stream.queue`. Only Linux tells, and only of TCP."""
+    if sys.platform != "linux" or sock.fileno() < 0:
+        return Queue()
+    kept = _unsent(sock)
+    if not kept:
+        return Queue()
+    try:
+        info = sock.getsockopt(socket.IPPROTO_TCP, socket.TCP_INFO, _ACKNOWLEDGED.stop)
+    except OSError:
+        return Queue()
+    return Queue(kept, int.from_bytes(info[_ACKNOWLEDGED], sys.byteorder))

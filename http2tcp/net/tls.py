@@ -24,10 +24,12 @@ from http2tcp.net.streams import (
     UNSAID_END,
     Bytes,
     HalfCloseUnsupported,
+    Queue,
     SocketStream,
     Stream,
     broken,
     delivered,
+    queue_of,
     reset_on_close,
 )
 from http2tcp.net.tls_session import CHUNK, TLSSocket
@@ -217,6 +219,10 @@ class TLSStream(Stream):
     async def flush(self) -> None:
         """See `Stream.flush`. Returns at once where the kernel does not tell."""
         await delivered(self.socket)
+
+    def queue(self) -> Queue:
+        """See `Stream.queue`."""
+        return queue_of(self.socket)
 
     async def finish(self) -> None:
         """Send close_notify, once the kernel has room for it. The peer's is not waited for."""

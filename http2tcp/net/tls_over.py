@@ -11,7 +11,7 @@ from collections.abc import Collection
 
 import trio
 
-from http2tcp.net.streams import CHUNK, EOF_PATIENCE, UNSAID_END, Bytes, HalfCloseUnsupported, Stream
+from http2tcp.net.streams import CHUNK, EOF_PATIENCE, UNSAID_END, Bytes, HalfCloseUnsupported, Queue, Stream
 from http2tcp.net.tls import check_pin, what_broke
 from http2tcp.net.tls_session import BARREN, MAX_BARREN, MAX_HANDSHAKE, RECORD, Records, TooManyRecords
 
@@ -114,6 +114,10 @@ class TLSOverStream(Stream):
     async def flush(self) -> None:
         """As the stream below."""
         await self._carrier.flush()
+
+    def queue(self) -> Queue:
+        """As the stream below."""
+        return self._carrier.queue()
 
     async def finish(self) -> None:
         """Send close_notify and close. The peer's is not waited for."""

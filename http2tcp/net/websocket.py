@@ -10,7 +10,7 @@ from collections.abc import Awaitable, Callable
 
 import trio
 
-from http2tcp.net.streams import CHUNK, EOF_PATIENCE, Bytes, HalfCloseUnsupported, Stream
+from http2tcp.net.streams import CHUNK, EOF_PATIENCE, Bytes, HalfCloseUnsupported, Queue, Stream
 from http2tcp.net.turn import Turn
 from http2tcp.protocol.websocket import MAX_SENT, Code, WebSocket, WebSocketError
 
@@ -218,6 +218,10 @@ class WebSocketStream(Stream):
     async def flush(self) -> None:
         """As the stream below."""
         await self.inner.flush()
+
+    def queue(self) -> Queue:
+        """As the stream below."""
+        return self.inner.queue()
 
     async def linger(self) -> None:
         """Return at once: `aclose` waits for the peer's Close."""

@@ -115,9 +115,7 @@ def was_limited(seen: Observed) -> bool:
             return True
         if case.client is Client.WEBSOCKET and silence >= _CLOSE_PATIENCE:
             return True
-    # The server counts what it hands to its kernel: behind full buffers a slow way looks like silence.
-    slow = any(weather.shaped for weather in case.weathers)
-    return seen.reason == "idle" and case.server is Server.IDLE and (slow or seen.lull >= _IDLE_PATIENCE)
+    return seen.reason == "idle" and case.server is Server.IDLE and seen.lull >= _IDLE_PATIENCE
 
 
 def judge(seen: Observed) -> list[Finding]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import math
+import socket
 import time
 from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import asynccontextmanager
@@ -191,6 +192,28 @@ async def test_bulk_that_never_pauses_is_not_idle() -> None:
                 while True:
                     received = await stream.receive_some(1 << 20)
                     assert received
+
+
+@pytest.mark.parametrize("transport", ["tcp", "connect-tcp"])
+async def test_a_slow_reader_of_what_the_kernel_keeps_is_not_idle(transport: str) -> None:
+    size, piece, pause = 1_000_000, 16 * 1024, 0.1
+    fields = [] if transport == "tcp" else ["Capsule-Protocol: ?1"]
+
+    async def pour(stream: trio.SocketStream) -> None:
+        await stream.send_all(b"x" * size)
+        await trio.sleep_forever()
+
+    async with target(pour) as where, served(limits=Limits(idle_timeout=1)) as server:
+        stream, received = await open_raw(server.address, upgrade(f"/?addr={where}", *fields, transport=transport))
+        stream.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, piece)
+        async with stream:
+            with trio.fail_after(60):
+                count = len(received)
+                while count < size:
+                    await trio.sleep(pause)
+                    data = await stream.receive_some(piece)
+                    assert data, f"it was ended after {count} B"
+                    count += len(data)
 
 
 async def test_the_grace_s_end_cuts_sessions_with_the_reason_in_the_record(caplog: pytest.LogCaptureFixture) -> None:

@@ -13,7 +13,7 @@ import trio
 import trio.testing
 
 from http2tcp.net.relay import End, Outcome, Term, Traffic, relay
-from http2tcp.net.streams import CHUNK
+from http2tcp.net.streams import CHUNK, Queue
 from tests.support.memory_stream import MemoryStream, memory_pair
 
 
@@ -435,6 +435,39 @@ async def test_only_silence_in_both_directions_is_idle(speaker: str, autojump_cl
     assert trio.current_time() == pytest.approx(310, abs=0.1)
     assert (world.outcome, term.cause) == (Outcome(End.TERMINATED, "idle for 60 s"), "idle")
     assert world.traffic.left_to_right + world.traffic.right_to_left == 5
+
+
+@pytest.mark.parametrize("slow", ["client", "target"])
+async def test_a_peer_whose_kernel_takes_what_ours_has_kept_for_it_is_not_silent(
+    slow: str, monkeypatch: pytest.MonkeyPatch, autojump_clock: trio.testing.MockClock
+) -> None:
+    """It takes a byte each 50 s, of 5 that were sent at once, and the last at 250 s."""
+
+    def queue() -> Queue:
+        taken = min(5, int(trio.current_time() / 50))
+        return Queue(5 - taken, taken)
+
+    term = Term()
+    term.idle(60, "idle for 60 s", "idle")
+    async with limited(term, autojump_clock) as world:
+        monkeypatch.setattr(world.left if slow == "client" else world.right, "queue", queue)
+    assert 310 <= trio.current_time() <= 310 + 60 / 4
+    assert term.cause == "idle"
+
+
+@pytest.mark.parametrize("kept", [0, 5], ids=["keepalives are taken", "nothing is taken"])
+async def test_a_queue_that_is_empty_or_stands_still_is_silence(
+    kept: int, monkeypatch: pytest.MonkeyPatch, autojump_clock: trio.testing.MockClock
+) -> None:
+    def queue() -> Queue:
+        return Queue(kept, 7 if kept else int(trio.current_time()))
+
+    term = Term()
+    term.idle(60, "idle for 60 s", "idle")
+    async with limited(term, autojump_clock) as world:
+        monkeypatch.setattr(world.left, "queue", queue)
+    assert trio.current_time() == pytest.approx(60, abs=0.1)
+    assert term.cause == "idle"
 
 
 async def test_a_tunnel_whose_peer_takes_nothing_is_idle_too(autojump_clock: trio.testing.MockClock) -> None:
