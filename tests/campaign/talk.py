@@ -151,8 +151,8 @@ async def talk(end: End, side: Side, sending: bytes, account: Account, *, told_e
     except Gone as error:
         account.words = account.words or str(error)
         account.saw = Saw.BROKEN
-    finally:
-        account.over_at = trio.current_time()
+    # Not where it was cancelled: then time was up, and what was still going on is to be told.
+    account.over_at = trio.current_time()
 
 
 class _Talker:
