@@ -148,7 +148,7 @@ def test_who_follows_the_tutorial_with_nginx_and_sshd_alone_logs_in(built: Built
             replacements=[
                 ("https://example.com/", "http://localhost/"),
                 ("sites-available/example.com", "sites-available/default"),
-                ("server_name example.com;", "server_name _;"),
+                (r"example\.com", "_"),
             ],
             printed=[("http://localhost/", "https://example.com/")],
             variables={},

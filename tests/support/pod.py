@@ -84,6 +84,14 @@ class Container:
         """What a kubelet sends first."""
         os.kill(self.pid, signal.SIGTERM)
 
+    def end(self) -> None:
+        """All of it. What `--kill-child` asks of the kernel is forgotten where a process changes its user."""
+        try:
+            os.kill(self.pid, signal.SIGKILL)
+        except (ValueError, OSError):
+            pass  # it has ended
+        end(self.launcher, signal.SIGKILL)
+
 
 @dataclass
 class Pod:
@@ -146,8 +154,8 @@ class Pod:
                 stderr=output,
                 env=environment(),
             )
-        self.stack.callback(end, launcher, signal.SIGKILL)
         container = Container(name, launcher, log)
+        self.stack.callback(container.end)
         wait_until(lambda: launcher.poll() is not None or container.runs, f"{name} is set up, see {log}")
         assert launcher.poll() is None, container.log
         self.containers[name] = container
