@@ -140,6 +140,8 @@ class TLSStream(Stream):
         self._writer: trio.Event | None = None
         self._ended = False
         self._torn = False
+        # What was received last was as much as one turn takes.
+        self._bulky = False
         #: Our close_notify is sent.
         self._said_all = False
 
@@ -162,14 +164,16 @@ class TLSStream(Stream):
         while True:
             if self.socket.fileno() < 0:
                 raise trio.ClosedResourceError("this stream was already closed")
-            # One turn for each part of what has come: the other tunnels have theirs between.
-            if self.socket.buffered:
+            # One turn for each part of what has come: the other tunnels have theirs between. In the middle of bulk the
+            # kernel has more, most of the time, and trying costs less than asking.
+            if self.socket.buffered or self._bulky:
                 await trio.lowlevel.checkpoint()
             elif self.socket.owes:
                 await self._writable()
             else:
                 await self._readable()
             data = await self._when_ready(lambda: self._receive(wanted))
+            self._bulky = len(data) == CHUNK
             if data or self._ended:
                 return data
 
