@@ -10,7 +10,6 @@ from __future__ import annotations
 import importlib
 import inspect
 import itertools
-import math
 import pkgutil
 import re
 import time
@@ -54,28 +53,33 @@ BEGINNINGS = ["", '"', "a=", 'for="', "[", "PROXY TCP4 "]
 ENDINGS = ["", "\0"]
 
 
-def cpu(action: Callable[[], object], *, harmless: float = HARMLESS) -> float:
-    """The CPU time of the fastest of some runs; the first that is `harmless` will do."""
-    best = math.inf
-    for _ in range(4 if harmless else 3):
-        before = time.process_time()
-        action()
-        best = min(best, time.process_time() - before)
-        if best < harmless:
-            break
-    return best
+def cpu(action: Callable[[], object]) -> float:
+    """The CPU time of one run."""
+    before = time.process_time()
+    action()
+    return time.process_time() - before
+
+
+def doubled(action: Callable[[int], object], size: int, *, rounds: int) -> float:
+    """How many times the CPU of half of it `action` takes for so many bytes.
+
+    The fastest run of each, taken in turn: a machine that others use is at times half as fast.
+    """
+    pairs = [(cpu(lambda: action(size // 2)), cpu(lambda: action(size))) for _ in range(rounds)]
+    return min(whole for _, whole in pairs) / min(half for half, _ in pairs)
 
 
 def worse_than_linear(action: Callable[[int], object]) -> float:
     """How many times the CPU of half of it `action` takes for SIZE bytes; 0 where it takes next to nothing."""
     # A first look at a quarter: what is quadratic, and harmful at SIZE, takes a sixteenth of that here.
-    if cpu(lambda: action(SIZE // 4), harmless=HARMLESS / 16) < HARMLESS / 16:
+    if min(cpu(lambda: action(SIZE // 4)) for _ in range(2)) < HARMLESS / 16:
         return 0.0
-    ratio = cpu(lambda: action(SIZE // 2), harmless=0) / cpu(lambda: action(SIZE // 4), harmless=0)
+    ratio = doubled(action, SIZE // 2, rounds=3)
     if ratio < SURELY_LINEAR:
         return ratio
-    whole = cpu(lambda: action(SIZE))
-    return 0.0 if whole < HARMLESS else whole / cpu(lambda: action(SIZE // 2))
+    if min(cpu(lambda: action(SIZE)) for _ in range(3)) < HARMLESS:
+        return 0.0
+    return doubled(action, SIZE, rounds=8)
 
 
 def filled(beginning: str, unit: str, ending: str, size: int) -> str:
@@ -352,7 +356,7 @@ def test_a_parser_is_linear(entry: str) -> None:
 def test_a_quadratic_pattern_is_seen() -> None:
     """The test itself: it must be able to fail."""
     quadratic = re.compile(r'\\*"|,')
-    assert worse_than_linear(lambda size: use(quadratic, "\\" * size, searched=True)) > RATIO
+    assert doubled(lambda size: use(quadratic, "\\" * size, searched=True), SIZE, rounds=8) > RATIO
 
 
 def test_a_quadratic_loop_is_seen() -> None:
@@ -364,4 +368,4 @@ def test_a_quadratic_loop_is_seen() -> None:
             held += b"x" * PIECE
             sum(held)
 
-    assert worse_than_linear(read) > RATIO
+    assert doubled(read, SIZE, rounds=8) > RATIO
