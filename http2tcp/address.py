@@ -10,7 +10,7 @@ from __future__ import annotations
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from ipaddress import IPv6Address, ip_address
+from ipaddress import IPv4Address, IPv4Network, IPv6Address, IPv6Network, ip_address, ip_network
 from typing import NamedTuple
 from urllib.parse import quote, unquote, urlsplit
 
@@ -269,3 +269,34 @@ def normal_path(path: str) -> str:
 def _quoted(part: str) -> str:
     # What is percent-encoded already stays; the other reserved characters mean something where they are.
     return quote(part, safe="/%:@!$&'()*+,;=?~-._{}[]|", errors="surrogateescape")
+
+
+IPAddress = IPv4Address | IPv6Address
+IPNetwork = IPv4Network | IPv6Network
+
+
+def parse_network(text: str) -> IPNetwork:
+    """An address or a network in CIDR notation, without a port. Raises AddressError."""
+    network = find_network(text, text)
+    if network is None:
+        raise AddressError(f"{text!a}: expected an address or a network, such as 10.0.0.0/8")
+    return network
+
+
+def find_network(host: str, text: str) -> IPNetwork | None:
+    """None where it is a name."""
+    bare = host[1:-1] if host.startswith("[") and host.endswith("]") else host
+    if "/" not in bare and ":" not in bare and not bare.replace(".", "").isdecimal():
+        return None
+    try:
+        network = ip_network(bare, strict=False)
+    except ValueError:
+        raise AddressError(
+            f"{text!a}: {bare!a} is no address and no network, such as 10.0.0.0/8 or [fd00::/8]"
+        ) from None
+    if "/" in bare and network.network_address != ip_address(bare.partition("/")[0]):
+        # 10.1.2.3/8 may have been meant as the one address or as the network; a guess could open too much.
+        raise AddressError(f"{text!a}: {bare} has bits behind its mask; the network is {network}")
+    if isinstance(network, IPv6Network) and network.network_address.ipv4_mapped is not None:
+        raise AddressError(f"{text!a}: write IPv4 addresses as such; the IPv6 forms of them are recognised")
+    return network

@@ -29,7 +29,7 @@ from http2tcp.net.relay import Traffic
 from http2tcp.protocol.forwarded import unmapped
 
 if TYPE_CHECKING:
-    from http2tcp.rules import IPAddress
+    from http2tcp.address import IPAddress
 
 logger = logging.getLogger(__name__)
 

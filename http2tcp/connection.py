@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING
 
 import trio
 
-from http2tcp.address import Address, TCPAddress, normal_path, parse_destination, parse_target
+from http2tcp.address import Address, IPAddress, TCPAddress, normal_path, parse_destination, parse_target
 from http2tcp.audit import NoSession, Reason, Session
 from http2tcp.errors import (
     AddressError,
@@ -45,7 +45,6 @@ from http2tcp.protocol.forwarded import Peer, client_address, is_trusted, unmapp
 from http2tcp.protocol.proxy_header import ProxyHeaderError, ProxyHeaderReader
 from http2tcp.protocol.server import CONTINUE, MAX_HEAD, RequestReader, TunnelRequest, accept, refuse
 from http2tcp.protocol.transport import Transport
-from http2tcp.rules import IPAddress
 
 if TYPE_CHECKING:
     from http2tcp.net.tls_server import ServerTLSStream

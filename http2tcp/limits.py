@@ -14,10 +14,10 @@ from dataclasses import dataclass, replace
 from ipaddress import IPv6Address
 from typing import Generic, TypeVar
 
+from http2tcp.address import IPAddress
 from http2tcp.errors import LimitReached, TooManyRequests
 from http2tcp.policy import Token
 from http2tcp.quantities import counted
-from http2tcp.rules import IPAddress
 
 # What is not a connection: spliced flows' pipes, which are 64 and an eighth of all at most (net/splice.py), dials'
 # further attempts (net/dial.py has 32), the log, the listeners, epoll, look-ups under way.

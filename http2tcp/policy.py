@@ -13,9 +13,9 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from ipaddress import IPv4Address, IPv4Network, IPv6Address, IPv6Network
 
-from http2tcp.address import Address, UnixAddress
+from http2tcp.address import Address, IPAddress, UnixAddress
 from http2tcp.errors import Forbidden, TokenExpired, Unauthorized
-from http2tcp.rules import IPAddress, Rule, literal
+from http2tcp.rules import Rule, literal
 
 #: What is closed to everybody.
 BUILT_IN: tuple[IPv4Network | IPv6Network, ...] = (

@@ -6,12 +6,12 @@ import math
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
+from http2tcp.address import IPAddress
 from http2tcp.errors import Forbidden, SettingsError
 from http2tcp.limits import Limits, Tunnels
 from http2tcp.policy import BUILT_IN, UNNAMED, Admission, Grant, Policy, Token
 from http2tcp.protocol.transport import Transport
 from http2tcp.quantities import counted
-from http2tcp.rules import IPAddress
 from http2tcp.settings import ServerSettings
 
 if TYPE_CHECKING:

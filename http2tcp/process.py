@@ -27,9 +27,9 @@ from http2tcp.errors import (
 from http2tcp.log import log_in_background
 
 if TYPE_CHECKING:
+    from http2tcp.address import IPAddress
     from http2tcp.forwards import Forward
     from http2tcp.net.head_start import HeadStart
-    from http2tcp.rules import IPAddress
     from http2tcp.server import Server
     from http2tcp.settings import ClientSettings, ServerSettings
 

@@ -17,14 +17,20 @@ from __future__ import annotations
 import re
 from collections.abc import Sequence
 from enum import Enum
-from ipaddress import IPv4Address, IPv4Network, IPv6Address, IPv6Network, ip_address, ip_network
+from ipaddress import ip_address
 from typing import NamedTuple
 
-from http2tcp.address import Address, TCPAddress, UnixAddress, parse_destination, parse_host
+from http2tcp.address import (
+    Address,
+    IPAddress,
+    IPNetwork,
+    TCPAddress,
+    UnixAddress,
+    find_network,
+    parse_destination,
+    parse_host,
+)
 from http2tcp.errors import AddressError
-
-IPAddress = IPv4Address | IPv6Address
-IPNetwork = IPv4Network | IPv6Network
 
 _MAX_PORT = 65535
 # What other programs call so, and nobody's machine is.
@@ -126,37 +132,10 @@ def parse_rule(text: str) -> Rule:
         return Rule(text, _Kind.ANY, first_port=first, last_port=last)
     if host.startswith("*."):
         return Rule(text, _Kind.SUFFIX, f".{_parse_name(host[2:], text)}", None, first, last)
-    network = _parse_network(host, text)
+    network = find_network(host, text)
     if network is not None:
         return Rule(text, _Kind.NETWORK, "", network, first, last)
     return Rule(text, _Kind.NAME, _parse_name(host, text), None, first, last)
-
-
-def parse_network(text: str) -> IPNetwork:
-    """An address or a network in CIDR notation, without a port. Raises AddressError."""
-    network = _parse_network(text, text)
-    if network is None:
-        raise AddressError(f"{text!a}: expected an address or a network, such as 10.0.0.0/8")
-    return network
-
-
-def _parse_network(host: str, text: str) -> IPNetwork | None:
-    """None where it is a name."""
-    bare = host[1:-1] if host.startswith("[") and host.endswith("]") else host
-    if "/" not in bare and ":" not in bare and not bare.replace(".", "").isdecimal():
-        return None
-    try:
-        network = ip_network(bare, strict=False)
-    except ValueError:
-        raise AddressError(
-            f"{text!a}: {bare!a} is no address and no network, such as 10.0.0.0/8 or [fd00::/8]"
-        ) from None
-    if "/" in bare and network.network_address != ip_address(bare.partition("/")[0]):
-        # 10.1.2.3/8 may have been meant as the one address or as the network; a guess could open too much.
-        raise AddressError(f"{text!a}: {bare} has bits behind its mask; the network is {network}")
-    if isinstance(network, IPv6Network) and network.network_address.ipv4_mapped is not None:
-        raise AddressError(f"{text!a}: write IPv4 addresses as such; the IPv6 forms of them are recognised")
-    return network
 
 
 def _is_ipv6(text: str) -> bool:

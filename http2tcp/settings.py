@@ -16,11 +16,12 @@ from http2tcp.errors import AddressError, SettingsError
 from http2tcp.protocol.transport import TOKEN_FIELD, Transport
 
 if TYPE_CHECKING:
+    from http2tcp.address import IPNetwork
     from http2tcp.forwards import Forward
     from http2tcp.limits import Limits
     from http2tcp.policy import Token
     from http2tcp.proxy_choice import Proxy
-    from http2tcp.rules import IPNetwork, Rule
+    from http2tcp.rules import Rule
 
 # The original's own default.
 _DEFAULT_LISTEN = TCPAddress("127.0.0.1", 12345)
@@ -269,7 +270,7 @@ def check_field_name(text: str) -> None:
 
 def parse_trusted_proxy(text: str) -> IPNetwork | Literal["unix"]:
     """An address, a network in CIDR notation, or `unix`. Raises AddressError."""
-    from http2tcp.rules import parse_network
+    from http2tcp.address import parse_network
 
     try:
         return "unix" if text == "unix" else parse_network(text)

@@ -9,12 +9,12 @@ from ipaddress import ip_address
 
 import pytest
 
-from http2tcp.address import parse_destination, parse_listen
+from http2tcp.address import parse_destination, parse_listen, parse_network
 from http2tcp.errors import SettingsError
 from http2tcp.limits import Limits
 from http2tcp.policy import Policy, Token, digest
 from http2tcp.policy_report import describe, expiry, grant_of, judged, reach, who, why_admitted
-from http2tcp.rules import parse_network, parse_rule
+from http2tcp.rules import parse_rule
 from http2tcp.settings import ServerSettings, ServerTLS
 
 # 2026-07-01, noon in UTC.

@@ -6,9 +6,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from http2tcp.address import TCPAddress, UnixAddress
+from http2tcp.address import TCPAddress, UnixAddress, parse_network
 from http2tcp.errors import AddressError
-from http2tcp.rules import parse_network, parse_rule
+from http2tcp.rules import parse_rule
 
 
 @pytest.mark.parametrize(
