@@ -152,7 +152,7 @@ def _parse_trusted_proxy(text: str) -> Any:
 
 
 def _parse_field_name(text: str) -> str:
-    from http2tcp.settings import check_field_name
+    from http2tcp.fields import check_field_name
 
     check_field_name(text)
     return text

@@ -23,7 +23,7 @@ def given_token(ctx: click.Context, options: dict[str, Any]) -> str | None:
 
     The command line beats the environment.
     """
-    from http2tcp.settings import check_token
+    from http2tcp.fields import check_token
 
     source = token_source(ctx, options)
     if source is None:
@@ -45,7 +45,7 @@ def _empty(where: str) -> str:
 
 def _credential() -> str | None:
     """The token that a unit hands to its service by LoadCredential= and the like: systemd.exec(5)."""
-    from http2tcp.settings import check_token
+    from http2tcp.fields import check_token
 
     path = os.path.join(os.environ.get("CREDENTIALS_DIRECTORY", ""), _CREDENTIAL)
     if not os.path.isabs(path) or not os.path.exists(path):

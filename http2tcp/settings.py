@@ -13,6 +13,7 @@ from urllib.parse import quote
 from http2tcp import __version__
 from http2tcp.address import Address, Endpoint, TCPAddress, UnixAddress
 from http2tcp.errors import AddressError, SettingsError
+from http2tcp.fields import TOKEN_CHARACTERS, check_field_name, check_token
 from http2tcp.protocol.transport import TOKEN_FIELD, Transport
 
 if TYPE_CHECKING:
@@ -38,8 +39,6 @@ _OWN_FIELDS = {"connection", "upgrade", "content-length", "transfer-encoding", T
 _OWN_FIELDS |= {f"sec-websocket-{name}" for name in ("key", "version", "protocol", "extensions")}
 # A scheme, a host, a port where it is not the scheme's own; in lower case, and nothing after it.
 _ORIGIN = r"[a-z][a-z0-9+.-]*://[^/?#@\sA-Z]+"
-# RFC 9110, section 5.6.2.
-_TOKEN_CHARACTERS = frozenset("!#$%&'*+-.^_`|~0123456789abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -235,14 +234,6 @@ def environment_proxy(endpoint: Endpoint) -> Proxy | None:
     return proxy
 
 
-def check_token(token: str) -> None:
-    """Raises SettingsError for a token that no header field can carry as it is."""
-    if not token.strip():
-        raise SettingsError("the token is empty: a secret was probably not set")
-    if token != token.strip() or not token.isprintable():
-        raise SettingsError("the token holds a control character, or a blank at an end")
-
-
 def check_path(text: str) -> None:
     """Raises SettingsError for what no request asks for."""
     if not text.startswith("/"):
@@ -262,12 +253,6 @@ def check_origin(text: str) -> None:
         raise SettingsError(f"{text!a}: expected an origin as browsers send it, such as https://example.com")
 
 
-def check_field_name(text: str) -> None:
-    """Raise SettingsError unless a header field can be called so."""
-    if not text or not _TOKEN_CHARACTERS.issuperset(text):
-        raise SettingsError(f"{text!a}: expected a field's name, such as X-Real-IP")
-
-
 def parse_trusted_proxy(text: str) -> IPNetwork | Literal["unix"]:
     """An address, a network in CIDR notation, or `unix`. Raises AddressError."""
     from http2tcp.address import parse_network
@@ -280,7 +265,7 @@ def parse_trusted_proxy(text: str) -> IPNetwork | Literal["unix"]:
 
 def check_field(name: str, value: str) -> None:
     """Raises SettingsError for a header field that cannot be sent, or is not the user's to set."""
-    if not name or not _TOKEN_CHARACTERS.issuperset(name):
+    if not name or not TOKEN_CHARACTERS.issuperset(name):
         raise SettingsError("a header field is expected as 'Name: value'")
     if not value.replace("\t", "").isprintable():
         raise SettingsError(f"the value of {name} holds a control character")

@@ -9,8 +9,9 @@ import pytest
 
 from http2tcp.address import TCPAddress, UnixAddress, parse_endpoint, parse_listen
 from http2tcp.errors import SettingsError
+from http2tcp.fields import check_token
 from http2tcp.protocol.transport import Transport
-from http2tcp.settings import ClientSettings, ServerSettings, TLSSettings, check_token
+from http2tcp.settings import ClientSettings, ServerSettings, TLSSettings
 
 SSHD = TCPAddress("localhost", 22)
 ENDPOINT = parse_endpoint("https://example.com/")

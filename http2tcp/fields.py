@@ -1,0 +1,28 @@
+"""What RFC 9110 lets a header field hold. Pure."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from http2tcp.errors import SettingsError
+
+if TYPE_CHECKING:
+    pass
+
+
+# RFC 9110, section 5.6.2.
+TOKEN_CHARACTERS = frozenset("!#$%&'*+-.^_`|~0123456789abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ")
+
+
+def check_token(token: str) -> None:
+    """Raises SettingsError for a token that no header field can carry as it is."""
+    if not token.strip():
+        raise SettingsError("the token is empty: a secret was probably not set")
+    if token != token.strip() or not token.isprintable():
+        raise SettingsError("the token holds a control character, or a blank at an end")
+
+
+def check_field_name(text: str) -> None:
+    """Raise SettingsError unless a header field can be called so."""
+    if not text or not TOKEN_CHARACTERS.issuperset(text):
+        raise SettingsError(f"{text!a}: expected a field's name, such as X-Real-IP")
