@@ -16,8 +16,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-# A literal: reading the installed metadata costs 25 ms.
-__version__ = "0.1.0"
+from http2tcp.version import __version__
 
 if TYPE_CHECKING:
     from http2tcp.address import parse_destination, parse_endpoint, parse_listen
@@ -43,7 +42,8 @@ if TYPE_CHECKING:
     from http2tcp.net.streams import HalfCloseUnsupported
     from http2tcp.protocol.transport import Transport
     from http2tcp.server import serve
-    from http2tcp.settings import ServerSettings, ServerTLS, TLSSettings
+    from http2tcp.server_settings import ServerSettings, ServerTLS
+    from http2tcp.settings import TLSSettings
 
 __all__ = [
     "AddressError",
@@ -78,8 +78,8 @@ __all__ = [
 _HOMES = {
     "open_tunnel": "client",
     "serve": "server",
-    "ServerSettings": "settings",
-    "ServerTLS": "settings",
+    "ServerSettings": "server_settings",
+    "ServerTLS": "server_settings",
     "TLSSettings": "settings",
     "Transport": "protocol.transport",
     "AddressError": "errors",

@@ -139,14 +139,14 @@ def _parse_file(text: str) -> str:
 
 
 def _parse_origin(text: str) -> str:
-    from http2tcp.settings import check_origin
+    from http2tcp.server_settings import check_origin
 
     check_origin(text)
     return text
 
 
 def _parse_trusted_proxy(text: str) -> Any:
-    from http2tcp.settings import parse_trusted_proxy
+    from http2tcp.server_settings import parse_trusted_proxy
 
     return parse_trusted_proxy(text)
 
@@ -159,7 +159,7 @@ def _parse_field_name(text: str) -> str:
 
 
 def _parse_path(text: str) -> str:
-    from http2tcp.settings import check_path
+    from http2tcp.server_settings import check_path
 
     check_path(text)
     return text

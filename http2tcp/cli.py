@@ -14,7 +14,6 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from http2tcp import __version__
 from http2tcp.arguments import (
     AUTO,
     BYTES,
@@ -43,6 +42,7 @@ from http2tcp.arguments import (
     variable,
 )
 from http2tcp.errors import ConfigError, Http2tcpError, SettingsError, StdioFailed, TunnelError
+from http2tcp.version import __version__
 
 if TYPE_CHECKING:
     from http2tcp.net.head_start import HeadStart

@@ -49,7 +49,7 @@ from http2tcp.protocol.transport import Transport
 if TYPE_CHECKING:
     from http2tcp.net.tls_server import ServerTLSStream
     from http2tcp.server import Server
-    from http2tcp.settings import ServerSettings
+    from http2tcp.server_settings import ServerSettings
 
 logger = logging.getLogger(__name__)
 

@@ -25,7 +25,7 @@ from http2tcp.findings import Hop, State, Verdict
 from http2tcp.net.streams import CHUNK, Stream
 from http2tcp.report import TextReport
 from http2tcp.server import serve
-from http2tcp.settings import ServerSettings
+from http2tcp.server_settings import ServerSettings
 
 _ROUND_TRIPS = 200
 _BULK = 64 * 1024 * 1024

@@ -11,10 +11,10 @@ import sys
 from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING, Protocol
 
-from http2tcp import __version__
 from http2tcp.exposition import Counter, Family, Histogram, Reading, Values
 from http2tcp.log import dropped_lines
 from http2tcp.protocol.transport import Transport
+from http2tcp.version import __version__
 
 if TYPE_CHECKING:
     from http2tcp.errors import Refusal

@@ -12,7 +12,7 @@ from http2tcp.limits import Limits, Tunnels
 from http2tcp.policy import BUILT_IN, UNNAMED, Admission, Grant, Policy, Token
 from http2tcp.protocol.transport import Transport
 from http2tcp.quantities import counted
-from http2tcp.settings import ServerSettings
+from http2tcp.server_settings import ServerSettings
 
 if TYPE_CHECKING:
     from datetime import datetime

@@ -31,7 +31,8 @@ if TYPE_CHECKING:
     from http2tcp.forwards import Forward
     from http2tcp.net.head_start import HeadStart
     from http2tcp.server import Server
-    from http2tcp.settings import ClientSettings, ServerSettings
+    from http2tcp.server_settings import ServerSettings
+    from http2tcp.settings import ClientSettings
 
 logger = logging.getLogger("http2tcp")
 

@@ -28,7 +28,7 @@ from http2tcp.net.dial import LookUpLimiter, LookUps
 from http2tcp.net.listen import Listener, open_listeners
 from http2tcp.net.streams import SocketStream
 from http2tcp.policy import Policy, Token
-from http2tcp.settings import ServerSettings
+from http2tcp.server_settings import ServerSettings
 
 logger = logging.getLogger(__name__)
 

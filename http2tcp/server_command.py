@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from http2tcp.config import Key
     from http2tcp.limits import Limits
     from http2tcp.policy import Token
-    from http2tcp.settings import ServerSettings, ServerTLS
+    from http2tcp.server_settings import ServerSettings, ServerTLS
 
 logger = logging.getLogger("http2tcp")
 
@@ -29,7 +29,7 @@ _RULES = ("config", "allow", "deny")
 
 def server_settings(ctx: click.Context, options: dict[str, Any]) -> ServerSettings:
     """What the options and the file come to. Raises SettingsError or ConfigError."""
-    from http2tcp.settings import ServerSettings
+    from http2tcp.server_settings import ServerSettings
 
     for name in _RULES:
         variable = f"{ENV_PREFIX}_{name.upper()}"
@@ -80,7 +80,7 @@ def _limits(options: dict[str, Any]) -> Limits:
 
 
 def _server_tls(options: dict[str, Any]) -> ServerTLS | None:
-    from http2tcp.settings import ServerTLS
+    from http2tcp.server_settings import ServerTLS
 
     if options["tls_cert"] is not None:
         return ServerTLS(certificate=options["tls_cert"], key=options["tls_key"])

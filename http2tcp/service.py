@@ -26,7 +26,7 @@ from http2tcp.net.systemd import Notifier, inherited_sockets
 from http2tcp.policy import Policy, Token
 from http2tcp.policy_report import reach
 from http2tcp.server import Server, prepare
-from http2tcp.settings import ServerSettings
+from http2tcp.server_settings import ServerSettings
 
 logger = logging.getLogger(__name__)
 

@@ -8,8 +8,8 @@ from pathlib import Path
 
 import pytest
 
-from http2tcp import __version__
 from http2tcp.errors import TunnelError
+from http2tcp.version import __version__
 from tests.generate import ROOT, files
 from tests.generate.described import describe
 from tests.generate.manual import below

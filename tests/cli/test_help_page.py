@@ -8,8 +8,8 @@ import subprocess
 import click
 import pytest
 
-from http2tcp import __version__
 from http2tcp.cli import command
+from http2tcp.version import __version__
 from tests.support import processes
 from tests.support.processes import environment
 

@@ -9,10 +9,10 @@ from typing import Any
 import click
 import pytest
 
-from http2tcp import __version__
 from http2tcp.address import TCPAddress, UnixAddress
 from http2tcp.cli import command
 from http2tcp.protocol.transport import Transport
+from http2tcp.version import __version__
 
 from .conftest import Ran, Run, complaint
 

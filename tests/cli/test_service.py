@@ -24,7 +24,7 @@ import trustme
 from http2tcp import cli, service
 from http2tcp.address import TCPAddress
 from http2tcp.limits import Limits
-from http2tcp.settings import ServerSettings
+from http2tcp.server_settings import ServerSettings
 from tests.support.loopback import TOKEN, asking, echo, exchange, open_raw, read_all, target, upgrade
 from tests.support.processes import environment, http2tcp, wait_until
 from tests.support.service_manager import ServiceManager, listening

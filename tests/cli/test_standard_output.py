@@ -7,7 +7,7 @@ import tomllib
 
 import pytest
 
-from http2tcp import __version__
+from http2tcp.version import __version__
 from tests.support.loopback import closed_port
 from tests.support.processes import environment, http2tcp
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 import re
 from pathlib import Path
 
-from http2tcp import __version__
+from http2tcp.version import __version__
 from tests.generate import bash, fish, manual, zsh
 from tests.generate.described import describe
 

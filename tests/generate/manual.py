@@ -6,8 +6,9 @@ import re
 import textwrap
 from collections.abc import Iterator, Sequence
 
-from http2tcp import __version__, errors
+from http2tcp import errors
 from http2tcp.cli import EPILOG, EXIT_BUG, EXIT_USAGE, command
+from http2tcp.version import __version__
 from tests.generate.described import Described
 
 # What groff and mandoc would show as another character, or take for the start of a request.

@@ -9,7 +9,7 @@ from email.message import Message
 from email.parser import Parser
 from pathlib import Path
 
-from http2tcp import __version__
+from http2tcp.version import __version__
 
 from .conftest import ROOT, Built, build, run
 

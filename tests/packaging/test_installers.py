@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from http2tcp import __version__
+from http2tcp.version import __version__
 
 from .conftest import Built, run
 from .test_contents import DATA

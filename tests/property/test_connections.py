@@ -14,7 +14,7 @@ from http2tcp.address import TCPAddress
 from http2tcp.connection import Connection
 from http2tcp.policy import Token, digest
 from http2tcp.server import Server
-from http2tcp.settings import ServerSettings
+from http2tcp.server_settings import ServerSettings
 from tests.property.test_heads import CONNECTS, REQUESTS, cuts, mutations, pieces
 from tests.support.heads import SECRET
 from tests.support.loopback import parse_answer

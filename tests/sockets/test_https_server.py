@@ -22,7 +22,8 @@ from http2tcp.errors import CredentialsRefused, ServerRefused, SettingsError, TL
 from http2tcp.net.streams import Stream
 from http2tcp.protocol.transport import Transport
 from http2tcp.server import Server
-from http2tcp.settings import ServerSettings, ServerTLS, TLSSettings
+from http2tcp.server_settings import ServerSettings, ServerTLS
+from http2tcp.settings import TLSSettings
 from tests.support.loopback import (
     TOKEN,
     Served,

@@ -21,7 +21,7 @@ from http2tcp.metrics import CARRIERS
 from http2tcp.policy import Token, digest
 from http2tcp.protocol.transport import Transport
 from http2tcp.server import prepare, serve
-from http2tcp.settings import ServerSettings
+from http2tcp.server_settings import ServerSettings
 from tests.support.loopback import (
     TOKEN,
     Answer,

@@ -23,7 +23,7 @@ from http2tcp.errors import ListenError
 from http2tcp.net.listen import Listener, open_listeners
 from http2tcp.protocol.transport import Transport
 from http2tcp.server import serve
-from http2tcp.settings import ServerSettings
+from http2tcp.server_settings import ServerSettings
 from tests.support.loopback import (
     TOKEN,
     asking,

@@ -16,7 +16,7 @@ from http2tcp.connection import Connection
 from http2tcp.net import dial as dial_module
 from http2tcp.net.dial import Candidate, resolve
 from http2tcp.server import Server
-from http2tcp.settings import ServerSettings
+from http2tcp.server_settings import ServerSettings
 from tests.support.loopback import TOKEN, Answer, asking, parse_answer
 from tests.support.memory_stream import MemoryStream, memory_pair
 

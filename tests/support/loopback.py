@@ -16,7 +16,8 @@ from http2tcp.forwards import Forward
 from http2tcp.net.streams import reset_on_close
 from http2tcp.protocol.transport import Transport
 from http2tcp.server import Server, prepare
-from http2tcp.settings import ClientSettings, ServerSettings
+from http2tcp.server_settings import ServerSettings
+from http2tcp.settings import ClientSettings
 
 #: No log may ever show it.
 TOKEN = "tok-5ecret-Zm9vYmFy"

@@ -18,7 +18,7 @@ from http2tcp.metrics import ABANDONED, ENDINGS, REFUSALS, families
 from http2tcp.net.dial import DialError, DialFailure
 from http2tcp.policy import Grant
 from http2tcp.server import Server
-from http2tcp.settings import ServerSettings
+from http2tcp.server_settings import ServerSettings
 
 PAGE = Path(__file__).parents[2] / "docs" / "metrics.md"
 

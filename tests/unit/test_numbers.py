@@ -14,7 +14,7 @@ from http2tcp.protocol.transport import parse_keepalive
 from http2tcp.proxy_choice import parse_proxy
 from http2tcp.quantities import parse_count, parse_duration, parse_rate
 from http2tcp.rules import parse_rule
-from http2tcp.settings import parse_trusted_proxy
+from http2tcp.server_settings import parse_trusted_proxy
 
 PARSERS: dict[str, Callable[[str], object]] = {
     "destination": lambda text: parse_destination(f"db:{text}"),

@@ -15,7 +15,7 @@ from http2tcp.limits import Limits
 from http2tcp.policy import Policy, Token, digest
 from http2tcp.policy_report import describe, expiry, grant_of, judged, reach, who, why_admitted
 from http2tcp.rules import parse_rule
-from http2tcp.settings import ServerSettings, ServerTLS
+from http2tcp.server_settings import ServerSettings, ServerTLS
 
 # 2026-07-01, noon in UTC.
 NOW = 1_782_907_200.0

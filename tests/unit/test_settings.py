@@ -11,7 +11,8 @@ from http2tcp.address import TCPAddress, UnixAddress, parse_endpoint, parse_list
 from http2tcp.errors import SettingsError
 from http2tcp.fields import check_token
 from http2tcp.protocol.transport import Transport
-from http2tcp.settings import ClientSettings, ServerSettings, TLSSettings
+from http2tcp.server_settings import ServerSettings
+from http2tcp.settings import ClientSettings, TLSSettings
 
 SSHD = TCPAddress("localhost", 22)
 ENDPOINT = parse_endpoint("https://example.com/")
