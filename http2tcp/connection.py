@@ -17,19 +17,17 @@ import trio
 
 from http2tcp.address import Address, IPAddress, TCPAddress, normal_path, parse_destination, parse_target
 from http2tcp.audit import NoSession, Reason, Session
+from http2tcp.dial_refusals import dial_refusal, too_slow
 from http2tcp.errors import (
     AddressError,
     BadRequest,
     Forbidden,
     HeadTimeout,
     InternalError,
-    LimitReached,
     NotFound,
     ProxyAuthenticationRequired,
     ProxyHeaderRefused,
     Refusal,
-    TargetTimeout,
-    TargetUnreachable,
     TokenExpired,
     TooManyRequests,
     Unauthorized,
@@ -367,9 +365,9 @@ class Connection:
                     await trio.sleep(_EXHAUSTED_PAUSE)
                     return await dial(destination, permits, known.set, limiter)
         except trio.TooSlowError:
-            raise _too_slow(admission, self._settings.connect_timeout, named=known.is_set()) from None
+            raise too_slow(admission, self._settings.connect_timeout, named=known.is_set()) from None
         except DialError as error:
-            raise _dial_refusal(admission, error, closed) from error
+            raise dial_refusal(admission, error, closed) from error
 
     async def _switch_and_relay(self, request: TunnelRequest, target: Dialled) -> tuple[Reason, str]:
         self._session.opened(target.address, request.carrier, self._dial_time)
@@ -500,48 +498,3 @@ def _reason(end: End, term: Term) -> Reason:
 def _permits(admission: Admission, dialled: Address) -> bool:
     """Whether a destination's address, which was dialled, may be. A Unix socket is its own."""
     return not isinstance(dialled, TCPAddress) or not admission.refusal(ip_address(dialled.host))
-
-
-def _too_slow(admission: Admission, seconds: float, *, named: bool) -> Refusal:
-    destination = admission.destination
-    if not named and not admission.by_name:
-        return _unnamed(f"no name server answered in {seconds:g} s")
-    if named or not isinstance(destination, TCPAddress):
-        return TargetTimeout(f"cannot reach {destination} from the server: no answer in {seconds:g} s")
-    words = f"cannot find {destination.host} from the server: no name server answered in {seconds:g} s"
-    return TargetTimeout(words, proxy_error="dns_timeout")
-
-
-_ABOUT_THE_NAME = (DialFailure.PROHIBITED, DialFailure.NAME, DialFailure.NAME_TEMPORARY)
-
-
-def _unnamed(why: str) -> Forbidden:
-    """A token learns nothing of names that it may not use: neither whether they exist, nor what they are."""
-    return Forbidden(rule=f"no rule of allow names it, and {why}")
-
-
-def _dial_refusal(admission: Admission, error: DialError, closed: str) -> Refusal:
-    """`closed`: what closed the first of its addresses that may not be dialled."""
-    destination = admission.destination
-    if error.failure in _ABOUT_THE_NAME and not admission.by_name:
-        return Forbidden(rule=closed) if closed else _unnamed(str(error))
-    if error.failure is DialFailure.PROHIBITED:
-        return Forbidden(
-            f"{destination} is not allowed: every address of it is closed, by a deny rule or as link-local or metadata",
-            proxy_error="destination_ip_prohibited",
-            rule=closed,
-        )
-    words = f"cannot reach {destination} from the server: {error}"
-    match error.failure:
-        case DialFailure.EXHAUSTED:
-            return LimitReached(words)
-        case DialFailure.TIMEOUT:
-            return TargetTimeout(words)
-        case DialFailure.NAME | DialFailure.NAME_TEMPORARY:
-            return TargetUnreachable(words, proxy_error="dns_error")
-        case DialFailure.REFUSED:
-            return TargetUnreachable(words, proxy_error="connection_refused")
-        case DialFailure.UNROUTABLE:
-            return TargetUnreachable(words, proxy_error="destination_ip_unroutable")
-        case _:
-            return TargetUnreachable(words, proxy_error="destination_unavailable")

@@ -10,7 +10,8 @@ import pytest
 
 from http2tcp.address import TCPAddress
 from http2tcp.audit import NoSession, Reason
-from http2tcp.connection import _dial_refusal, _too_slow
+from http2tcp.dial_refusals import dial_refusal as _dial_refusal
+from http2tcp.dial_refusals import too_slow as _too_slow
 from http2tcp.errors import Refusal
 from http2tcp.exposition import Family
 from http2tcp.footprint import footprint
