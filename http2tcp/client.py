@@ -29,16 +29,14 @@ from http2tcp.errors import (
     InputSilent,
     OriginalServer,
     ResolveFailed,
-    StdioFailed,
     TargetFailed,
     TLSFailed,
     TunnelCut,
     TunnelError,
     UpgradeNotPassed,
-    os_reason,
 )
 from http2tcp.net.dial import DialError, dial_first, resolve
-from http2tcp.net.relay import End, Outcome, Traffic, relay
+from http2tcp.net.relay import End, Outcome, Traffic
 from http2tcp.net.streams import SocketStream, Stream
 from http2tcp.protocol.client import Answer, AnswerReader, Refused, Switched, request
 from http2tcp.protocol.transport import Transport
@@ -46,7 +44,6 @@ from http2tcp.settings import DEFAULT_USER_AGENT, ClientSettings, TLSSettings, e
 
 if TYPE_CHECKING:
     from http2tcp.net.head_start import HeadStart
-    from http2tcp.net.stdio import StdioStream
     from http2tcp.net.tls import TLSStream
     from http2tcp.net.tls_over import TLSOverStream
     from http2tcp.progress import Progress
@@ -55,8 +52,6 @@ if TYPE_CHECKING:
 _LOST = "connection lost: the tunnel was cut (a restart, timeout or reset on the way"
 # How the relay's words begin where they say that it ended, and nothing of why.
 _BARE_ENDS = ("it ended ", "the connection broke")
-# How long what stdin still holds may take when nobody listens any more: ssh says goodbye and leaves.
-LAST_WORDS = 1.0
 # How long a refusal's body may take once its head is there.
 _PAGE_PATIENCE = 1.0
 
@@ -408,58 +403,6 @@ async def _upgrade(
         raise explain_refusal(answer, endpoint, settings.destination, transport, with_token=settings.token is not None)
     logger.debug("tunnel open, transport %s%s", answer.transport.value, _named(answer.session))
     return answer
-
-
-async def run_stdio(settings: ClientSettings, stdio: StdioStream, head_start: HeadStart | None = None) -> None:
-    """Pump `stdio` through a tunnel until both directions have ended, or nobody reads any more.
-
-    Raises TunnelError.
-    """
-    failure: TunnelError | None = None
-    traffic = Traffic()
-    reader_left = False
-    async with trio.open_nursery() as nursery:
-
-        async def end_with_the_reader() -> None:
-            nonlocal reader_left
-            await stdio.reader_gone()
-            reader_left = True
-            traffic.forth.hurry(LAST_WORDS / 2)
-            nursery.cancel_scope.deadline = trio.current_time() + LAST_WORDS
-
-        nursery.start_soon(end_with_the_reader)
-        try:
-            tunnel = await connect(settings, head_start)
-            outcome = await relay(stdio, tunnel.stream, traffic)
-            if stdio.fault:
-                failure = StdioFailed(stdio.fault)
-            elif not (reader_left and outcome.end is End.LEFT_SILENT):
-                failure = why_it_ended(tunnel, outcome, traffic)
-        except TunnelError as error:
-            failure = error
-        nursery.cancel_scope.cancel()
-    if failure is not None:
-        raise failure
-
-
-async def hand_over(settings: ClientSettings, output_fd: int) -> None:
-    """Open a tunnel and give its socket to the process behind `output_fd`, a Unix socket. Raises TunnelError.
-
-    Bytes then go past this process, which is why there can be no TLS.
-    """
-    from http2tcp.net.fdpass import HeadReceiver, pass_socket
-
-    stream = await dial_endpoint(settings)
-    assert isinstance(stream, SocketStream)
-    try:
-        # Only raw bytes can be handed over.
-        transport = settings.transport or Transport.TCP
-        await _upgrade(settings, transport, stream, HeadReceiver(stream).receive)
-        pass_socket(stream, output_fd)
-    except OSError as error:
-        raise TunnelCut(f"ssh did not take the connection: {os_reason(error)}") from error
-    finally:
-        stream.abort()
 
 
 def why_it_ended(tunnel: Tunnel, outcome: Outcome, traffic: Traffic) -> TunnelError | None:

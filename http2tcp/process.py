@@ -76,7 +76,7 @@ def run_client(settings: ClientSettings, head_start: HeadStart | None = None) ->
 
     Raises TunnelError, ListenError or SettingsError.
     """
-    from http2tcp.client import LAST_WORDS, hand_over, run_stdio
+    from http2tcp.proxy_command import LAST_WORDS, hand_over, run_stdio
 
     if settings.fdpass:
         from http2tcp.net.fdpass import is_unix_socket
