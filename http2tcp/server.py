@@ -21,9 +21,9 @@ import trio
 from http2tcp.address import Address, TCPAddress, is_loopback
 from http2tcp.audit import Refusals
 from http2tcp.connection import Connection
+from http2tcp.counters import Metrics
 from http2tcp.descriptors import allowed
 from http2tcp.limits import Failures, Limits, Tunnels, Waiting, share
-from http2tcp.metrics import Metrics
 from http2tcp.net.dial import LookUpLimiter, LookUps
 from http2tcp.net.listen import Listener, open_listeners
 from http2tcp.net.streams import SocketStream

@@ -14,10 +14,10 @@ from prometheus_client.parser import text_string_to_metric_families
 import http2tcp
 from http2tcp import log
 from http2tcp.address import TCPAddress, UnixAddress, parse_listen
+from http2tcp.counters import CARRIERS
 from http2tcp.errors import ListenError
 from http2tcp.limits import Limits
 from http2tcp.log import BackgroundHandler
-from http2tcp.metrics import CARRIERS
 from http2tcp.policy import Token, digest
 from http2tcp.protocol.transport import Transport
 from http2tcp.server import prepare, serve

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from http2tcp import advice
-from http2tcp.metrics import REFUSALS
+from http2tcp.counters import REFUSALS
 from http2tcp.protocol.transport import TOKENS
 
 ROOT = Path(__file__).parents[2]

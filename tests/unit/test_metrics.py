@@ -10,12 +10,13 @@ import pytest
 
 from http2tcp.address import TCPAddress
 from http2tcp.audit import NoSession, Reason
+from http2tcp.counters import ABANDONED, ENDINGS, REFUSALS
 from http2tcp.dial_refusals import dial_refusal as _dial_refusal
 from http2tcp.dial_refusals import too_slow as _too_slow
 from http2tcp.errors import Refusal
 from http2tcp.exposition import Family
 from http2tcp.footprint import footprint
-from http2tcp.metrics import ABANDONED, ENDINGS, REFUSALS, families
+from http2tcp.metrics import families
 from http2tcp.net.dial import DialError, DialFailure
 from http2tcp.policy import Grant
 from http2tcp.server import Server
