@@ -11,7 +11,7 @@ import pytest
 
 from http2tcp import cli, log, process
 from http2tcp.address import Address
-from http2tcp.cli import run
+from http2tcp.exit_status import run
 from http2tcp.server_settings import ServerSettings
 from http2tcp.settings import ClientSettings
 
