@@ -35,8 +35,9 @@ from http2tcp.errors import (
 )
 from http2tcp.net.capsules import CapsuleStream
 from http2tcp.net.dial import DialError, DialFailure, Dialled, dial
+from http2tcp.net.paced import PacedStream
 from http2tcp.net.relay import End, Term, relay
-from http2tcp.net.streams import PacedStream, SocketStream, Stream
+from http2tcp.net.streams import SocketStream, Stream
 from http2tcp.policy import Admission, Grant, Token
 from http2tcp.protocol.capsule import ResetCode
 from http2tcp.protocol.forwarded import Peer, client_address, is_trusted, unmapped

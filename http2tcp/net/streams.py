@@ -269,53 +269,6 @@ class SocketStream(Stream):
             self.socket.close()
 
 
-# How late a piece may be to be made up for; what nobody sent is not saved up.
-_LATE = 0.1
-
-
-class PacedStream(SocketStream):
-    """A socket that takes and gives no more than so many bytes a second in each direction.
-
-    It is no bare descriptor to the relay, so that every byte passes here.
-    """
-
-    def __init__(self, sock: socket.socket, rate: float) -> None:
-        """`rate`: bytes a second."""
-        super().__init__(sock)
-        self._rate = rate
-        # Ten pieces a second are smooth enough, and few enough to cost nothing.
-        self.piece = max(1, min(CHUNK, int(rate / 10)))
-        self._receiving = self._sending = -math.inf
-
-    def source_fd(self) -> int | None:
-        """None: see the class."""
-        return None
-
-    sink_fd = source_fd
-
-    async def receive_some(self, max_bytes: int | None = None) -> bytes:
-        """As `SocketStream.receive_some`, after the time that the bytes before have to take."""
-        await trio.sleep_until(self._receiving)
-        data = await super().receive_some(min(max_bytes or self.piece, self.piece))
-        self._receiving = self._next(self._receiving, len(data))
-        return data
-
-    async def send_all(self, data: Bytes) -> None:
-        """As `SocketStream.send_all`, piece by piece in the time that they have to take."""
-        with memoryview(data) as view:
-            for start in range(0, len(view), self.piece):
-                await trio.sleep_until(self._sending)
-                piece = view[start : start + self.piece]
-                await super().send_all(piece)
-                self._sending = self._next(self._sending, len(piece))
-
-    def _next(self, due: float, size: int) -> float:
-        """When the next bytes may move, after so many that were due then."""
-        now = trio.current_time()
-        # Who wakes up late catches up: a task sleeps a millisecond at least, which is 100 kB at 100 MB/s.
-        return (due if now - due < _LATE else now) + size / self._rate
-
-
 def reset_on_close(sock: socket.socket) -> None:
     """Make the socket's close send RST where it knows one, and drop what is not sent."""
     try:

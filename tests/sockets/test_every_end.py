@@ -20,8 +20,9 @@ import trio.testing
 import trustme
 
 from http2tcp.net.capsules import CapsuleStream
+from http2tcp.net.paced import PacedStream
 from http2tcp.net.relay import End, Outcome, Traffic, relay
-from http2tcp.net.streams import HalfCloseUnsupported, PacedStream, SocketStream, Stream
+from http2tcp.net.streams import HalfCloseUnsupported, SocketStream, Stream
 from http2tcp.net.tls import TLSStream, bare_context, open_tls
 from http2tcp.net.tls_over import ByRecords, TLSOverStream, open_tls_over
 from http2tcp.net.tls_server import accept_tls

@@ -12,7 +12,8 @@ import pytest
 import trio
 import trio.testing
 
-from http2tcp.net.streams import PacedStream, SocketStream
+from http2tcp.net.paced import PacedStream
+from http2tcp.net.streams import SocketStream
 from tests.support.loopback import read_all, read_until_broken
 
 Pair = tuple[SocketStream, SocketStream]
