@@ -9,8 +9,9 @@ from __future__ import annotations
 import trio
 
 from http2tcp.net.capsules import CapsuleStream
+from http2tcp.net.pipes import Pipe, pipes
 from http2tcp.net.pump import Flow, SinkBroke, SourceBroke
-from http2tcp.net.splice import SMALL, Pipe, Pump, pipes
+from http2tcp.net.splice import SMALL, Pump
 from http2tcp.net.streams import Stream
 from http2tcp.protocol.capsule import data_header
 

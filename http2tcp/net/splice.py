@@ -15,6 +15,7 @@ import sys
 
 import trio
 
+from http2tcp.net.pipes import PIPE_SIZE, Pipe, grow, pipes
 from http2tcp.net.pump import Flow, SinkBroke, SourceBroke
 from http2tcp.net.streams import PORTABLE, Stream
 
@@ -24,19 +25,9 @@ _available = sys.platform == "linux" and hasattr(os, "splice") and not PORTABLE
 SMALL = 64 * 1024
 # A flow that brings less at a time has gone quiet.
 _QUIET = 16 * 1024
-# The kernel's limit for everybody, fs.pipe-max-size, unless it was changed.
-_PIPE_SIZE = 1024 * 1024
 # What a bulky flow makes of stdin or stdout. With the usual 64 KiB every step changes the process, for
 # twice the CPU; 1 MiB is no better, and 64 clients would use up the user's limit.
 _STDIO_PIPE_SIZE = 256 * 1024
-# A pipe beyond the user's page limit gets two pages, with which copying is faster.
-_PIPE_USEFUL = 64 * 1024
-# Pipes at work at once; 64 MiB is also what fs.pipe-user-pages-soft lets a user have. Where descriptors are few, one
-# in eight is a pipe's at most: the others are for those who connect.
-_MAX_PIPES = 64
-_PIPE_SHARE = 1 / 16
-# Pipes kept for the next flow.
-_MAX_SPARE = 8
 # Bytes after which the other tasks get their turn.
 _TURN = 4 * 1024 * 1024
 
@@ -173,7 +164,7 @@ class Pump:
         empty = False
         while True:
             try:
-                count = os.splice(self._source, self._sink, _PIPE_SIZE, flags=os.SPLICE_F_NONBLOCK)
+                count = os.splice(self._source, self._sink, PIPE_SIZE, flags=os.SPLICE_F_NONBLOCK)
             except BlockingIOError:
                 # Either end can mean it. The sink is asked first; with room there, it was the source.
                 if empty:
@@ -247,76 +238,6 @@ class Pump:
                 raise SinkBroke(words(error)) from error
             pipe.held -= count
             self._flow.bytes += count
-
-
-class Pipe:
-    """A pipe of 1 MiB, or of what the user's limits allow."""
-
-    __slots__ = ("entry", "exit", "held", "size")
-
-    def __init__(self) -> None:
-        self.exit, self.entry = os.pipe2(os.O_NONBLOCK | os.O_CLOEXEC)
-        #: Bytes in it.
-        self.held = 0
-        self.size = grow(self.entry, _PIPE_SIZE)
-
-    def close(self) -> None:
-        """Give its descriptors back."""
-        os.close(self.entry)
-        os.close(self.exit)
-
-
-class PipePool:
-    """A bounded pool of empty pipes."""
-
-    def __init__(self) -> None:
-        self._spare: list[Pipe] = []
-        self._taken = 0
-
-    def take(self) -> Pipe | None:
-        """A pipe, or None where there are to be no more."""
-        if self._taken >= _MAX_PIPES:
-            return None
-        if self._spare:
-            self._taken += 1
-            return self._spare.pop()
-        # It can change while the process runs; a pipe is seldom made. Below zero there is no limit.
-        descriptors = os.sysconf("SC_OPEN_MAX")
-        if 0 <= descriptors * _PIPE_SHARE < self._taken + 1:
-            return None
-        try:
-            pipe = Pipe()
-        except OSError:
-            return None
-        if pipe.size < _PIPE_USEFUL:
-            pipe.close()
-            return None
-        self._taken += 1
-        return pipe
-
-    def give_back(self, pipe: Pipe) -> None:
-        """Take it back. One that still holds bytes, of a flow that broke, is closed."""
-        self._taken -= 1
-        if pipe.held or len(self._spare) >= _MAX_SPARE:
-            pipe.close()
-        else:
-            self._spare.append(pipe)
-
-
-pipes = PipePool()
-
-
-def grow(pipe: int, size: int) -> int:
-    """Make a pipe hold so many bytes, if it holds less and the kernel allows; what it holds then."""
-    import fcntl
-
-    held = fcntl.fcntl(pipe, fcntl.F_GETPIPE_SZ)
-    if held >= size:
-        return held
-    try:
-        return fcntl.fcntl(pipe, fcntl.F_SETPIPE_SZ, size)
-    except OSError:
-        return held
 
 
 def _is_pipe(fd: int) -> bool:
