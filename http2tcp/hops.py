@@ -30,8 +30,7 @@ from http2tcp.errors import (
     UpgradeNotPassed,
 )
 from http2tcp.findings import Advice, Attempt, Hop, State, Verdict
-from http2tcp.net.tls import pin
-from http2tcp.protocol.certificate import CertificateError, parse_certificate, public_key
+from http2tcp.protocol.certificate import CertificateError, parse_certificate, pin, public_key
 from http2tcp.protocol.client import Answer, Refused, Switched
 from http2tcp.protocol.transport import DIAL_METRIC, TIMING_FIELD, Transport
 from http2tcp.settings import ClientSettings

@@ -12,7 +12,6 @@ from __future__ import annotations
 import os
 import re
 import ssl
-from base64 import b64encode
 from collections.abc import Callable, Collection, Sequence
 from typing import TypeVar
 
@@ -33,6 +32,7 @@ from http2tcp.net.streams import (
     reset_on_close,
 )
 from http2tcp.net.tls_session import CHUNK, TLSSocket
+from http2tcp.protocol.certificate import pin
 
 # Where systems keep their authorities, for a Python that was built for another system.
 _BUNDLES = ("/etc/ssl/certs/ca-certificates.crt", "/etc/pki/tls/certs/ca-bundle.crt", "/etc/ssl/cert.pem")
@@ -393,8 +393,3 @@ def check_pin(certificate: bytes | None, pins: Collection[bytes]) -> None:
         digest = hashlib.sha256(public_key(certificate or b"")).digest()
         if digest not in pins:
             raise PinMismatch(pin(digest))
-
-
-def pin(digest: bytes) -> str:
-    """A public key's SHA-256 as --pin-sha256 and curl take it."""
-    return "sha256//" + b64encode(digest).decode("ascii")

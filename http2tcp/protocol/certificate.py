@@ -6,6 +6,7 @@ texts are those of whoever made the certificate, and not safe to print.
 
 from __future__ import annotations
 
+from base64 import b64encode
 from datetime import UTC, datetime
 from ipaddress import ip_address
 from typing import NamedTuple
@@ -136,3 +137,8 @@ def _alternative_names(extensions: _Element) -> list[str]:
                 elif name.tag == _IP_ADDRESS:
                     found.append(str(ip_address(name.contents)))
     return found
+
+
+def pin(digest: bytes) -> str:
+    """A public key's SHA-256 as --pin-sha256 and curl take it."""
+    return "sha256//" + b64encode(digest).decode("ascii")
