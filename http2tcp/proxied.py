@@ -19,7 +19,8 @@ from http2tcp.net.dial import DialError, dial, interleave, resolve
 from http2tcp.net.proxy import connect_through, socks5_through
 from http2tcp.net.streams import SocketStream, Stream
 from http2tcp.net.tls import TLSStream, beginnings, client_context, open_tls, unusable_authorities
-from http2tcp.protocol.proxy import ProxyProtocolError, Refused, SocksRefusal
+from http2tcp.protocol.proxy import ProxyProtocolError, Refused
+from http2tcp.protocol.socks import SocksRefusal
 from http2tcp.proxy_choice import Proxy
 from http2tcp.settings import ClientSettings, TLSSettings
 

@@ -8,7 +8,8 @@ from __future__ import annotations
 from http2tcp.address import TCPAddress
 from http2tcp.net.fdpass import HeadReceiver
 from http2tcp.net.streams import SocketStream, Stream
-from http2tcp.protocol.proxy import Connect, Refused, Socks5
+from http2tcp.protocol.proxy import Connect, Refused
+from http2tcp.protocol.socks import Socks5
 
 
 async def connect_through(

@@ -8,8 +8,6 @@ from __future__ import annotations
 
 import re
 from base64 import b64encode
-from collections.abc import Generator
-from ipaddress import IPv6Address, ip_address
 from typing import NamedTuple
 
 import h11
@@ -148,99 +146,3 @@ def _schemes(event: h11.Response) -> tuple[str, ...]:
                 if match is not None:
                     found[match[1]] = None
     return tuple(found)[:_MAX_SCHEMES]
-
-
-class SocksRefusal(ProxyProtocolError):
-    """The proxy does not connect us."""
-
-    def __init__(self, words: str, *, elsewhere: bool) -> None:
-        super().__init__(words)
-        #: Another address of the same name may do better.
-        self.elsewhere = elsewhere
-
-
-# What we send, and how many bytes we then wait for.
-_Step = tuple[bytes, int]
-
-_NO_LOGIN, _PASSWORD, _NONE_ACCEPTABLE = 0, 2, 255
-# RFC 1928, section 6.
-_REPLIES = {
-    1: "it failed and does not say why",
-    2: "its rules do not allow it",
-    3: "network unreachable",
-    4: "host unreachable",
-    5: "connection refused",
-    6: "TTL expired",
-    7: "it does not know CONNECT",
-    8: "it does not know this kind of address",
-}
-_ELSEWHERE = (1, 3, 4, 5, 6, 8)
-
-
-class Socks5:
-    """Asks a SOCKS5 proxy for a connection.
-
-    Send `outgoing`; while `needed` is not 0, read so many bytes at most (what follows is the endpoint's),
-    give them to `receive`, and send `outgoing` again. RFC 1928; the login is that of RFC 1929.
-    """
-
-    def __init__(self, host: str, port: int, *, credentials: tuple[bytes, bytes] | None = None) -> None:
-        """`host` is a name, which the proxy looks up, or an IP address."""
-        self._steps = _converse(host, port, credentials)
-        self._received = b""
-        self.outgoing, self.needed = next(self._steps)
-
-    def receive(self, data: bytes) -> None:
-        """Take bytes from the wire; b"" is their end. Raises ProxyProtocolError, or SocksRefusal."""
-        if not data:
-            raise ProxyProtocolError(_CLOSED)
-        assert len(data) <= self.needed
-        self._received += data
-        self.outgoing, self.needed = b"", self.needed - len(data)
-        if not self.needed:
-            whole, self._received = self._received, b""
-            try:
-                self.outgoing, self.needed = self._steps.send(whole)
-            except StopIteration:
-                pass
-
-
-def _converse(host: str, port: int, credentials: tuple[bytes, bytes] | None) -> Generator[_Step, bytes, None]:
-    methods = bytes([_NO_LOGIN]) if credentials is None else bytes([_NO_LOGIN, _PASSWORD])
-    version, method = yield bytes([5, len(methods)]) + methods, 2
-    if version != 5:
-        raise ProxyProtocolError("does not speak SOCKS5: is it an http:// proxy, or another service's port?")
-    if method == _NONE_ACCEPTABLE or method not in methods:
-        raise ProxyProtocolError(
-            "wants a login: put USER:PASSWORD@ before its host, best in a file (--proxy @FILE)"
-            if credentials is None
-            else "takes no user and password: it wants another kind of login"
-        )
-    if method == _PASSWORD and credentials is not None:
-        user, password = credentials
-        _, status = yield b"\x01" + bytes([len(user)]) + user + bytes([len(password)]) + password, 2
-        if status != 0:
-            raise ProxyProtocolError("does not take this user and password")
-    version, reply, _, kind = yield b"\x05\x01\x00" + _address(host) + port.to_bytes(2, "big"), 4
-    if version != 5:
-        raise ProxyProtocolError("does not speak SOCKS5: its answer is none")
-    if reply != 0:
-        # What would follow is the address of no connection.
-        raise SocksRefusal(_REPLIES.get(reply, f"reply {reply}"), elsewhere=reply in _ELSEWHERE)
-    # The address that it connects from, which is of no use to us.
-    if kind == 3:
-        (length,) = yield b"", 1
-    elif kind in (1, 4):
-        length = 4 if kind == 1 else 16
-    else:
-        raise ProxyProtocolError("does not speak SOCKS5: its answer is none")
-    yield b"", length + 2
-
-
-def _address(host: str) -> bytes:
-    try:
-        address = ip_address(host.partition("%")[0])
-    except ValueError:
-        name = host.encode("ascii")
-        return bytes([3, len(name)]) + name
-    return (b"\x04" if isinstance(address, IPv6Address) else b"\x01") + address.packed

@@ -6,7 +6,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from http2tcp.errors import AddressError
-from http2tcp.protocol.proxy import MAX_HEAD, Connect, Connected, ProxyProtocolError, Refused, Socks5
+from http2tcp.protocol.proxy import MAX_HEAD, Connect, Connected, ProxyProtocolError, Refused
+from http2tcp.protocol.socks import Socks5
 from http2tcp.proxy_choice import is_exception, parse_proxy
 
 HEADS = [

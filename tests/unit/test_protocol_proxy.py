@@ -6,15 +6,8 @@ from base64 import b64decode
 
 import pytest
 
-from http2tcp.protocol.proxy import (
-    MAX_HEAD,
-    Connect,
-    Connected,
-    ProxyProtocolError,
-    Refused,
-    Socks5,
-    SocksRefusal,
-)
+from http2tcp.protocol.proxy import MAX_HEAD, Connect, Connected, ProxyProtocolError, Refused
+from http2tcp.protocol.socks import Socks5, SocksRefusal
 
 OK = b"HTTP/1.1 200 Connection established\r\n\r\n"
 LOGIN = (b"user", b"s3cret")

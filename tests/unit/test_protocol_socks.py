@@ -21,8 +21,7 @@ from http2tcp.errors import (
     TunnelError,
 )
 from http2tcp.protocol.client import Refused
-from http2tcp.protocol.proxy import Socks5, SocksRefusal
-from http2tcp.protocol.socks import ACCEPTED, Negotiation, SocksError, refuse
+from http2tcp.protocol.socks import ACCEPTED, Negotiation, Socks5, SocksError, SocksRefusal, refuse
 from http2tcp.protocol.transport import Transport
 
 HELLO = b"\x05\x01\x00"
