@@ -16,7 +16,6 @@ from http2tcp.address import TCPAddress
 from http2tcp.diagnosis import explain_certificates, is_for_no_protocol, safe, ssl_words
 from http2tcp.errors import ProxyFailed, ResolveFailed, TunnelError, os_reason
 from http2tcp.net.dial import DialError, dial, interleave, resolve
-from http2tcp.net.proxy import connect_through, socks5_through
 from http2tcp.net.streams import SocketStream, Stream
 from http2tcp.net.tls import TLSStream, beginnings, client_context, open_tls, unusable_authorities
 from http2tcp.protocol.proxy import ProxyProtocolError, Refused
@@ -26,6 +25,9 @@ from http2tcp.settings import ClientSettings, TLSSettings
 
 if TYPE_CHECKING:
     from http2tcp.progress import Progress
+from http2tcp.net.fdpass import HeadReceiver
+from http2tcp.protocol.proxy import Connect
+from http2tcp.protocol.socks import Socks5
 
 logger = logging.getLogger(__name__)
 
@@ -176,3 +178,30 @@ def _tls_words(error: OSError, tls: TLSSettings) -> str:
             return "does not take http/1.1 by TLS (ALPN): it speaks HTTP/2 alone, or is no proxy"
         return f"has no TLS session for us: {ssl_words(error)}"
     return f"broke the TLS handshake off: {os_reason(error)}"
+
+
+async def connect_through(
+    stream: Stream, target: TCPAddress, *, user_agent: str, credentials: tuple[bytes, bytes] | None
+) -> Refused | None:
+    """CONNECT; None where the proxy has connected us. What came with its answer is the stream's next.
+
+    The caller sets the deadline. Raises ProxyProtocolError or BrokenResourceError.
+    """
+    handshake = Connect(str(target), user_agent=user_agent, credentials=credentials)
+    receive = HeadReceiver(stream).receive if isinstance(stream, SocketStream) else stream.receive_some
+    await stream.send_all(handshake.request)
+    while (answer := handshake.next_event()) is None:
+        handshake.receive(await receive())
+    if isinstance(answer, Refused):
+        return answer
+    stream.unread(answer.trailing_data)
+    return None
+
+
+async def socks5_through(stream: Stream, target: TCPAddress, *, credentials: tuple[bytes, bytes] | None) -> None:
+    """SOCKS5. The caller sets the deadline. Raises ProxyProtocolError, SocksRefusal or BrokenResourceError."""
+    handshake = Socks5(target.host, target.port, credentials=credentials)
+    await stream.send_all(handshake.outgoing)
+    while handshake.needed:
+        handshake.receive(await stream.receive_some(handshake.needed))
+        await stream.send_all(handshake.outgoing)
