@@ -24,7 +24,7 @@ from http2tcp.errors import (
     TargetFailed,
     TunnelError,
 )
-from http2tcp.findings import Attempt, Hop, Report, Verdict
+from http2tcp.hops import Attempt, Hop, Report, Verdict
 from http2tcp.net.streams import SocketStream
 from http2tcp.net.tls import PinMismatch, TLSStream, client_context, open_tls
 from http2tcp.net.tls_over import TLSOverStream, open_tls_over

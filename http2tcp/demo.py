@@ -21,7 +21,7 @@ import trio
 from http2tcp.address import TCPAddress
 from http2tcp.client import open_tunnel
 from http2tcp.errors import Http2tcpError, ListenError, TunnelError, os_reason
-from http2tcp.findings import Hop, State, Verdict
+from http2tcp.hops import Hop, State, Verdict
 from http2tcp.net.streams import CHUNK, Stream
 from http2tcp.report import TextReport
 from http2tcp.server import serve

@@ -10,7 +10,7 @@ from collections.abc import Sequence
 from typing import Any, TextIO
 
 from http2tcp.errors import StdioFailed, os_reason
-from http2tcp.findings import Hop, Report, State, Verdict
+from http2tcp.hops import Hop, Report, State, Verdict
 
 #: Raised when a key of the document is renamed or goes; new ones may come at any time.
 JSON_VERSION = 1

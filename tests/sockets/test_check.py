@@ -22,8 +22,8 @@ from cryptography.hazmat.primitives.serialization import Encoding, PublicFormat
 from http2tcp.address import TCPAddress, parse_destination, parse_listen
 from http2tcp.audit import Record
 from http2tcp.client import AUTO
-from http2tcp.findings import State
 from http2tcp.forwards import Forward
+from http2tcp.hops import State
 from http2tcp.proxy_choice import parse_proxy
 from http2tcp.settings import ClientSettings, TLSSettings
 from tests.support.checking import checked, ordinary

@@ -14,7 +14,7 @@ import trio
 from http2tcp.check import check
 from http2tcp.client import connect, why_it_ended
 from http2tcp.errors import TunnelError
-from http2tcp.findings import Hop, State, Verdict
+from http2tcp.hops import Hop, State, Verdict
 from http2tcp.net.relay import Traffic, relay
 from http2tcp.net.streams import SocketStream
 from http2tcp.report import JSONReport, TextReport

@@ -29,8 +29,7 @@ from http2tcp.errors import (
     TunnelError,
     UpgradeNotPassed,
 )
-from http2tcp.findings import Attempt
-from http2tcp.hops import failed
+from http2tcp.hops import Attempt, failed
 from http2tcp.protocol.client import Refused
 from http2tcp.protocol.transport import Transport
 

@@ -20,8 +20,9 @@ from http2tcp.errors import (
     TunnelError,
     UpgradeNotPassed,
 )
-from http2tcp.findings import Attempt, State
 from http2tcp.hops import (
+    Attempt,
+    State,
     advise,
     before_http,
     failed,

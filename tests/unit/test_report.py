@@ -12,8 +12,7 @@ import pytest
 
 from http2tcp.address import parse_endpoint
 from http2tcp.diagnosis import explain_refusal
-from http2tcp.findings import Advice, Attempt, Hop, Report, State, Verdict
-from http2tcp.hops import failed
+from http2tcp.hops import Advice, Attempt, Hop, Report, State, Verdict, failed
 from http2tcp.protocol.client import Refused
 from http2tcp.protocol.transport import Transport
 from http2tcp.report import JSONReport, TextReport
