@@ -14,23 +14,18 @@ from typing import TYPE_CHECKING, Generic, TypeVar
 
 import trio
 
-from http2tcp.address import Address, TCPAddress, UnixAddress, is_loopback
+from http2tcp.address import Address, is_loopback
 from http2tcp.errors import (
-    CredentialsRefused,
-    DestinationForbidden,
-    Forbidden,
     Http2tcpError,
     InputSilent,
     SettingsError,
-    TargetFailed,
 )
 from http2tcp.log import log_in_background
+from http2tcp.policy_question import answer
 
 if TYPE_CHECKING:
-    from http2tcp.address import IPAddress
     from http2tcp.forwards import Forward
     from http2tcp.net.head_start import HeadStart
-    from http2tcp.server import Server
     from http2tcp.server_settings import ServerSettings
     from http2tcp.settings import ClientSettings
 
@@ -166,7 +161,7 @@ def run_server_check(settings: ServerSettings, question: tuple[str, Address] | N
     server = Server(settings)
     status, words = 0, ""
     if question is not None:
-        status, words = _answer(server, *question)
+        status, words = answer(server, *question)
     elif not quiet:
         words = describe(settings, server.policy, server.limits, time.time())
     if words and (status or not quiet):
@@ -174,43 +169,6 @@ def run_server_check(settings: ServerSettings, question: tuple[str, Address] | N
         encoding = getattr(sys.stdout, "encoding", None) or "utf-8"
         print(words.encode(encoding, "replace").decode(encoding))
     return status
-
-
-def _answer(server: Server, name: str, destination: Address) -> tuple[int, str]:
-    """The exit status, and a sentence; below it, the addresses."""
-    from http2tcp.net.dial import DialError
-    from http2tcp.policy_report import expiry, grant_of, judged, who, why_admitted
-
-    grant = grant_of(server.policy, name)
-    may, may_not = f"{who(grant)} may go to {destination}", f"{who(grant)} may not go to {destination}"
-    if grant.token is not None and grant.token.expires <= time.time():
-        return CredentialsRefused.exit_code, f"{may_not}: the token {expiry(grant.token, time.time())}"
-    try:
-        admission = grant.admit(destination)
-    except Forbidden as refusal:
-        return DestinationForbidden.exit_code, f"{may_not}: {refusal.rule}"
-    why = why_admitted(grant, admission)
-    if isinstance(destination, UnixAddress):
-        return 0, f"{may}: {why}"
-    try:
-        addresses = trio.run(_addresses, destination, server.settings.connect_timeout)
-    except (DialError, trio.TooSlowError) as error:
-        unknown = "no name server answered" if isinstance(error, trio.TooSlowError) else str(error)
-        if not admission.by_name:
-            return DestinationForbidden.exit_code, f"{may_not}: no rule of allow names it, and from here {unknown}"
-        return TargetFailed.exit_code, f"{may}: {why}; but from here {unknown}"
-    opened, lines = judged(admission, addresses)
-    if not opened:
-        return DestinationForbidden.exit_code, f"{may_not}: none of its addresses is open\n{lines}"
-    return 0, f"{may}: {why or opened}\n{lines}"
-
-
-async def _addresses(destination: TCPAddress, patience: float) -> Sequence[IPAddress]:
-    """As the server would look them up, here and now. Raises DialError, trio.TooSlowError."""
-    from http2tcp.net.dial import resolve
-
-    with trio.fail_after(patience):
-        return [candidate.ip for candidate in await resolve(destination)]
 
 
 def _take_for_good(signals: Sequence[signal.Signals]) -> list[signal.Signals]:
