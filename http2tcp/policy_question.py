@@ -19,12 +19,21 @@ from http2tcp.errors import (
 if TYPE_CHECKING:
     from http2tcp.address import IPAddress
     from http2tcp.server import Server
+from typing import TYPE_CHECKING
+
+from http2tcp.address import IPAddress
+from http2tcp.errors import SettingsError
+from http2tcp.policy import UNNAMED, Admission, Grant, Policy
+
+if TYPE_CHECKING:
+    pass
+from http2tcp.policy_report import LABEL_WIDTH
 
 
 def answer(server: Server, name: str, destination: Address) -> tuple[int, str]:
     """The exit status, and a sentence; below it, the addresses."""
     from http2tcp.net.dial import DialError
-    from http2tcp.policy_report import expiry, grant_of, judged, who, why_admitted
+    from http2tcp.policy_report import expiry, who
 
     grant = grant_of(server.policy, name)
     may, may_not = f"{who(grant)} may go to {destination}", f"{who(grant)} may not go to {destination}"
@@ -56,3 +65,40 @@ async def _addresses(destination: TCPAddress, patience: float) -> Sequence[IPAdd
 
     with trio.fail_after(patience):
         return [candidate.ip for candidate in await resolve(destination)]
+
+
+def grant_of(policy: Policy, name: str) -> Grant:
+    """What the token of this name may do; UNNAMED: that of -t, or where none is asked for, any client.
+
+    Raises SettingsError.
+    """
+    tokens = {token.name or UNNAMED: token for token in policy.tokens}
+    if not tokens and name == UNNAMED:
+        return policy.authenticate(None, 0)
+    if name not in tokens:
+        names = [f"{UNNAMED} (the one of -t or --token-file)" if each == UNNAMED else each for each in tokens]
+        known = ", ".join(names) or f"{UNNAMED} alone, for any client: it asks for no token"
+        raise SettingsError(f"--as: no token is called {name!a}; the server knows {known}")
+    return policy.grant(tokens[name])
+
+
+def why_admitted(grant: Grant, admission: Admission) -> str:
+    """What lets the name through; empty where its addresses decide."""
+    if admission.rule is not None:
+        return f"allow {admission.rule}"
+    if grant.pinned:
+        return "it is the default destination, which is open to everybody"
+    return "no allow is for it, so that every destination is open" if admission.by_name else ""
+
+
+def judged(admission: Admission, addresses: Sequence[IPAddress]) -> tuple[str, str]:
+    """What opens the first of the destination's addresses that may be dialled, or nothing; and a line for each."""
+    lines, opened = [], ""
+    for address in dict.fromkeys(addresses):
+        refusal = admission.refusal(address)
+        rule = admission.admitting(address)
+        words = "open" if rule is None else f"open: allow {rule}"
+        lines.append(f"  {address!s:<{LABEL_WIDTH - 3}} {f'closed: {refusal}' if refusal else words}")
+        if not refusal:
+            opened = opened or f"allow {rule}"
+    return opened, "\n".join(lines)

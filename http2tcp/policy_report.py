@@ -6,10 +6,9 @@ import math
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
-from http2tcp.address import IPAddress
-from http2tcp.errors import Forbidden, SettingsError
+from http2tcp.errors import Forbidden
 from http2tcp.limits import Limits, Tunnels
-from http2tcp.policy import BUILT_IN, UNNAMED, Admission, Grant, Policy, Token
+from http2tcp.policy import BUILT_IN, Grant, Policy, Token
 from http2tcp.protocol.transport import Transport
 from http2tcp.quantities import counted
 from http2tcp.server_settings import ServerSettings
@@ -17,7 +16,7 @@ from http2tcp.server_settings import ServerSettings
 if TYPE_CHECKING:
     from datetime import datetime
 
-_LABEL = 18
+LABEL_WIDTH = 18
 # Of those who may go anywhere; more of them are counted.
 _NAMES = 5
 # Networks of the built-in list in a line.
@@ -166,8 +165,8 @@ def _shown(rows: Rows) -> str:
     for label, values in rows:
         # A name may be longer than its column.
         first, *rest = values or [""]
-        lines.append(f"{label:<{_LABEL - 1}} {first}".rstrip())
-        lines += [" " * _LABEL + value for value in rest]
+        lines.append(f"{label:<{LABEL_WIDTH - 1}} {first}".rstrip())
+        lines += [" " * LABEL_WIDTH + value for value in rest]
     return "\n".join(lines)
 
 
@@ -218,45 +217,8 @@ def _bytes(number: float) -> str:
 # --- may NAME go there? -----------------------------------------------------------------------
 
 
-def grant_of(policy: Policy, name: str) -> Grant:
-    """What the token of this name may do; UNNAMED: that of -t, or where none is asked for, any client.
-
-    Raises SettingsError.
-    """
-    tokens = {token.name or UNNAMED: token for token in policy.tokens}
-    if not tokens and name == UNNAMED:
-        return policy.authenticate(None, 0)
-    if name not in tokens:
-        names = [f"{UNNAMED} (the one of -t or --token-file)" if each == UNNAMED else each for each in tokens]
-        known = ", ".join(names) or f"{UNNAMED} alone, for any client: it asks for no token"
-        raise SettingsError(f"--as: no token is called {name!a}; the server knows {known}")
-    return policy.grant(tokens[name])
-
-
 def who(grant: Grant) -> str:
     """Whose grant it is."""
     if grant.token is None:
         return "a client"
     return grant.token.name or "the token without a name"
-
-
-def why_admitted(grant: Grant, admission: Admission) -> str:
-    """What lets the name through; empty where its addresses decide."""
-    if admission.rule is not None:
-        return f"allow {admission.rule}"
-    if grant.pinned:
-        return "it is the default destination, which is open to everybody"
-    return "no allow is for it, so that every destination is open" if admission.by_name else ""
-
-
-def judged(admission: Admission, addresses: Sequence[IPAddress]) -> tuple[str, str]:
-    """What opens the first of the destination's addresses that may be dialled, or nothing; and a line for each."""
-    lines, opened = [], ""
-    for address in dict.fromkeys(addresses):
-        refusal = admission.refusal(address)
-        rule = admission.admitting(address)
-        words = "open" if rule is None else f"open: allow {rule}"
-        lines.append(f"  {address!s:<{_LABEL - 3}} {f'closed: {refusal}' if refusal else words}")
-        if not refusal:
-            opened = opened or f"allow {rule}"
-    return opened, "\n".join(lines)

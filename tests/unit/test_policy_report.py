@@ -13,7 +13,8 @@ from http2tcp.address import parse_destination, parse_listen, parse_network
 from http2tcp.errors import SettingsError
 from http2tcp.limits import Limits
 from http2tcp.policy import Policy, Token, digest
-from http2tcp.policy_report import describe, expiry, grant_of, judged, reach, who, why_admitted
+from http2tcp.policy_question import grant_of, judged, why_admitted
+from http2tcp.policy_report import describe, expiry, reach, who
 from http2tcp.rules import parse_rule
 from http2tcp.server_settings import ServerSettings, ServerTLS
 
