@@ -47,8 +47,8 @@ from http2tcp.protocol.transport import Transport
 
 if TYPE_CHECKING:
     from http2tcp.net.tls_server import ServerTLSStream
-    from http2tcp.server import Server
     from http2tcp.server_settings import ServerSettings
+    from http2tcp.state import State
 
 logger = logging.getLogger(__name__)
 
@@ -62,17 +62,17 @@ _EXHAUSTED_PAUSE = 0.1
 class Connection:
     """One connection from a client."""
 
-    def __init__(self, server: Server, stream: SocketStream, peer: TCPAddress | None) -> None:
-        self._server = server
+    def __init__(self, state: State, stream: SocketStream, peer: TCPAddress | None) -> None:
+        self._state = state
         # How a connection is served, its times and whose word counts, is as it came under them. Who may go where is
         # asked of the server's at each step: they may change while the connection waits for its request or its target.
-        self._settings = server.settings
+        self._settings = state.settings
         self._stream: SocketStream | ServerTLSStream = stream
         #: Who it comes from, as far as that is known: the peer, and then whom a trusted proxy names.
         self._client: Peer = "unix" if peer is None else unmapped(ip_address(peer.host))
         # Not behind a PROXY header that names nobody: the peer is trusted then, and its client is not.
         self._reads_forwarded = bool(self._settings.trusted_proxies)
-        self._session = Session(peer, server.refusals)
+        self._session = Session(peer, state.refusals)
         self._opening = trio.CancelScope()
         self._grant: Grant | None = None
         self._token: Token | None = None
@@ -87,14 +87,14 @@ class Connection:
         words = ""
         give_up = self._accepted_at + self._settings.head_timeout
         # Who brings a PROXY header is a proxy, and the share is that of whom it names.
-        self._server.waiting.enter(self, None if self._settings.proxy_protocol else self._address())
+        self._state.waiting.enter(self, None if self._settings.proxy_protocol else self._address())
         try:
             try:
                 with self._opening:
                     if self._settings.proxy_protocol:
                         await self._read_proxy_header(give_up)
-                    if self._server.tls is not None:
-                        await self._secure(self._server.tls, give_up)
+                    if self._state.tls is not None:
+                        await self._secure(self._state.tls, give_up)
                     request = await self._read_head(give_up)
                     admission = self._authorise(request)
                     target = await self._dial(request, admission)
@@ -120,7 +120,7 @@ class Connection:
             self._stream.abort()
             self._leave()
             if not self._session.is_over:
-                self._server.metrics.ended(self._session.traffic, reason.value)
+                self._state.metrics.ended(self._session.traffic, reason.value)
             self._session.ended(reason, words)
 
     def _log_bug(self) -> None:
@@ -133,25 +133,25 @@ class Connection:
 
     def settings_changed(self) -> None:
         """What they say about an open session counts now."""
-        server = self._server
-        if not server.settings.keep_sessions:
+        state = self._state
+        if not state.settings.keep_sessions:
             if self._token is not None:
-                self._token = server.policy.find(self._token)
+                self._token = state.policy.find(self._token)
                 if self._token is None:
                     self.term.end("the token was taken away", Reason.REVOKED)
-            elif server.policy.asks_for_token:
+            elif state.policy.asks_for_token:
                 self.term.end("a token is needed now, and this session has none", Reason.REVOKED)
         self.limit_term()
 
     def _leave(self) -> None:
-        self._server.waiting.leave(self)
-        self._server.sessions.discard(self)
+        self._state.waiting.leave(self)
+        self._state.sessions.discard(self)
         self._free_tunnel()
 
     def _free_tunnel(self) -> None:
         """Others may have its place; a client that is slow to read its refusal holds none."""
         if self._grant is not None:
-            self._server.tunnels.leave(self._grant.token)
+            self._state.tunnels.leave(self._grant.token)
             self._grant = None
 
     def _address(self) -> IPAddress | None:
@@ -168,7 +168,7 @@ class Connection:
         """A trusted proxy says whom it speaks for."""
         self._client = client
         self._session.client_is(client, port)
-        self._server.waiting.comes_from(self, self._address())
+        self._state.waiting.comes_from(self, self._address())
 
     async def _read_proxy_header(self, give_up: float) -> None:
         """What the PROXY protocol puts before all else, and not a byte of what follows."""
@@ -206,7 +206,7 @@ class Connection:
         try:
             with trio.move_on_at(give_up):
                 self._stream = await accept_tls(self._stream, context)
-                self._server.waiting.speaks(self)
+                self._state.waiting.speaks(self)
                 return
         except trio.BrokenResourceError:
             raise _Departed from None
@@ -220,7 +220,7 @@ class Connection:
         with trio.move_on_at(give_up):
             while (request := reader.next_event()) is None:
                 reader.receive(await self._receive(MAX_HEAD))
-                self._server.waiting.speaks(self)
+                self._state.waiting.speaks(self)
             self._stream.unread(reader.trailing_data)
             if forwarded_header is not None:
                 trusted = self._settings.trusted_proxies
@@ -237,7 +237,7 @@ class Connection:
         return self._admit(request, grant)
 
     def _check_path(self, request: TunnelRequest) -> None:
-        settings = self._server.settings
+        settings = self._state.settings
         path = settings.path
         if path is not None and not request.is_connect and normal_path(path) != normal_path(request.path or ""):
             raise NotFound
@@ -259,27 +259,27 @@ class Connection:
         if destination is None:
             raise BadRequest("the request names no destination, and this server has no default one (-d)")
         self._session.asked(destination)
-        if request.origin is not None and request.origin not in self._server.settings.allow_origins:
+        if request.origin is not None and request.origin not in self._state.settings.allow_origins:
             raise Forbidden("a web page may not open tunnels")
         admission = grant.admit(destination)
         self._free_tunnel()
-        self._server.tunnels.enter(grant.token)
+        self._state.tunnels.enter(grant.token)
         self._grant, self._token = grant, grant.token
         return admission
 
     def _authenticate(self, request: TunnelRequest) -> Grant:
         try:
-            grant = self._server.policy.authenticate(request.token, time.time())
+            grant = self._state.policy.authenticate(request.token, time.time())
         except Unauthorized as error:
             if request.token is not None:
                 self._session.failed_authentication(error.name if isinstance(error, TokenExpired) else None)
-                self._server.metrics.authentication_failures.add()
-                if self._server.failures.failed(self._address(), trio.current_time()):
+                self._state.metrics.authentication_failures.add()
+                if self._state.failures.failed(self._address(), trio.current_time()):
                     raise TooManyRequests from None
             if request.is_connect:
                 raise ProxyAuthenticationRequired from error
             raise
-        self._server.waiting.leave(self)
+        self._state.waiting.leave(self)
         self._session.authenticated(None if grant.token is None else grant.token.name)
         return grant
 
@@ -288,15 +288,15 @@ class Connection:
 
         Raises Refusal.
         """
-        server, now = self._server, time.time()
-        if server.settings.keep_sessions:
+        state, now = self._state, time.time()
+        if state.settings.keep_sessions:
             return admission
-        if server.settings is asked and (self._token is None or now < self._token.expires):
+        if state.settings is asked and (self._token is None or now < self._token.expires):
             return admission
         self._check_path(request)
         try:
             # Nobody guesses here, so this one does not count as a failure.
-            grant = server.policy.authenticate(request.token, now)
+            grant = state.policy.authenticate(request.token, now)
         except Unauthorized as error:
             if request.is_connect:
                 raise ProxyAuthenticationRequired from error
@@ -314,7 +314,7 @@ class Connection:
         started = trio.current_time()
         give_up = started + self._settings.connect_timeout
         while True:
-            asked = self._server.settings
+            asked = self._state.settings
             dialled: Dialled | None = None
             failure: Refusal | None = None
             try:
@@ -334,7 +334,7 @@ class Connection:
                 assert dialled is not None
                 if newest is admission or _permits(newest, dialled.address):
                     self._dial_time = trio.current_time() - started
-                    self._server.metrics.dials.observe(self._dial_time)
+                    self._state.metrics.dials.observe(self._dial_time)
                     return dialled
             # The default destination is another now, or the name has addresses that may still be reached.
             if dialled is not None:
@@ -353,7 +353,7 @@ class Connection:
             return not refusal
 
         known = trio.Event()
-        limiter = self._server.look_up_limiter(self._token)
+        limiter = self._state.look_up_limiter(self._token)
         try:
             with trio.fail_at(give_up):
                 try:
@@ -362,7 +362,7 @@ class Connection:
                     if error.failure is not DialFailure.EXHAUSTED:
                         raise
                     # Those who only wait give their descriptors up.
-                    self._server.waiting.give_way()
+                    self._state.waiting.give_way()
                     await trio.sleep(_EXHAUSTED_PAUSE)
                     return await dial(destination, permits, known.set, limiter)
         except trio.TooSlowError:
@@ -372,18 +372,18 @@ class Connection:
 
     async def _switch_and_relay(self, request: TunnelRequest, target: Dialled) -> tuple[Reason, str]:
         self._session.opened(target.address, request.carrier, self._dial_time)
-        self._server.metrics.opened(self._session.traffic, request.carrier)
-        self._server.sessions.add(self)
+        self._state.metrics.opened(self._session.traffic, request.carrier)
+        self._state.sessions.add(self)
         self._opened_at = trio.current_time()
         self.limit_term()
-        idle = self._server.limits.idle_timeout
+        idle = self._state.limits.idle_timeout
         if idle is not None:
             self.term.idle(idle, f"no byte went either way for {idle:g} s", Reason.IDLE)
         try:
             keepalive = self._settings.keepalive
             answer = accept(request, self._session.id, keepalive=keepalive, dial_time=self._dial_time)
             await self._stream.send_all(answer)
-            self._server.metrics.handshakes.observe(trio.current_time() - self._accepted_at)
+            self._state.metrics.handshakes.observe(trio.current_time() - self._accepted_at)
         except trio.BrokenResourceError as error:
             return Reason.CLIENT_BROKE, str(error)
         else:
@@ -395,9 +395,9 @@ class Connection:
 
     def limit_term(self) -> None:
         """When it ends at the latest, by all that may end it."""
-        limits = self._server.limits
+        limits = self._state.limits
         self.term.renew()
-        self.term.until(self._server.ends_at, "the server was stopped", Reason.STOPPED)
+        self.term.until(self._state.ends_at, "the server was stopped", Reason.STOPPED)
         if limits.max_session is not None:
             words = f"a session lasts {limits.max_session:g} s at most"
             self.term.until(self._opened_at + limits.max_session, words, Reason.MAX_SESSION)
@@ -408,12 +408,12 @@ class Connection:
 
         A clock that was put forward ends it earlier than was thought; one that was put back lengthens nothing.
         """
-        if self._token is not None and not self._server.settings.keep_sessions:
+        if self._token is not None and not self._state.settings.keep_sessions:
             left = self._token.expires - time.time()
             self.term.until(trio.current_time() + left, "the token has expired", Reason.EXPIRED)
 
     def _paced(self, target: Dialled) -> Stream:
-        rate = self._server.limits.max_rate
+        rate = self._state.limits.max_rate
         return target.stream if rate is None else PacedStream(target.stream.socket, rate)
 
     def _framed(self, request: TunnelRequest) -> Stream:
@@ -435,7 +435,7 @@ class Connection:
     async def _refuse(self, refusal: Refusal, give_up: float) -> None:
         """Send the refusal and see it delivered: closing with bytes unread would reset it away."""
         self._session.refused(refusal)
-        self._server.metrics.refused(refusal)
+        self._state.metrics.refused(refusal)
         self._free_tunnel()
         if isinstance(refusal, ProxyHeaderRefused):
             return
@@ -443,7 +443,7 @@ class Connection:
         with trio.move_on_after(_LINGER) as linger:
             # It still holds a descriptor, and gives it up like the others that wait.
             self._opening = linger
-            self._server.waiting.answered(self)
+            self._state.waiting.answered(self)
             if refusal.status in (400, 401, 404, 407, 408, 426, 429, 431):
                 linger.deadline = min(linger.deadline, max(give_up, trio.current_time() + 0.1))
             try:

@@ -16,12 +16,12 @@ from http2tcp.log import dropped_lines
 from http2tcp.version import __version__
 
 if TYPE_CHECKING:
-    from http2tcp.server import Server
+    from http2tcp.state import State
 
 
-def families(server: Server) -> list[Family]:
+def families(state: State) -> list[Family]:
     """All that can be said of a server, in the order of docs/metrics.md."""
-    metrics = server.metrics
+    metrics = state.metrics
     return [
         _gauge(
             "http2tcp_build_info",
@@ -29,12 +29,12 @@ def families(server: Server) -> list[Family]:
             lambda: {(__version__, ".".join(map(str, sys.version_info[:3]))): 1},
             ["version", "python"],
         ),
-        _gauge("http2tcp_draining", "1 from the signal to stop on.", lambda: {(): server.draining}),
+        _gauge("http2tcp_draining", "1 from the signal to stop on.", lambda: {(): state.draining}),
         metrics.accepted,
         _gauge(
             "http2tcp_connections_unauthenticated",
             "Connections whose token has not been accepted yet, and refused ones that are still there.",
-            lambda: {(): len(server.waiting)},
+            lambda: {(): len(state.waiting)},
         ),
         _gauge("http2tcp_sessions_open", "Tunnels that are open.", metrics.sessions_open, ["transport"]),
         metrics.sessions_opened,
@@ -51,12 +51,12 @@ def families(server: Server) -> list[Family]:
         ),
         metrics.dials,
         metrics.handshakes,
-        _gauge("http2tcp_limit", "The limits; +Inf where there is none.", lambda: _limits(server), ["limit"]),
+        _gauge("http2tcp_limit", "The limits; +Inf where there is none.", lambda: _limits(state), ["limit"]),
         Reading(
             "counter",
             "http2tcp_limit_reached_total",
             "How often each limit refused or ended something.",
-            lambda: _reached(server),
+            lambda: _reached(state),
             ["limit"],
         ),
         _gauge(
@@ -64,7 +64,7 @@ def families(server: Server) -> list[Family]:
             "When the named tokens expire that do, in POSIX time.",
             lambda: {
                 (token.name,): token.expires
-                for token in server.policy.tokens
+                for token in state.policy.tokens
                 if token.name and token.expires != math.inf
             },
             ["token"],
@@ -93,8 +93,8 @@ def _gauge(name: str, help: str, read: Callable[[], Mapping[Values, float]], lab
     return Reading("gauge", name, help, read, labels)
 
 
-def _limits(server: Server) -> Mapping[Values, float]:
-    limits, settings = server.limits, server.settings
+def _limits(state: State) -> Mapping[Values, float]:
+    limits, settings = state.limits, state.settings
     return {
         (name,): math.inf if limit is None else limit
         for name, limit in {
@@ -102,7 +102,7 @@ def _limits(server: Server) -> Mapping[Values, float]:
             "max_unauthenticated_per_address": limits.unauthenticated_per_address,
             "max_failures_per_minute": limits.failures_per_minute,
             "max_tunnels": limits.tunnels,
-            "max_tunnels_per_token": server.tunnels.per_token,
+            "max_tunnels_per_token": state.tunnels.per_token,
             "head_timeout": settings.head_timeout,
             "connect_timeout": settings.connect_timeout,
             "idle_timeout": limits.idle_timeout,
@@ -112,15 +112,15 @@ def _limits(server: Server) -> Mapping[Values, float]:
     }
 
 
-def _reached(server: Server) -> Mapping[Values, float]:
-    metrics = server.metrics
+def _reached(state: State) -> Mapping[Values, float]:
+    metrics = state.metrics
     refused, ended, abandoned = metrics.refusals.of, metrics.sessions_ended.of, metrics.abandoned.of
     return {
-        ("max_unauthenticated",): server.waiting.reached,
-        ("max_unauthenticated_per_address",): server.waiting.reached_per_address,
-        ("max_failures_per_minute",): server.failures.reached,
-        ("max_tunnels",): server.tunnels.reached,
-        ("max_tunnels_per_token",): server.tunnels.reached_per_token,
+        ("max_unauthenticated",): state.waiting.reached,
+        ("max_unauthenticated_per_address",): state.waiting.reached_per_address,
+        ("max_failures_per_minute",): state.failures.reached,
+        ("max_tunnels",): state.tunnels.reached,
+        ("max_tunnels_per_token",): state.tunnels.reached_per_token,
         ("head_timeout",): refused("408", "http_request_error") + abandoned("timed_out"),
         ("connect_timeout",): refused("504", "connection_timeout") + refused("504", "dns_timeout"),
         ("idle_timeout",): ended("idle"),

@@ -18,7 +18,7 @@ from http2tcp.errors import (
 
 if TYPE_CHECKING:
     from http2tcp.address import IPAddress
-    from http2tcp.server import Server
+    from http2tcp.state import State
 from typing import TYPE_CHECKING
 
 from http2tcp.address import IPAddress
@@ -30,12 +30,12 @@ if TYPE_CHECKING:
 from http2tcp.policy_report import LABEL_WIDTH
 
 
-def answer(server: Server, name: str, destination: Address) -> tuple[int, str]:
+def answer(state: State, name: str, destination: Address) -> tuple[int, str]:
     """The exit status, and a sentence; below it, the addresses."""
     from http2tcp.net.dial import DialError
     from http2tcp.policy_report import expiry, who
 
-    grant = grant_of(server.policy, name)
+    grant = grant_of(state.policy, name)
     may, may_not = f"{who(grant)} may go to {destination}", f"{who(grant)} may not go to {destination}"
     if grant.token is not None and grant.token.expires <= time.time():
         return CredentialsRefused.exit_code, f"{may_not}: the token {expiry(grant.token, time.time())}"
@@ -47,7 +47,7 @@ def answer(server: Server, name: str, destination: Address) -> tuple[int, str]:
     if isinstance(destination, UnixAddress):
         return 0, f"{may}: {why}"
     try:
-        addresses = trio.run(_addresses, destination, server.settings.connect_timeout)
+        addresses = trio.run(_addresses, destination, state.settings.connect_timeout)
     except (DialError, trio.TooSlowError) as error:
         unknown = "no name server answered" if isinstance(error, trio.TooSlowError) else str(error)
         if not admission.by_name:

@@ -155,15 +155,15 @@ def run_server_check(settings: ServerSettings, question: tuple[str, Address] | N
     """
     from http2tcp.descriptors import allow_many
     from http2tcp.policy_report import describe
-    from http2tcp.server import Server
+    from http2tcp.state import State
 
     allow_many()
-    server = Server(settings)
+    state = State(settings)
     status, words = 0, ""
     if question is not None:
-        status, words = answer(server, *question)
+        status, words = answer(state, *question)
     elif not quiet:
-        words = describe(settings, server.policy, server.limits, time.time())
+        words = describe(settings, state.policy, state.limits, time.time())
     if words and (status or not quiet):
         # Without a stdout, print says nothing: the status tells.
         encoding = getattr(sys.stdout, "encoding", None) or "utf-8"

@@ -25,8 +25,9 @@ from http2tcp.net.listen import Listener
 from http2tcp.net.systemd import Notifier, inherited_sockets
 from http2tcp.policy import Policy, Token
 from http2tcp.policy_report import reach
-from http2tcp.server import Server, prepare
+from http2tcp.server import Server
 from http2tcp.server_settings import ServerSettings
+from http2tcp.state import prepare
 
 logger = logging.getLogger(__name__)
 
@@ -103,7 +104,7 @@ class Service:
             logger.warning("%s again: ending at once", number.name)
             everything.cancel()
         else:
-            logger.info("%s: draining; open tunnels have %g s", number.name, self._server.settings.grace)
+            logger.info("%s: draining; open tunnels have %g s", number.name, self._server.state.settings.grace)
             self._drain.set()
             self._notifier.tell("STOPPING=1", f"STATUS={self._status()}")
 
@@ -113,8 +114,8 @@ class Service:
 
     def started(self, addresses: Sequence[Address] | None = None) -> None:
         """The server listens: to it, this is its TaskStatus."""
-        settings = self._server.settings
-        reached = reach(settings, self._server.policy, time.time())
+        settings = self._server.state.settings
+        reached = reach(settings, self._server.state.policy, time.time())
         how = "" if settings.tls is None else " for https"
         logger.info("listening on %s%s; open to %s", _and(addresses or ()), how, reached)
         exposed = [each for each in addresses or () if isinstance(each, TCPAddress) and not is_loopback(each.host)]
@@ -137,7 +138,7 @@ class Service:
         await self._notifier.keep_telling(self._status, self._patience)
 
     def _status(self) -> str:
-        count = len(self._server.sessions)
+        count = len(self._server.state.sessions)
         words = f"{count or 'no'} session{'' if count <= 1 else 's'} open"
         if self._drain.is_set():
             words += f"; draining, {self._patience():.0f} s left"
@@ -146,9 +147,9 @@ class Service:
     def _patience(self) -> float:
         if not self._drain.is_set():
             return 0.0
-        if self._server.ends_at == math.inf:
-            return self._server.settings.grace  # it begins now
-        return max(0.0, self._server.ends_at - trio.current_time())
+        if self._server.state.ends_at == math.inf:
+            return self._server.state.settings.grace  # it begins now
+        return max(0.0, self._server.state.ends_at - trio.current_time())
 
     # --- reload -----------------------------------------------------------------------------------
 
@@ -167,7 +168,7 @@ class Service:
 
     async def _reload(self) -> str:
         """Take what is written now; or why that was not possible."""
-        old = self._server.settings
+        old = self._server.state.settings
         try:
             # In a thread, since a disk may be slow; with a limiter of its own, since look-ups may have theirs full.
             prepared = await trio.to_thread.run_sync(
@@ -175,16 +176,16 @@ class Service:
                 abandon_on_cancel=True,
                 limiter=trio.CapacityLimiter(1),
             )
-            self._server.reload(prepared)
+            self._server.state.reload(prepared)
             new = prepared.settings
         except Http2tcpError as error:
-            self._server.metrics.reload_failed()
+            self._server.state.metrics.reload_failed()
             logger.error("SIGHUP: %s; everything stays as it was", error)
             # One line, whatever a file is called: the next one would be another assignment to the service manager.
             return " ".join(str(error).split())
         except Exception:
             # A bug in what reads the settings must not end the sessions.
-            self._server.metrics.reload_failed()
+            self._server.state.metrics.reload_failed()
             logger.exception("SIGHUP: the settings could not be reread; please report this")
             return "see the log"
         # Where a certificate is renewed, its file alone changes: whoever did that is not to read that nothing did.

@@ -13,8 +13,8 @@ from hypothesis import strategies as st
 from http2tcp.address import TCPAddress
 from http2tcp.connection import Connection
 from http2tcp.policy import Token, digest
-from http2tcp.server import Server
 from http2tcp.server_settings import ServerSettings
+from http2tcp.state import State
 from tests.property.test_heads import CONNECTS, REQUESTS, cuts, mutations, pieces
 from tests.support.heads import SECRET
 from tests.support.loopback import parse_answer
@@ -49,7 +49,7 @@ class _Log(logging.Handler):
 async def _meet(settings: ServerSettings, parts: list[bytes], *, says_eof: bool) -> bytes:
     """What a client gets that sends these parts."""
     ours, client = memory_pair()
-    connection = Connection(Server(settings), ours, TCPAddress("192.0.2.7", 4711))  # type: ignore[arg-type]
+    connection = Connection(State(settings), ours, TCPAddress("192.0.2.7", 4711))  # type: ignore[arg-type]
     received = b""
     async with trio.open_nursery() as nursery:
         nursery.start_soon(connection.run)

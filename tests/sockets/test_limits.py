@@ -27,8 +27,8 @@ async def test_silent_connections_give_way_to_a_login_however_many_they_are() ->
             stream, _ = await open_raw(server.address, asking(where))
             await stream.send_all(b"in")
             assert await stream.receive_some() == b"in"
-        assert len(server.server.waiting) <= 10
-        assert server.server.waiting.reached >= 30
+        assert len(server.server.state.waiting) <= 10
+        assert server.server.state.waiting.reached >= 30
         # The oldest were closed, the newest still wait.
         with trio.fail_after(5):
             with pytest.raises(trio.BrokenResourceError):
@@ -69,7 +69,7 @@ async def test_more_tunnels_than_the_limit_are_a_503_and_one_that_ends_makes_roo
         await read_all(first)
         await first.aclose()
         with trio.fail_after(5):
-            while len(server.server.tunnels):
+            while len(server.server.state.tunnels):
                 await trio.sleep(0.01)
         second, _ = await open_raw(server.address, asking(where))
         await second.aclose()
@@ -91,7 +91,7 @@ async def test_tunnels_that_never_opened_are_not_counted_as_open() -> None:
     async with served(limits=Limits(tunnels=2)) as server:
         for _ in range(5):
             assert (await exchange(server.address, asking("127.0.0.1:1"))).status == 502
-        assert len(server.server.tunnels) == 0
+        assert len(server.server.state.tunnels) == 0
 
 
 async def test_wrong_tokens_from_loopback_where_everybody_is_are_never_told_to_wait() -> None:

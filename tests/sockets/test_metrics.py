@@ -20,8 +20,9 @@ from http2tcp.limits import Limits
 from http2tcp.log import BackgroundHandler
 from http2tcp.policy import Token, digest
 from http2tcp.protocol.transport import Transport
-from http2tcp.server import prepare, serve
+from http2tcp.server import serve
 from http2tcp.server_settings import ServerSettings
+from http2tcp.state import prepare
 from tests.support.loopback import (
     TOKEN,
     Answer,
@@ -357,12 +358,12 @@ async def test_a_reload_is_counted_and_what_it_brings_is_told() -> None:
     settings = ServerSettings(tokens=[TOKEN, Token("alice", digest("a"), expires=2e9)], limits=Limits(max_session=60))
     async with served(admin=ADMIN) as server:
         before = await scrape(server)
-        server.server.metrics.reload_failed()
+        server.server.state.metrics.reload_failed()
         assert differences(before, await scrape(server)) == {
             of("config_reloads_total", result="failure"): 1,
             of("config_last_reload_successful"): -1,
         }
-        server.server.reload(prepare(settings))
+        server.server.state.reload(prepare(settings))
         after = await scrape(server)
     assert after[of("config_reloads_total", result="success")] == after[of("config_last_reload_successful")] == 1
     assert after[of("limit", limit="max_session")] == 60

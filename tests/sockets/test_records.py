@@ -59,7 +59,7 @@ def the_end(caplog: pytest.LogCaptureFixture) -> Record:
 async def ended(server: Served) -> None:
     """Wait until it has no connection."""
     with trio.fail_after(10):
-        while server.server.sessions or len(server.server.waiting):
+        while server.server.state.sessions or len(server.server.state.waiting):
             await trio.sleep(0.01)
     await trio.testing.wait_all_tasks_blocked(0.01)
 
@@ -298,7 +298,7 @@ async def test_a_loop_of_strangers_is_a_few_lines_a_minute_and_every_one_in_the_
         assert sum(line.startswith("authentication failed ") for line in lines) == 10
         await trio.sleep(61)
         assert "15 more refused: not_found 10, authentication_failed 5" in caplog.text
-        metrics = server.server.metrics
+        metrics = server.server.state.metrics
         assert metrics.refusals.of("404", "http_request_error") == 30
         assert metrics.authentication_failures.of() == 15
         assert (await exchange(server.address, upgrade("/here/", token="wrong"))).status == 401

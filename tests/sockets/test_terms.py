@@ -345,7 +345,7 @@ async def test_what_is_dialled_at_a_reload_is_judged_by_the_rules_at_its_101(cas
             answer = await asked_across_a_reload(server, held, request, **parsed(changes, port))
             assert answer.startswith(b"HTTP/1.1 " + expected), answer
             with trio.fail_after(10):
-                while len(server.server.tunnels) != len(server.server.sessions):
+                while len(server.server.state.tunnels) != len(server.server.state.sessions):
                     await trio.sleep(0.01)
 
 

@@ -67,7 +67,7 @@ async def test_whoever_uses_a_tunnel_that_the_server_ends_is_told_why(
         act(server)
         with trio.fail_after(20):
             said = await (by_relay if user == "relay" else by_program)(tunnel)
-            while server.server.sessions:
+            while server.server.state.sessions:
                 await trio.sleep(0.01)
     assert said.startswith(sentence), said
     if user == "relay":
@@ -111,7 +111,7 @@ async def test_a_client_that_resets_is_a_client_that_broke(
         with pytest.raises(trio.BrokenResourceError):
             await tunnel.stream.receive_some()
         tunnel.stream.abort()
-        while server.server.sessions:
+        while server.server.state.sessions:
             await trio.sleep(0.01)
     assert "reason=client_broke" in caplog.text
     assert "forged" not in caplog.text

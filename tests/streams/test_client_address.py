@@ -15,7 +15,7 @@ from http2tcp.connection import Connection
 from http2tcp.exposition import exposition
 from http2tcp.limits import Limits
 from http2tcp.metrics import families
-from http2tcp.server import Server
+from http2tcp.state import State
 from http2tcp.server_settings import ServerSettings, parse_trusted_proxy
 from tests.support.loopback import TOKEN, Answer, asking, parse_answer
 from tests.support.memory_stream import memory_pair
@@ -30,14 +30,14 @@ CLOSED_TO_ALL = "169.254.169.254:80"
 ASKED = asking(CLOSED_TO_ALL)
 
 
-def serving(*trusted: str, **settings: Any) -> Server:
+def serving(*trusted: str, **settings: Any) -> State:
     """A server that trusts these proxies."""
     proxies = [parse_trusted_proxy(text) for text in trusted]
-    return Server(ServerSettings(tokens=(TOKEN,), trusted_proxies=proxies, **settings))
+    return State(ServerSettings(tokens=(TOKEN,), trusted_proxies=proxies, **settings))
 
 
 async def send(
-    server: Server, sent: bytes, *, peer: TCPAddress | None = FRONT, whole: bool = True, ends: bool = True
+    server: State, sent: bytes, *, peer: TCPAddress | None = FRONT, whole: bool = True, ends: bool = True
 ) -> bytes:
     """What comes back to a peer that sends this, in one piece or byte by byte, and then waits or ends."""
     ours, theirs = memory_pair()
@@ -61,7 +61,7 @@ async def send(
     return received
 
 
-async def ask(server: Server, sent: bytes, **how: Any) -> Answer:
+async def ask(server: State, sent: bytes, **how: Any) -> Answer:
     return parse_answer(await send(server, sent, **how))
 
 

@@ -15,7 +15,7 @@ from http2tcp.address import TCPAddress
 from http2tcp.connection import Connection
 from http2tcp.net import dial as dial_module
 from http2tcp.net.dial import Candidate, resolve
-from http2tcp.server import Server
+from http2tcp.state import State
 from http2tcp.server_settings import ServerSettings
 from tests.support.loopback import TOKEN, Answer, asking, parse_answer
 from tests.support.memory_stream import MemoryStream, memory_pair
@@ -27,7 +27,7 @@ def connected(settings: ServerSettings = SETTINGS) -> tuple[Connection, MemorySt
     """A connection that the server has accepted, and the client's end of it."""
     ours, client = memory_pair()
     connection = Connection(
-        Server(settings),
+        State(settings),
         ours,  # type: ignore[arg-type]
         TCPAddress("192.0.2.7", 4711),
     )

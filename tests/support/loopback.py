@@ -15,9 +15,10 @@ from http2tcp.forwarder import forward
 from http2tcp.forwards import Forward
 from http2tcp.net.streams import reset_on_close
 from http2tcp.protocol.transport import Transport
-from http2tcp.server import Server, prepare
+from http2tcp.server import Server
 from http2tcp.server_settings import ServerSettings
 from http2tcp.settings import ClientSettings
+from http2tcp.state import prepare
 
 #: No log may ever show it.
 TOKEN = "tok-5ecret-Zm9vYmFy"
@@ -135,7 +136,7 @@ class Served:
 
     def reload(self, **changes: Any) -> None:
         """As SIGHUP does, with these settings changed."""
-        self.server.reload(prepare(replace(self.server.settings, **changes)))
+        self.server.state.reload(prepare(replace(self.server.state.settings, **changes)))
 
 
 @asynccontextmanager

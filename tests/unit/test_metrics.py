@@ -19,12 +19,12 @@ from http2tcp.footprint import footprint
 from http2tcp.metrics import families
 from http2tcp.net.dial import DialError, DialFailure
 from http2tcp.policy import Grant
-from http2tcp.server import Server
 from http2tcp.server_settings import ServerSettings
+from http2tcp.state import State
 
 PAGE = Path(__file__).parents[2] / "docs" / "metrics.md"
 
-FAMILIES = [*families(Server(ServerSettings(tokens=["tok"]))), *footprint()]
+FAMILIES = [*families(State(ServerSettings(tokens=["tok"]))), *footprint()]
 
 # https://prometheus.io/docs/practices/naming/
 BASE_UNITS = {"seconds", "bytes"}
