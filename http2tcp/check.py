@@ -15,7 +15,7 @@ import trio
 from http2tcp import hops
 from http2tcp.address import Address, TCPAddress
 from http2tcp.client import AUTO, Connector, Tunnel, cut_off, dial_endpoint, target_refused
-from http2tcp.diagnosis import is_for_another_name, safe
+from http2tcp.diagnosis import is_for_another_name
 from http2tcp.errors import (
     CredentialsRefused,
     DestinationForbidden,
@@ -28,6 +28,7 @@ from http2tcp.hops import Attempt, Hop, Report, Verdict
 from http2tcp.net.streams import SocketStream
 from http2tcp.net.tls import PinMismatch, TLSStream, client_context, open_tls
 from http2tcp.net.tls_over import TLSOverStream, open_tls_over
+from http2tcp.printable import safe
 from http2tcp.protocol.client import Answer, Refused, Switched
 from http2tcp.protocol.transport import Transport
 from http2tcp.proxy_choice import Proxy

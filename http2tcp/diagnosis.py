@@ -30,10 +30,10 @@ from http2tcp.errors import (
     UpgradeNotPassed,
     os_reason,
 )
+from http2tcp.printable import safe
 from http2tcp.protocol.client import Refused
 from http2tcp.protocol.transport import Transport
 
-_MAX_QUOTE = 200
 # Of a page, which stands in the middle of a sentence.
 _MAX_PAGE = 100
 # Request fields that anybody may read.
@@ -46,12 +46,6 @@ _NOTICEABLE = 0.1
 # What answers in the place of a server that restarts: a default backend, a maintenance page, a mesh without the route.
 # Redirects too.
 _PASSING = (403, 404, 405)
-
-
-def safe(text: str) -> str:
-    """A peer's text for a terminal or a log: printable characters only, and not too many."""
-    printable = "".join(character if character.isprintable() else "?" for character in text)
-    return printable if len(printable) <= _MAX_QUOTE else printable[:_MAX_QUOTE] + "…"
 
 
 def quotes_credentials(page: str, head: bytes, token: str | None) -> bool:

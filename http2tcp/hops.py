@@ -17,7 +17,7 @@ from typing import Any, NamedTuple, Protocol
 
 from http2tcp import advice
 from http2tcp.address import Address
-from http2tcp.diagnosis import counted, safe
+from http2tcp.diagnosis import counted
 from http2tcp.errors import (
     ConnectFailed,
     CredentialsRefused,
@@ -31,6 +31,7 @@ from http2tcp.errors import (
     TunnelError,
     UpgradeNotPassed,
 )
+from http2tcp.printable import safe
 from http2tcp.protocol.certificate import CertificateError, parse_certificate, pin, public_key
 from http2tcp.protocol.client import Answer, Refused, Switched
 from http2tcp.protocol.transport import DIAL_METRIC, TIMING_FIELD, Transport

@@ -13,11 +13,12 @@ from typing import TYPE_CHECKING
 import trio
 
 from http2tcp.address import TCPAddress
-from http2tcp.diagnosis import explain_certificates, is_for_no_protocol, safe, ssl_words
+from http2tcp.diagnosis import explain_certificates, is_for_no_protocol, ssl_words
 from http2tcp.errors import ProxyFailed, ResolveFailed, TunnelError, os_reason
 from http2tcp.net.dial import DialError, dial, interleave, resolve
 from http2tcp.net.streams import SocketStream, Stream
 from http2tcp.net.tls import TLSStream, beginnings, client_context, open_tls, unusable_authorities
+from http2tcp.printable import safe
 from http2tcp.protocol.proxy import ProxyProtocolError, Refused
 from http2tcp.protocol.socks import SocksRefusal
 from http2tcp.proxy_choice import Proxy

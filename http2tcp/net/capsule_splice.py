@@ -17,7 +17,7 @@ from http2tcp.protocol.capsule import data_header
 
 
 async def capsule_pump(source: Stream, sink: Stream, source_fd: int, sink_fd: int, flow: Flow) -> None:
-    """As `http2tcp.net.splice.pump`, where one of the two streams is framed."""
+    """As `http2tcp.net.splice.Pump`, where one of the two streams is framed."""
     if isinstance(source, CapsuleStream):
         await _FromCapsules(source, source_fd, sink_fd, flow).run()
     elif isinstance(sink, CapsuleStream):

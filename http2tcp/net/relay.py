@@ -11,7 +11,7 @@ deadline that runs out while somebody is owed bytes or an end is a break.
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Awaitable, Callable, Mapping
 from enum import Enum
 from types import MappingProxyType
 from typing import NamedTuple
@@ -249,7 +249,7 @@ async def _pump_both(left: _Side, right: _Side, traffic: Traffic) -> Outcome:
 
 async def _carry(source: _Side, sink: _Side, flow: Flow, opposite: Flow, scope: trio.CancelScope) -> None:
     """One direction, its EOF included; `opposite` is the flow from `sink` to `source`."""
-    pump = splice.pump if splice.can(source.stream, sink.stream) else copy
+    pump = pump_for(source.stream, sink.stream)
     try:
         await pump(source.stream, sink.stream, flow)
         if source.broken:
@@ -313,3 +313,35 @@ async def _close(left: _Side, right: _Side) -> None:
                     pass  # `finish` has said all that the peer needs
     left.stream.abort()
     right.stream.abort()
+
+
+def pump_for(source: Stream, sink: Stream) -> Callable[[Stream, Stream, Flow], Awaitable[None]]:
+    """The fastest pump that both ends allow. It runs to the source's EOF; it raises SourceBroke or SinkBroke."""
+    return _splice if can_splice(source, sink) else copy
+
+
+def can_splice(source: Stream, sink: Stream) -> bool:
+    """Whether both ends are bare descriptors on a system that splices."""
+    if not splice.AVAILABLE or (source.framed and sink.framed):
+        return False
+    return source.source_fd() is not None and sink.sink_fd() is not None
+
+
+async def _splice(source: Stream, sink: Stream, flow: Flow) -> None:
+    """As `http2tcp.net.pump.copy`, by descriptors."""
+    ahead = source.take_ahead()
+    if ahead:
+        try:
+            await sink.send_all(ahead)
+        except trio.BrokenResourceError as error:
+            raise SinkBroke(str(error)) from error
+        flow.bytes += len(ahead)
+    source_fd, sink_fd = source.source_fd(), sink.sink_fd()
+    if source_fd is None or sink_fd is None:
+        raise trio.ClosedResourceError("this stream was already closed")
+    if source.framed or sink.framed:
+        from http2tcp.net.capsule_splice import capsule_pump
+
+        await capsule_pump(source, sink, source_fd, sink_fd, flow)
+    else:
+        await splice.Pump(source_fd, sink_fd, flow).run()

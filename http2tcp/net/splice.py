@@ -17,9 +17,10 @@ import trio
 
 from http2tcp.net.pipes import PIPE_SIZE, Pipe, grow, pipes
 from http2tcp.net.pump import Flow, SinkBroke, SourceBroke
-from http2tcp.net.streams import PORTABLE, Stream
+from http2tcp.net.streams import PORTABLE
 
-_available = sys.platform == "linux" and hasattr(os, "splice") and not PORTABLE
+#: Whether this system splices.
+AVAILABLE = sys.platform == "linux" and hasattr(os, "splice") and not PORTABLE
 
 # One read of interactive traffic. A read that fills it is what makes a flow bulky.
 SMALL = 64 * 1024
@@ -32,33 +33,6 @@ _STDIO_PIPE_SIZE = 256 * 1024
 _TURN = 4 * 1024 * 1024
 
 _UNSUPPORTED = (errno.EINVAL, errno.ENOSYS, errno.EOPNOTSUPP, errno.EPERM)
-
-
-def can(source: Stream, sink: Stream) -> bool:
-    """Whether both ends are bare descriptors on a system that splices."""
-    if not _available or (source.framed and sink.framed):
-        return False
-    return source.source_fd() is not None and sink.sink_fd() is not None
-
-
-async def pump(source: Stream, sink: Stream, flow: Flow) -> None:
-    """As `http2tcp.net.pump.copy`, by descriptors."""
-    ahead = source.take_ahead()
-    if ahead:
-        try:
-            await sink.send_all(ahead)
-        except trio.BrokenResourceError as error:
-            raise SinkBroke(str(error)) from error
-        flow.bytes += len(ahead)
-    source_fd, sink_fd = source.source_fd(), sink.sink_fd()
-    if source_fd is None or sink_fd is None:
-        raise trio.ClosedResourceError("this stream was already closed")
-    if source.framed or sink.framed:
-        from http2tcp.net.capsule_splice import capsule_pump
-
-        await capsule_pump(source, sink, source_fd, sink_fd, flow)
-    else:
-        await Pump(source_fd, sink_fd, flow).run()
 
 
 class Pump:

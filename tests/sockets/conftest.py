@@ -53,4 +53,4 @@ def transport(request: pytest.FixtureRequest) -> Transport:
 def _moved(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
     """By splice(2) where the kernel has it, and as on other systems."""
     if request.param == "copied":
-        monkeypatch.setattr(splice, "_available", False)
+        monkeypatch.setattr(splice, "AVAILABLE", False)

@@ -15,10 +15,10 @@ import trio.testing
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from http2tcp.net import splice
+from http2tcp.net import pipes, splice
 from http2tcp.net.capsules import CapsuleStream
-from http2tcp.net.pump import Flow, SinkBroke, SourceBroke, copy
-from http2tcp.net.relay import End, Traffic, relay
+from http2tcp.net.pump import Flow, SinkBroke, SourceBroke
+from http2tcp.net.relay import End, Traffic, pump_for, relay
 from http2tcp.net.stdio import StdioStream
 from http2tcp.net.streams import SocketStream
 from http2tcp.protocol.capsule import FINAL, KEEPALIVE
@@ -33,7 +33,7 @@ BULK = 8 * 1024 * 1024 + 12345
 @pytest.fixture(params=["splice", "copy"])
 def pump_kind(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> str:
     """Which pump moves the bytes."""
-    monkeypatch.setattr(splice, "_available", request.param == "splice")
+    monkeypatch.setattr(splice, "AVAILABLE", request.param == "splice")
     return str(request.param)
 
 
@@ -123,7 +123,7 @@ def test_the_bytes_do_not_depend_on_how_they_come(pieces: list[tuple[int, int]],
         await target.aclose()
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(splice, "_available", not portable)
+        patch.setattr(splice, "AVAILABLE", not portable)
         trio.run(main)
 
 
@@ -184,7 +184,7 @@ async def test_an_idle_tunnel_holds_no_pipe() -> None:
             while received < BULK:
                 received += len(await target.receive_some(1 << 20))
         await trio.testing.wait_all_tasks_blocked(0.01)
-        assert splice.pipes._taken == 0
+        assert pipes.pipes._taken == 0
         assert set(open_descriptors()) == before
         nursery.cancel_scope.cancel()
     await client.aclose()
@@ -193,18 +193,18 @@ async def test_an_idle_tunnel_holds_no_pipe() -> None:
 
 @pytest.mark.parametrize("how", ["no pipes", "no descriptors", "small pipes", "not supported"])
 async def test_bytes_are_copied_where_there_are_no_pipes(how: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    pool = splice.PipePool()
+    pool = pipes.PipePool()
     monkeypatch.setattr(splice, "pipes", pool)
 
     def fail(*_: object, **__: object) -> int:
         raise OSError(24 if how == "no descriptors" else 22, "refused")
 
     if how == "no pipes":
-        monkeypatch.setattr(splice, "_MAX_PIPES", 0)
+        monkeypatch.setattr(pipes, "_MAX_PIPES", 0)
     elif how == "no descriptors":
         monkeypatch.setattr(os, "pipe2", fail)
     elif how == "small pipes":
-        monkeypatch.setattr(splice, "_PIPE_USEFUL", 1 << 30)
+        monkeypatch.setattr(pipes, "_PIPE_USEFUL", 1 << 30)
     else:
         monkeypatch.setattr(os, "splice", fail)
     left, client = tcp_pair()
@@ -222,7 +222,7 @@ async def test_bytes_are_copied_where_there_are_no_pipes(how: str, monkeypatch: 
 
 def test_pipes_leave_descriptors_to_those_who_need_them() -> None:
     """A sixteenth of them at most: limits.py counts on it."""
-    pool = splice.PipePool()
+    pool = pipes.PipePool()
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     resource.setrlimit(resource.RLIMIT_NOFILE, (320, hard))
     taken = []
@@ -237,7 +237,7 @@ def test_pipes_leave_descriptors_to_those_who_need_them() -> None:
 
 
 async def test_a_pipe_with_bytes_of_a_flow_that_broke_is_not_used_again() -> None:
-    pool = splice.PipePool()
+    pool = pipes.PipePool()
     pipe = pool.take()
     assert pipe is not None
     pipe.held = 1
@@ -323,7 +323,7 @@ async def test_a_capsule_that_breaks_off_is_a_broken_source(pump_kind: str) -> N
         nursery.start_soon(break_off)
         nursery.start_soon(read_all, application)
         flow = Flow()
-        pump = splice.pump if splice.can(framed, sink) else copy
+        pump = pump_for(framed, sink)
         with pytest.raises(SourceBroke, match="FINAL_DATA"):
             await pump(framed, sink, flow)
         assert flow.bytes == 300_000
@@ -347,7 +347,7 @@ async def test_a_sink_that_is_gone_is_a_broken_sink(pump_kind: str) -> None:
                 return
 
         nursery.start_soon(push)
-        pump = splice.pump if splice.can(source, framed) else copy
+        pump = pump_for(source, framed)
         with pytest.raises(SinkBroke):
             await pump(source, framed, Flow())
         source.abort()

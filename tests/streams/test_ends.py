@@ -9,10 +9,9 @@ import pytest
 import trio
 import trio.testing
 
-from http2tcp.net import splice
 from http2tcp.net.capsules import CapsuleStream
 from http2tcp.net.pump import Flow, SourceBroke
-from http2tcp.net.relay import End, Outcome, Term, Traffic, relay
+from http2tcp.net.relay import End, Outcome, Term, Traffic, can_splice, pump_for, relay
 from http2tcp.net.streams import Bytes, SocketStream, Stream
 from http2tcp.net.websocket import WebSocketStream
 from http2tcp.protocol.capsule import DONE, FINAL, KEEPALIVE, ResetCode, data_header, reset
@@ -245,17 +244,17 @@ async def test_the_same_where_the_bytes_are_spliced(live: bool) -> None:
     with theirs, reader:
         stream = CapsuleStream(SocketStream(ours), keepalive=25, peer_keepalive=0.1, confirms=True)
         right = SocketStream(sink)
-        if not splice.can(stream, right):
+        if not can_splice(stream, right):
             pytest.skip("no splice(2) here")
         # Over before it begins, with the bytes there or not.
         stream._peer_patience = -1.0
         if live:
             theirs.sendall(data_header(2) + b"hi" + FINAL)
-            await splice.pump(stream, right, Flow())
+            await pump_for(stream, right)(stream, right, Flow())
             assert reader.recv(10) == b"hi"
         else:
             with pytest.raises(SourceBroke, match="silent"):
-                await splice.pump(stream, right, Flow())
+                await pump_for(stream, right)(stream, right, Flow())
         stream.abort()
         right.abort()
 

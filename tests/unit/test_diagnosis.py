@@ -13,7 +13,7 @@ from itertools import product
 import pytest
 
 from http2tcp.address import Address, TCPAddress, UnixAddress, parse_endpoint
-from http2tcp.diagnosis import explain_certificates, explain_refusal, explain_tls, quotes_credentials, safe
+from http2tcp.diagnosis import explain_certificates, explain_refusal, explain_tls, quotes_credentials
 from http2tcp.errors import (
     BadRequest,
     CredentialsRefused,
@@ -30,6 +30,7 @@ from http2tcp.errors import (
     UpgradeNotPassed,
 )
 from http2tcp.hops import Attempt, failed
+from http2tcp.printable import safe
 from http2tcp.protocol.client import Refused
 from http2tcp.protocol.transport import Transport
 
