@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
-
 from http2tcp.address import TCPAddress
 from http2tcp.errors import (
     Forbidden,
@@ -14,9 +12,6 @@ from http2tcp.errors import (
 )
 from http2tcp.net.dial import DialError, DialFailure
 from http2tcp.policy import Admission
-
-if TYPE_CHECKING:
-    pass
 
 
 def too_slow(admission: Admission, seconds: float, *, named: bool) -> Refusal:

@@ -7,7 +7,6 @@ import logging
 import os
 import sys
 from collections.abc import Sequence
-from typing import TYPE_CHECKING
 
 import click
 
@@ -15,11 +14,8 @@ from http2tcp.arguments import (
     Source,
     variable,
 )
-from http2tcp.errors import ConfigError, Http2tcpError, StdioFailed, TunnelError
-
-if TYPE_CHECKING:
-    pass
 from http2tcp.cli import command
+from http2tcp.errors import ConfigError, Http2tcpError, StdioFailed, TunnelError
 
 logger = logging.getLogger("http2tcp")
 

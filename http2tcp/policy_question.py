@@ -8,26 +8,13 @@ from typing import TYPE_CHECKING
 
 import trio
 
-from http2tcp.address import Address, TCPAddress, UnixAddress
-from http2tcp.errors import (
-    CredentialsRefused,
-    DestinationForbidden,
-    Forbidden,
-    TargetFailed,
-)
-
-if TYPE_CHECKING:
-    from http2tcp.address import IPAddress
-    from http2tcp.state import State
-from typing import TYPE_CHECKING
-
-from http2tcp.address import IPAddress
-from http2tcp.errors import SettingsError
+from http2tcp.address import Address, IPAddress, TCPAddress, UnixAddress
+from http2tcp.errors import CredentialsRefused, DestinationForbidden, Forbidden, SettingsError, TargetFailed
 from http2tcp.policy import UNNAMED, Admission, Grant, Policy
+from http2tcp.policy_report import LABEL_WIDTH
 
 if TYPE_CHECKING:
-    pass
-from http2tcp.policy_report import LABEL_WIDTH
+    from http2tcp.state import State
 
 
 def answer(state: State, name: str, destination: Address) -> tuple[int, str]:
