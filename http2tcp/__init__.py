@@ -20,7 +20,8 @@ from http2tcp.version import __version__
 
 if TYPE_CHECKING:
     from http2tcp.address import parse_destination, parse_endpoint, parse_listen
-    from http2tcp.client import open_tunnel
+    from http2tcp.client.connector import open_tunnel
+    from http2tcp.client.settings import TLSSettings
     from http2tcp.errors import (
         AddressError,
         ConnectFailed,
@@ -41,9 +42,8 @@ if TYPE_CHECKING:
     )
     from http2tcp.net.streams import HalfCloseUnsupported
     from http2tcp.protocol.transport import Transport
-    from http2tcp.server import serve
-    from http2tcp.server_settings import ServerSettings, ServerTLS
-    from http2tcp.settings import TLSSettings
+    from http2tcp.server.server import serve
+    from http2tcp.server.settings import ServerSettings, ServerTLS
 
 __all__ = [
     "AddressError",
@@ -76,11 +76,11 @@ __all__ = [
 ]
 
 _HOMES = {
-    "open_tunnel": "client",
-    "serve": "server",
-    "ServerSettings": "server_settings",
-    "ServerTLS": "server_settings",
-    "TLSSettings": "settings",
+    "open_tunnel": "client.connector",
+    "serve": "server.server",
+    "ServerSettings": "server.settings",
+    "ServerTLS": "server.settings",
+    "TLSSettings": "client.settings",
     "Transport": "protocol.transport",
     "AddressError": "errors",
     "ConnectFailed": "errors",

@@ -15,7 +15,7 @@ def main() -> None:
     gc.disable()
     if signal.getsignal(signal.SIGINT) is signal.default_int_handler:
         signal.signal(signal.SIGINT, signal.SIG_DFL)
-    from http2tcp.exit_status import run
+    from http2tcp.command.exit_status import run
 
     status = run()
     _ignore_signals()

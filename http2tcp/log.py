@@ -1,6 +1,6 @@
 """Where the log goes. Without trio: the command line warns before that is loaded.
 
-Here is what every command has; a server's forms and files are in `http2tcp.service_log`.
+Here is what every command has; a server's forms and files are in `http2tcp.server.service_log`.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ _PRIORITIES = {logging.DEBUG: 7, logging.INFO: 6, logging.WARNING: 4, logging.ER
 def start_logging(level: int, *, hold_back: bool = False) -> None:
     """Log to stderr, as `http2tcp: …`.
 
-    `hold_back` keeps the lines until `http2tcp.service_log` knows in what form they are wanted, or the process
+    `hold_back` keeps the lines until `http2tcp.server.service_log` knows in what form they are wanted, or the process
     ends before that.
     """
     # A log that cannot be written (a full disk, a closed pipe) is no reason to print tracebacks.

@@ -85,7 +85,7 @@ class _FromCapsules(Pump):
         with self._stream.patience() as patience:
             await super()._wait()
         if patience.cancelled_caught:
-            from http2tcp.net.patience import last_look
+            from http2tcp.net.last_look import last_look
 
             try:
                 await last_look(super()._wait, self._stream.given_up())

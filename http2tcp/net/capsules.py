@@ -6,8 +6,8 @@ import math
 
 import trio
 
+from http2tcp.net.send_lock import Turn
 from http2tcp.net.streams import CHUNK, UNSAID_END, Bytes, Queue, Stream
-from http2tcp.net.turn import Turn
 from http2tcp.protocol.capsule import (
     DONE,
     FINAL,
@@ -83,7 +83,7 @@ class CapsuleStream(Stream):
     async def _receive(self) -> bytes:
         with self.patience():
             return await self.inner.receive_some(CHUNK)
-        from http2tcp.net.patience import last_look
+        from http2tcp.net.last_look import last_look
 
         return await last_look(lambda: self.inner.receive_some(CHUNK), self.given_up())
 

@@ -19,7 +19,7 @@ import trio
 
 from http2tcp.address import Address, TCPAddress, UnixAddress
 from http2tcp.errors import os_reason
-from http2tcp.net.head_start import LOCALHOST, LOOPBACK, HeadStart
+from http2tcp.net.preconnect import LOCALHOST, LOOPBACK, HeadStart
 from http2tcp.net.streams import SocketStream, reset_on_close
 
 # RFC 8305, section 5: the recommended delay between two attempts.

@@ -19,7 +19,7 @@ import trio
 from http2tcp.address import Address, TCPAddress, UnixAddress
 from http2tcp.errors import ListenError
 
-logger = logging.getLogger(__name__)
+logger = logging.getLogger("http2tcp.listen")
 
 # The kernel cuts it to net.core.somaxconn, 4096 by default.
 BACKLOG = 65535

@@ -32,7 +32,6 @@ from http2tcp.net.streams import (
     reset_on_close,
 )
 from http2tcp.net.tls_session import CHUNK, TLSSocket
-from http2tcp.protocol.certificate import pin
 
 # Where systems keep their authorities, for a Python that was built for another system.
 _BUNDLES = ("/etc/ssl/certs/ca-certificates.crt", "/etc/pki/tls/certs/ca-bundle.crt", "/etc/ssl/cert.pem")
@@ -388,7 +387,7 @@ def check_pin(certificate: bytes | None, pins: Collection[bytes]) -> None:
         # Few pin a key, and from Python 3.14 on nobody else has loaded it.
         import hashlib
 
-        from http2tcp.protocol.certificate import public_key
+        from http2tcp.protocol.certificate import pin, public_key
 
         digest = hashlib.sha256(public_key(certificate or b"")).digest()
         if digest not in pins:

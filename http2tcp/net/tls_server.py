@@ -26,7 +26,7 @@ from http2tcp.net.tls import TLSStream, bare_context, is_cut
 from http2tcp.net.tls_session import TLSSocket
 from http2tcp.protocol.certificate import CertificateError, parse_certificate
 
-logger = logging.getLogger(__name__)
+logger = logging.getLogger("http2tcp.tls")
 
 _CERTIFICATE = re.compile(rb"-----BEGIN CERTIFICATE-----([^-]+)-----END CERTIFICATE-----")
 _KEY = b"PRIVATE KEY-----"

@@ -10,8 +10,8 @@ from collections.abc import Awaitable, Callable
 
 import trio
 
+from http2tcp.net.send_lock import Turn
 from http2tcp.net.streams import CHUNK, EOF_PATIENCE, Bytes, HalfCloseUnsupported, Queue, Stream
-from http2tcp.net.turn import Turn
 from http2tcp.protocol.websocket import MAX_SENT, Code, WebSocket, WebSocketError
 
 # Less than elsewhere: each byte is copied some times over, and larger pieces go back to the system in between.

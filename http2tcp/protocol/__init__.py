@@ -1,1 +1,4 @@
-"""The wire, without I/O: bytes in, messages out, and back. No trio, no socket, no click, no logging."""
+"""Bytes to messages and back: heads, capsules, frames, proxies' protocols. Pure, and fed by hand in the tests.
+
+It does no I/O and no logging, and imports the ground files only. Start with `server_handshake` and `capsule`.
+"""

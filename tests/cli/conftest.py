@@ -9,11 +9,12 @@ from dataclasses import dataclass
 
 import pytest
 
-from http2tcp import cli, log, process
+from http2tcp import log
 from http2tcp.address import Address
-from http2tcp.exit_status import run
-from http2tcp.server_settings import ServerSettings
-from http2tcp.settings import ClientSettings
+from http2tcp.client.settings import ClientSettings
+from http2tcp.command import cli, process
+from http2tcp.command.exit_status import run
+from http2tcp.server.settings import ServerSettings
 
 
 @dataclass

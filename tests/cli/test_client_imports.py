@@ -25,56 +25,25 @@ finally:
     with open(os.environ["MODULES_FILE"], "w") as file:
         file.write("\\n".join(sys.modules))
 """
-OURS = {
-    *(
-        "http2tcp",
-        "http2tcp.__main__",
-        "http2tcp.cli",
-        "http2tcp.arguments",
-        "http2tcp.client_command",
-        "http2tcp.credentials",
-        "http2tcp.process",
-        "http2tcp.descriptors",
-        "http2tcp.client",
-        "http2tcp.diagnosis",
-    ),
-    *("http2tcp.address", "http2tcp.errors", "http2tcp.settings"),
-    *("http2tcp.protocol", "http2tcp.protocol.client", "http2tcp.protocol.heads", "http2tcp.protocol.transport"),
-    *("http2tcp.net", "http2tcp.net.dial", "http2tcp.net.pump", "http2tcp.net.relay", "http2tcp.net.splice"),
-    *("http2tcp.net.stdio", "http2tcp.net.streams", "http2tcp.net.head_start", "http2tcp.log"),
-}
 # What `address` parses with. Up to Python 3.12 the libraries bring it, by pathlib.
 PARSERS = {"ipaddress", "urllib", "urllib.parse"}
-FOR_TLS = {"http2tcp.net.tls", "http2tcp.net.tls_session"}
-FOR_CAPSULES = {
-    "http2tcp.net.capsules",
-    "http2tcp.net.capsule_splice",
-    "http2tcp.protocol.capsule",
-    "http2tcp.net.turn",
-}
 FOR_WEBSOCKET = {
-    *("http2tcp.net.websocket", "http2tcp.protocol.websocket", "http2tcp.protocol.websocket_handshake"),
     # Of Sec-WebSocket-Accept. Up to Python 3.13 the libraries bring it.
     *("hashlib", "_hashlib", "_blake2"),
 }
 # click's own: it looks for similar names whenever it meets a short option, before it finds the option itself.
 BROUGHT_LATE = {"difflib"}
 # Each costs a login milliseconds, and each is only one import away.
-NEVER = {
-    *(
-        "http2tcp.server",
-        "http2tcp.server_command",
-        "http2tcp.connection",
-        "http2tcp.policy",
-        "http2tcp.audit",
-        "http2tcp.demo",
-        "http2tcp.protocol.server",
-    ),
-    *("http2tcp.check", "http2tcp.report", "http2tcp.hops", "http2tcp.findings", "http2tcp.advice"),
-    *("http2tcp.progress", "http2tcp.protocol.certificate"),
-    *("http2tcp.forwarder", "http2tcp.forwards", "http2tcp.protocol.socks"),
+NEVER = (
+    *("http2tcp.server", "http2tcp.client.check", "http2tcp.client.front_ends", "http2tcp.client.observer"),
+    *("http2tcp.client.forwarder", "http2tcp.client.forwards", "http2tcp.client.through_proxy"),
+    *("http2tcp.command.demo", "http2tcp.command.server_settings", "http2tcp.command.config_file"),
+    *("http2tcp.protocol.server_handshake", "http2tcp.protocol.socks5", "http2tcp.protocol.certificate"),
     *("http2tcp.net.listen", "http2tcp.net.fdpass", "asyncio", "json", "tomllib", "encodings.idna"),
-}
+)
+# What only some transports and endpoints need.
+FOR_TLS = ("http2tcp.net.tls",)
+FOR_CAPSULES = ("http2tcp.net.capsules", "http2tcp.protocol.capsule")
 
 
 def environment(**variables: str) -> dict[str, str]:
@@ -112,15 +81,17 @@ async def test_a_login_loads_nothing_that_it_does_not_need(scheme: str, transpor
     async with target(echo) as where, served() as server, tls_front(server.address, tmp_path) as front:
         endpoint = ("-e", server.url) if scheme == "http" else front.arguments
         modules = await loaded(tmp_path, [*endpoint, "-d", where, "--transport", transport])
-    extra = modules - await brought()
-    needed = OURS | PARSERS | (FOR_TLS if scheme == "https" else set())
-    if transport in ("connect-tcp", "websocket", "auto"):
-        needed |= FOR_CAPSULES
+    extra = {name for name in modules - await brought() if not name.startswith("http2tcp")}
+    needed, never = set(PARSERS), list(NEVER)
+    if scheme == "http":
+        never += FOR_TLS
+    if transport not in ("connect-tcp", "websocket", "auto"):
+        never += FOR_CAPSULES
     if transport == "websocket":
         needed |= FOR_WEBSOCKET
         extra = {name for name in extra if name.partition(".")[0] != "wsproto"}
     else:
-        assert "wsproto" not in modules
-    assert "http2tcp.client" in extra
+        never.append("wsproto")
+    assert "http2tcp.client.connector" in modules
     assert extra - BROUGHT_LATE <= needed
-    assert not modules & NEVER
+    assert not {name for name in modules for room in never if name == room or name.startswith(room + ".")}

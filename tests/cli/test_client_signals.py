@@ -158,7 +158,16 @@ finally:
         os.write(2, b"the moment never came")
 """
 # In the order in which they are loaded.
-MOMENTS = ["http2tcp.cli", "click", "http2tcp.process", "trio", "http2tcp.client", "h11", "http2tcp.net.stdio", "exit"]
+MOMENTS = [
+    "http2tcp.command.cli",
+    "click",
+    "http2tcp.command.process",
+    "trio",
+    "http2tcp.client.connector",
+    "h11",
+    "http2tcp.net.stdio",
+    "exit",
+]
 
 
 @EACH

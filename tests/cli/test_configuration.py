@@ -12,12 +12,12 @@ import click
 import pytest
 import trustme
 
-from http2tcp import descriptors
 from http2tcp.address import TCPAddress, UnixAddress
-from http2tcp.cli import command
-from http2tcp.config import TOKEN_KEYS
-from http2tcp.policy import Token, digest
-from http2tcp.server_command import config_keys
+from http2tcp.command.cli import command
+from http2tcp.command.config_file import TOKEN_KEYS
+from http2tcp.command.server_settings import config_keys
+from http2tcp.net import descriptors
+from http2tcp.server.policy import Token, digest
 
 from .conftest import Ran, Run, complaint
 from .test_options import VARIABLES

@@ -9,7 +9,7 @@ import subprocess
 
 import pytest
 
-from http2tcp import demo
+from http2tcp.command import demo
 from http2tcp.errors import ConnectFailed, ListenError
 from tests.support.processes import environment, http2tcp
 

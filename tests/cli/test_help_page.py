@@ -8,7 +8,7 @@ import subprocess
 import click
 import pytest
 
-from http2tcp.cli import command
+from http2tcp.command.cli import command
 from http2tcp.version import __version__
 from tests.support import processes
 from tests.support.processes import environment

@@ -10,7 +10,7 @@ import click
 import pytest
 
 from http2tcp.address import TCPAddress, UnixAddress
-from http2tcp.cli import command
+from http2tcp.command.cli import command
 from http2tcp.protocol.transport import Transport
 from http2tcp.version import __version__
 

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from http2tcp.address import parse_endpoint
-from http2tcp.settings import environment_proxy
+from http2tcp.client.settings import environment_proxy
 from tests.support.client_process import client, close_stdin, ended, one_line
 from tests.support.fake_proxy import fake_proxy
 from tests.support.loopback import TOKEN, closed_port, greet_and_close, read_all, served, target

@@ -185,8 +185,9 @@ async def test_signals_that_do_not_stop_until_it_has_ended_change_nothing_about_
 _STUB = """
 import os, signal, sys
 import trio
-from http2tcp import __main__, cli
-from http2tcp.service import Service
+from http2tcp import __main__
+from http2tcp.command import exit_status
+from http2tcp.server.service import Service
 
 NUMBERS = [signal.SIGTERM, signal.SIGINT, signal.SIGUSR1]
 came = []
@@ -210,12 +211,12 @@ class AtTheVeryEnd:
     def __del__(self, send=send):
         send()
 
-def run(run=cli.run):
+def run(run=exit_status.run):
     status = run()
     send()
     return status
 
-Service.run, cli.run = serve, run
+Service.run, exit_status.run = serve, run
 sys.kept = AtTheVeryEnd()
 __main__.main()
 """

@@ -21,10 +21,11 @@ import pytest
 import trio
 import trustme
 
-from http2tcp import cli, service
 from http2tcp.address import TCPAddress
-from http2tcp.limits import Limits
-from http2tcp.server_settings import ServerSettings
+from http2tcp.command import cli
+from http2tcp.server import service
+from http2tcp.server.limits import Limits
+from http2tcp.server.settings import ServerSettings
 from tests.support.loopback import TOKEN, asking, echo, exchange, open_raw, read_all, target, upgrade
 from tests.support.processes import environment, http2tcp, wait_until
 from tests.support.service_manager import ServiceManager, listening

@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from http2tcp import ssh_config
+from http2tcp.command import ssh_config
 from tests.support.processes import environment, program
 from tests.support.processes import http2tcp as http2tcp_process
 

@@ -17,7 +17,7 @@ from typing import Any
 
 import pytest
 
-from http2tcp.advice import APACHE, CADDY, ENVOY, HAPROXY, NGINX, SERVER, TRAEFIK, FrontEnd, lines
+from http2tcp.client.front_ends import APACHE, CADDY, ENVOY, HAPROXY, NGINX, SERVER, TRAEFIK, FrontEnd, lines
 from http2tcp.protocol.transport import TOKENS
 from tests.support.nginx import nginx
 from tests.support.processes import PATIENCE, environment, free_port, listens, program, running, wait_until

@@ -22,7 +22,7 @@ from typing import NamedTuple
 
 import pytest
 
-from http2tcp.client import AUTO
+from http2tcp.client.connector import AUTO
 from http2tcp.protocol.transport import TOKENS, Transport
 from tests.support.client_process import patched
 from tests.support.front_ends import CHECKED, EXAMPLES, FRONT_ENDS, PATIENCE, FrontEnd, Place

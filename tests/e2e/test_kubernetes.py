@@ -18,8 +18,8 @@ from typing import Any
 
 import pytest
 
-from http2tcp.client import AUTO
-from http2tcp.policy import digest
+from http2tcp.client.connector import AUTO
+from http2tcp.server.policy import digest
 from tests.support.cluster import KUBERNETES, NODE, SITE, USER, Cluster, cluster, manifests
 from tests.support.images import Image
 from tests.support.nginx import replaced

@@ -14,8 +14,8 @@ import pytest
 import trio
 
 import http2tcp
+from http2tcp.client.settings import TLSSettings
 from http2tcp.net.streams import Stream
-from http2tcp.settings import TLSSettings
 from tests.support import processes
 from tests.support.front_ends import FrontEnd, HAProxy, Nginx, Place
 from tests.support.loopback import echo, read_all, target

@@ -7,9 +7,9 @@ from typing import NamedTuple
 
 import click
 
-from http2tcp.cli import ENV_PREFIX, command
+from http2tcp.command.cli import ENV_PREFIX, command
+from http2tcp.command.ssh_config import AT_FILE
 from http2tcp.protocol.transport import Transport
-from http2tcp.ssh_config import AT_FILE
 
 # What a value may be where no click.Choice says so. An ending without a blank is the start of a value.
 _CHOICES = {

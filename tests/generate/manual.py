@@ -7,8 +7,8 @@ import textwrap
 from collections.abc import Iterator, Sequence
 
 from http2tcp import errors
-from http2tcp.cli import EPILOG, command
-from http2tcp.exit_status import EXIT_BUG, EXIT_USAGE
+from http2tcp.command.cli import EPILOG, command
+from http2tcp.command.exit_status import EXIT_BUG, EXIT_USAGE
 from http2tcp.version import __version__
 from tests.generate.described import Described
 

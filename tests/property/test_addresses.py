@@ -20,10 +20,10 @@ from http2tcp.address import (
     parse_target,
 )
 from http2tcp.errors import AddressError
-from http2tcp.policy import forbidden
-from http2tcp.protocol.client import request
+from http2tcp.protocol.client_handshake import request
 from http2tcp.protocol.transport import Transport
 from http2tcp.protocol.websocket_handshake import new_key
+from http2tcp.server.policy import forbidden
 from tests.support.embeddings import EMBEDDINGS
 from tests.support.heads import read
 

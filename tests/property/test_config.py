@@ -7,10 +7,10 @@ from typing import Any
 from hypothesis import given
 from hypothesis import strategies as st
 
-from http2tcp.config import Key, parse_config
+from http2tcp.command.config_file import Key, parse_config
 from http2tcp.errors import ConfigError
-from http2tcp.quantities import parse_count, parse_duration
-from http2tcp.rules import parse_rule
+from http2tcp.server.rules import parse_rule
+from http2tcp.units import parse_count, parse_duration
 
 KEYS = {
     "allow": Key(parse_rule, many=True),

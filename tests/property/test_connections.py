@@ -11,10 +11,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from http2tcp.address import TCPAddress
-from http2tcp.connection import Connection
-from http2tcp.policy import Token, digest
-from http2tcp.server_settings import ServerSettings
-from http2tcp.state import State
+from http2tcp.server.connection import Connection
+from http2tcp.server.policy import Token, digest
+from http2tcp.server.settings import ServerSettings
+from http2tcp.server.state import State
 from tests.property.test_heads import CONNECTS, REQUESTS, cuts, mutations, pieces
 from tests.support.heads import SECRET
 from tests.support.loopback import parse_answer

@@ -9,9 +9,9 @@ from hypothesis import example, given
 from hypothesis import strategies as st
 
 from http2tcp.errors import BadRequest, FrontEndFailed, HeadTooLarge, Http2tcpError, Refusal
-from http2tcp.protocol.client import MAX_BODY, AnswerReader, Refused, Switched
-from http2tcp.protocol.client import MAX_HEAD as MAX_ANSWER_HEAD
-from http2tcp.protocol.server import MAX_HEAD, RequestReader, refuse
+from http2tcp.protocol.client_handshake import MAX_BODY, AnswerReader, Refused, Switched
+from http2tcp.protocol.client_handshake import MAX_HEAD as MAX_ANSWER_HEAD
+from http2tcp.protocol.server_handshake import MAX_HEAD, RequestReader, refuse
 from http2tcp.protocol.transport import Transport
 from tests.support.heads import BEARER, HOSTILE, HOSTILE_CONNECT, SECRET, UPGRADE, connect, good, head
 

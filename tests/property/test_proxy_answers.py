@@ -5,10 +5,10 @@ from __future__ import annotations
 from hypothesis import given
 from hypothesis import strategies as st
 
+from http2tcp.client.proxy_choice import is_exception, parse_proxy
 from http2tcp.errors import AddressError
-from http2tcp.protocol.proxy import MAX_HEAD, Connect, Connected, ProxyProtocolError, Refused
-from http2tcp.protocol.socks import Socks5
-from http2tcp.proxy_choice import is_exception, parse_proxy
+from http2tcp.protocol.http_connect import MAX_HEAD, Connect, Connected, ProxyProtocolError, Refused
+from http2tcp.protocol.socks5 import Socks5
 
 HEADS = [
     b"HTTP/1.1 200 Connection established\r\nVia: 1.1 squid\r\n\r\n",

@@ -7,7 +7,7 @@ from ipaddress import IPv4Address, IPv6Address
 from hypothesis import given
 from hypothesis import strategies as st
 
-from http2tcp.protocol.proxy_header import MAX_BLOCK, ProxyHeader, ProxyHeaderError, ProxyHeaderReader
+from http2tcp.protocol.proxy_protocol import MAX_BLOCK, ProxyHeader, ProxyHeaderError, ProxyHeaderReader
 from tests.support.proxy_header import INET, INET6, LOCAL, PROXY, SIGNATURE, inet, inet6, v1, v2
 
 ports = st.integers(0, 65535)

@@ -8,7 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from http2tcp.address import TCPAddress, parse_host
-from http2tcp.protocol.socks import Negotiation, SocksError
+from http2tcp.protocol.socks5 import Negotiation, SocksError
 
 # The longest greeting, and the longest request.
 LONGEST = 2 + 255 + 4 + 1 + 255 + 2

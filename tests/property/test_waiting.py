@@ -7,7 +7,7 @@ from ipaddress import ip_address
 from hypothesis import given
 from hypothesis import strategies as st
 
-from http2tcp.limits import Limits, Waiting
+from http2tcp.server.limits import Limits, Waiting
 
 ADDRESSES = [None, ip_address("192.0.2.1"), ip_address("2001:db8::1"), ip_address("2001:db8::2")]
 

@@ -12,11 +12,11 @@ import pytest
 import trio
 import trio.testing
 
-from http2tcp import admin
 from http2tcp.address import Address, TCPAddress, UnixAddress
-from http2tcp.admin import serve_admin
-from http2tcp.exposition import CONTENT_TYPE, Counter, Family
 from http2tcp.net.listen import open_listeners
+from http2tcp.server import admin
+from http2tcp.server.admin import serve_admin
+from http2tcp.server.prometheus import CONTENT_TYPE, Counter, Family
 from tests.support.loopback import Answer, exchange, parse_answer, read_all, send_until_broken
 
 TEXT = "# HELP things_total Things.\n# TYPE things_total counter\nthings_total 0\n"

@@ -20,12 +20,12 @@ from cryptography import x509
 from cryptography.hazmat.primitives.serialization import Encoding, PublicFormat
 
 from http2tcp.address import TCPAddress, parse_destination, parse_listen
-from http2tcp.audit import Record
-from http2tcp.client import AUTO
-from http2tcp.forwards import Forward
-from http2tcp.hops import State
-from http2tcp.proxy_choice import parse_proxy
-from http2tcp.settings import ClientSettings, TLSSettings
+from http2tcp.client.check.hops import State
+from http2tcp.client.connector import AUTO
+from http2tcp.client.forwards import Forward
+from http2tcp.client.proxy_choice import parse_proxy
+from http2tcp.client.settings import ClientSettings, TLSSettings
+from http2tcp.server.audit import Record
 from tests.support.checking import checked, ordinary
 from tests.support.choosy_front import ENVOY_REFUSES, answering, choosy_front
 from tests.support.fake_proxy import Names, fake_proxy
@@ -408,7 +408,7 @@ def _names_are_looked_up_as_usual() -> Any:
 
 @pytest.fixture(autouse=True)
 def _pauses_are_short(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("http2tcp.client.REPEATS", (0.01, 0.01))
+    monkeypatch.setattr("http2tcp.client.connector.REPEATS", (0.01, 0.01))
 
 
 @pytest.mark.parametrize(("way", "hop", "status", "says", "shown", "key"), CASES.values(), ids=CASES.keys())

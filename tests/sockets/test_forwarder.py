@@ -13,9 +13,9 @@ import trio
 import trio.testing
 
 from http2tcp.address import UnixAddress
+from http2tcp.client.forwarder import forward
+from http2tcp.client.forwards import Forward
 from http2tcp.errors import ListenError
-from http2tcp.forwarder import forward
-from http2tcp.forwards import Forward
 from http2tcp.net.streams import reset_on_close
 from tests.support.loopback import (
     client_settings,

@@ -10,8 +10,8 @@ import pytest
 import trio
 import trio.testing
 
+from http2tcp.client.settings import TLSSettings
 from http2tcp.protocol.transport import Transport
-from http2tcp.settings import TLSSettings
 from tests.support.loopback import (
     echo,
     forwarding,

@@ -18,12 +18,12 @@ import trustme
 
 import http2tcp
 from http2tcp.address import TCPAddress
+from http2tcp.client.settings import TLSSettings
 from http2tcp.errors import CredentialsRefused, ServerRefused, SettingsError, TLSFailed
 from http2tcp.net.streams import Stream
 from http2tcp.protocol.transport import Transport
-from http2tcp.server import Server
-from http2tcp.server_settings import ServerSettings, ServerTLS
-from http2tcp.settings import TLSSettings
+from http2tcp.server.server import Server
+from http2tcp.server.settings import ServerSettings, ServerTLS
 from tests.support.loopback import (
     TOKEN,
     Served,

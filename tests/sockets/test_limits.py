@@ -10,8 +10,8 @@ import pytest
 import trio
 
 from http2tcp.address import TCPAddress
-from http2tcp.limits import Limits
-from http2tcp.policy import Token, digest
+from http2tcp.server.limits import Limits
+from http2tcp.server.policy import Token, digest
 from tests.support.descriptors import open_descriptors
 from tests.support.loopback import TOKEN, asking, echo, exchange, open_raw, read_all, served, target
 

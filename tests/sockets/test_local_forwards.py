@@ -16,9 +16,9 @@ import trio
 import trio.testing
 
 from http2tcp.address import TCPAddress, UnixAddress, parse_destination, parse_listen
+from http2tcp.client.forwarder import forward
+from http2tcp.client.forwards import Forward
 from http2tcp.errors import ListenError
-from http2tcp.forwarder import forward
-from http2tcp.forwards import Forward
 from http2tcp.protocol.transport import Transport
 from tests.support.loopback import (
     TOKEN,
@@ -338,16 +338,16 @@ async def test_a_program_that_leaves_while_its_tunnel_opens_leaves_nothing_open(
     caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     asked, go_on = trio.Event(), trio.Event()
-    import http2tcp.connection
+    import http2tcp.server.connection
 
-    dial = http2tcp.connection.dial
+    dial = http2tcp.server.connection.dial
 
     async def late(*arguments: Any) -> Any:
         asked.set()
         await go_on.wait()
         return await dial(*arguments)
 
-    monkeypatch.setattr("http2tcp.connection.dial", late)
+    monkeypatch.setattr("http2tcp.server.connection.dial", late)
     async with target(echo) as where, served() as server, socks_proxy(server.url) as local:
         stream = await trio.open_tcp_stream(*local)
         await stream.send_all(HELLO + asking_for(where))

@@ -14,15 +14,15 @@ from prometheus_client.parser import text_string_to_metric_families
 import http2tcp
 from http2tcp import log
 from http2tcp.address import TCPAddress, UnixAddress, parse_listen
-from http2tcp.counters import CARRIERS
 from http2tcp.errors import ListenError
-from http2tcp.limits import Limits
 from http2tcp.log import BackgroundHandler
-from http2tcp.policy import Token, digest
 from http2tcp.protocol.transport import Transport
-from http2tcp.server import serve
-from http2tcp.server_settings import ServerSettings
-from http2tcp.state import prepare
+from http2tcp.server.counters import CARRIERS
+from http2tcp.server.limits import Limits
+from http2tcp.server.policy import Token, digest
+from http2tcp.server.server import serve
+from http2tcp.server.settings import ServerSettings
+from http2tcp.server.state import prepare
 from tests.support.loopback import (
     TOKEN,
     Answer,

@@ -8,7 +8,7 @@ import trio
 from http2tcp.errors import SettingsError
 from http2tcp.protocol.transport import Transport
 from http2tcp.protocol.websocket_handshake import new_key
-from http2tcp.server_settings import ServerSettings
+from http2tcp.server.settings import ServerSettings
 from tests.support.loopback import TOKEN, echo, exchange, open_raw, served, target, upgrade
 
 LISTED = "https://pages.example"

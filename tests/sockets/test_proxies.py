@@ -16,17 +16,17 @@ import trustme
 
 import http2tcp
 from http2tcp.address import parse_listen
-from http2tcp.client import connect
+from http2tcp.client.connector import connect
+from http2tcp.client.forwarder import forward
+from http2tcp.client.forwards import Forward
+from http2tcp.client.proxy_choice import parse_proxy
+from http2tcp.client.settings import ClientSettings, TLSSettings
+from http2tcp.client.through_proxy import dial_through
 from http2tcp.errors import ProxyFailed, ResolveFailed, SettingsError, TLSFailed, TunnelError
-from http2tcp.forwarder import forward
-from http2tcp.forwards import Forward
 from http2tcp.net.streams import HalfCloseUnsupported, SocketStream
 from http2tcp.net.tls import TLSStream
 from http2tcp.net.tls_over import TLSOverStream
 from http2tcp.protocol.transport import Transport
-from http2tcp.proxied import dial_through
-from http2tcp.proxy_choice import parse_proxy
-from http2tcp.settings import ClientSettings, TLSSettings
 from tests.support.fake_proxy import CONNECTED, Names, fake_proxy
 from tests.support.loopback import TOKEN, Handler, client_settings, closed_port, echo, reset, served, target
 from tests.support.tls_front import tls_front

@@ -11,7 +11,7 @@ import trio
 import trustme
 
 from http2tcp.address import UnixAddress
-from http2tcp.server_settings import ServerTLS
+from http2tcp.server.settings import ServerTLS
 from tests.support.loopback import asking, echo, exchange, open_raw, read_all, served, target, upgrade
 from tests.support.processes import PATIENCE
 from tests.support.proxy_header import INET, LOCAL, inet, v1, v2

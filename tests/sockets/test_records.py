@@ -8,15 +8,16 @@ import pytest
 import trio
 import trio.testing
 
-from http2tcp import client, connection
-from http2tcp.audit import Record
+from http2tcp.client import connector as client
 from http2tcp.errors import TargetFailed, TunnelCut
-from http2tcp.limits import Limits
 from http2tcp.net.relay import Traffic, relay
 from http2tcp.net.streams import SocketStream
-from http2tcp.policy import Token, digest
 from http2tcp.protocol.transport import Transport
-from http2tcp.rules import parse_rule
+from http2tcp.server import connection
+from http2tcp.server.audit import Record
+from http2tcp.server.limits import Limits
+from http2tcp.server.policy import Token, digest
+from http2tcp.server.rules import parse_rule
 from tests.support.loopback import (
     TOKEN,
     Served,

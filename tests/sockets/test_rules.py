@@ -10,8 +10,8 @@ from typing import Any
 import pytest
 import trio
 
-from http2tcp.policy import Token, digest
-from http2tcp.rules import parse_rule
+from http2tcp.server.policy import Token, digest
+from http2tcp.server.rules import parse_rule
 from tests.support.loopback import TOKEN, Answer, asking, echo, exchange, open_raw, served, target
 
 

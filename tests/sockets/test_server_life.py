@@ -22,8 +22,8 @@ from http2tcp.address import TCPAddress, UnixAddress, parse_listen
 from http2tcp.errors import ListenError
 from http2tcp.net.listen import Listener, open_listeners
 from http2tcp.protocol.transport import Transport
-from http2tcp.server import serve
-from http2tcp.server_settings import ServerSettings
+from http2tcp.server.server import serve
+from http2tcp.server.settings import ServerSettings
 from tests.support.loopback import (
     TOKEN,
     asking,
@@ -279,8 +279,8 @@ async def test_a_server_without_descriptors_says_so_once_and_recovers() -> None:
         import logging, resource, socket, sys
         import trio, trio.testing
         from http2tcp.address import parse_listen
-        from http2tcp.server import serve
-        from http2tcp.settings import ServerSettings
+        from http2tcp.server.server import serve
+        from http2tcp.server.settings import ServerSettings
 
         async def main():
             clock = []
@@ -358,8 +358,8 @@ async def test_a_drain_without_descriptors_still_serves_what_was_queued() -> Non
         import os, resource, socket
         import trio
         from http2tcp.address import parse_listen
-        from http2tcp.server import serve
-        from http2tcp.settings import ServerSettings
+        from http2tcp.server.server import serve
+        from http2tcp.server.settings import ServerSettings
 
         async def main():
             drain = trio.Event()

@@ -15,11 +15,11 @@ import pytest
 import trio
 import trio.testing
 
+from http2tcp.client.proxy_command import run_stdio
 from http2tcp.errors import InputSilent, TargetFailed, TunnelCut
 from http2tcp.net.relay import End, Traffic, relay
 from http2tcp.net.stdio import StdioStream
 from http2tcp.protocol.transport import Transport
-from http2tcp.proxy_command import run_stdio
 from tests.support.loopback import (
     client_settings,
     closed_port,

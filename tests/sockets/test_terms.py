@@ -16,12 +16,12 @@ import trio
 import trio.testing
 
 from http2tcp.address import parse_destination
-from http2tcp.limits import Limits
 from http2tcp.net import dial as dial_module
 from http2tcp.net.dial import Candidate
 from http2tcp.net.streams import SocketStream
-from http2tcp.policy import Token, digest
-from http2tcp.rules import parse_rule
+from http2tcp.server.limits import Limits
+from http2tcp.server.policy import Token, digest
+from http2tcp.server.rules import parse_rule
 from tests.support.loopback import (
     TOKEN,
     Served,

@@ -12,10 +12,10 @@ import pytest
 import trio
 import trustme
 
-from http2tcp.client import connect
+from http2tcp.client.connector import connect
+from http2tcp.client.proxy_choice import parse_proxy
+from http2tcp.client.settings import TLSSettings
 from http2tcp.errors import ProxyFailed, TLSFailed, TunnelError
-from http2tcp.proxy_choice import parse_proxy
-from http2tcp.settings import TLSSettings
 from tests.support.fake_proxy import fake_proxy
 from tests.support.loopback import client_settings, closed_port
 from tests.support.processes import program

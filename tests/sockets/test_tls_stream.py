@@ -22,14 +22,14 @@ from cryptography import x509
 from cryptography.hazmat.primitives.serialization import Encoding, PublicFormat
 
 from http2tcp.address import parse_endpoint
-from http2tcp.client import connect
-from http2tcp.diagnosis import explain_tls
+from http2tcp.client.connector import connect
+from http2tcp.client.diagnosis import explain_tls
+from http2tcp.client.settings import TLSSettings
 from http2tcp.errors import TLSFailed
 from http2tcp.net.relay import End, Traffic, relay
 from http2tcp.net.streams import HalfCloseUnsupported, SocketStream, Stream
 from http2tcp.net.tls import PinMismatch, TLSStream, client_context, open_tls
 from http2tcp.net.tls_over import open_tls_over
-from http2tcp.settings import TLSSettings
 from tests.support.loopback import client_settings, closed_port, read_all, read_until_broken
 from tests.support.memory_stream import memory_pair
 from tests.support.tls_peer import read_exactly, s_server, server_context, talk_both_ways, tls_server

@@ -11,15 +11,15 @@ import pytest
 import trio
 import trio.testing
 
-from http2tcp import client
+from http2tcp.client import connector as client
 from http2tcp.errors import TunnelCut
-from http2tcp.limits import Limits
 from http2tcp.net.relay import Traffic, relay
 from http2tcp.net.streams import SocketStream, Stream
-from http2tcp.policy import Token, digest
 from http2tcp.protocol.capsule import ResetCode
 from http2tcp.protocol.capsule import reset as reset_capsule
 from http2tcp.protocol.transport import Transport
+from http2tcp.server.limits import Limits
+from http2tcp.server.policy import Token, digest
 from tests.support.loopback import TOKEN, Handler, Served, client_settings, echo, read_all, reset, served, target
 
 CAPSULES = [Transport.CONNECT_TCP, Transport.WEBSOCKET]

@@ -17,7 +17,7 @@ from websockets.sync.client import ClientConnection, connect
 from websockets.sync.server import ServerConnection, serve
 
 import http2tcp
-from http2tcp.client import connect as open_client
+from http2tcp.client.connector import connect as open_client
 from http2tcp.errors import FrontEndFailed
 from http2tcp.net.relay import End, Traffic, relay
 from http2tcp.net.streams import HalfCloseUnsupported

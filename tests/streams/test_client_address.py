@@ -11,12 +11,12 @@ import trio
 import trio.testing
 
 from http2tcp.address import TCPAddress
-from http2tcp.connection import Connection
-from http2tcp.exposition import exposition
-from http2tcp.limits import Limits
-from http2tcp.metrics import families
-from http2tcp.server_settings import ServerSettings, parse_trusted_proxy
-from http2tcp.state import State
+from http2tcp.server.connection import Connection
+from http2tcp.server.limits import Limits
+from http2tcp.server.metrics import families
+from http2tcp.server.prometheus import exposition
+from http2tcp.server.settings import ServerSettings, parse_trusted_proxy
+from http2tcp.server.state import State
 from tests.support.loopback import TOKEN, Answer, asking, parse_answer
 from tests.support.memory_stream import memory_pair
 from tests.support.proxy_header import INET, INET6, LOCAL, UNIX, inet, inet6, v1, v2

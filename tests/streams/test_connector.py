@@ -11,8 +11,8 @@ import pytest
 import trio
 import trio.testing
 
-from http2tcp import client
-from http2tcp.client import AUTO, LESSER_HOLDS, Connector
+from http2tcp.client import connector as client
+from http2tcp.client.connector import AUTO, LESSER_HOLDS, Connector
 from http2tcp.errors import (
     CredentialsRefused,
     DestinationForbidden,

@@ -16,7 +16,7 @@ import trio.testing
 from http2tcp.address import TCPAddress, UnixAddress
 from http2tcp.net import dial as dial_module
 from http2tcp.net.dial import Candidate, DialError, DialFailure, IPAddress, dial, dial_first, interleave, resolve
-from http2tcp.policy import forbidden
+from http2tcp.server.policy import forbidden
 
 
 class Resolver(trio.abc.HostnameResolver):

@@ -10,13 +10,13 @@ import pytest
 import trio
 import trio.testing
 
-from http2tcp import connection as connection_module
 from http2tcp.address import TCPAddress
-from http2tcp.connection import Connection
 from http2tcp.net import dial as dial_module
 from http2tcp.net.dial import Candidate, resolve
-from http2tcp.server_settings import ServerSettings
-from http2tcp.state import State
+from http2tcp.server import connection as connection_module
+from http2tcp.server.connection import Connection
+from http2tcp.server.settings import ServerSettings
+from http2tcp.server.state import State
 from tests.support.loopback import TOKEN, Answer, asking, parse_answer
 from tests.support.memory_stream import MemoryStream, memory_pair
 

@@ -11,14 +11,14 @@ from typing import Any
 
 import trio
 
-from http2tcp.check import check
-from http2tcp.client import connect, why_it_ended
+from http2tcp.client.check.hops import Hop, State, Verdict
+from http2tcp.client.check.report import JSONReport, TextReport
+from http2tcp.client.check.walk import check
+from http2tcp.client.connector import connect, why_it_ended
+from http2tcp.client.settings import ClientSettings
 from http2tcp.errors import TunnelError
-from http2tcp.hops import Hop, State, Verdict
 from http2tcp.net.relay import Traffic, relay
 from http2tcp.net.streams import SocketStream
-from http2tcp.report import JSONReport, TextReport
-from http2tcp.settings import ClientSettings
 
 
 @dataclass

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from http2tcp.errors import BadRequest, HeadTooLarge
-from http2tcp.protocol.server import MAX_HEAD, RequestReader, TunnelRequest
+from http2tcp.protocol.server_handshake import MAX_HEAD, RequestReader, TunnelRequest
 
 #: What no error may ever show.
 SECRET = "s3cret-token"

@@ -11,14 +11,14 @@ from typing import Any
 import trio
 
 from http2tcp.address import TCPAddress, parse_destination, parse_endpoint, parse_listen
-from http2tcp.forwarder import forward
-from http2tcp.forwards import Forward
+from http2tcp.client.forwarder import forward
+from http2tcp.client.forwards import Forward
+from http2tcp.client.settings import ClientSettings
 from http2tcp.net.streams import reset_on_close
 from http2tcp.protocol.transport import Transport
-from http2tcp.server import Server
-from http2tcp.server_settings import ServerSettings
-from http2tcp.settings import ClientSettings
-from http2tcp.state import prepare
+from http2tcp.server.server import Server
+from http2tcp.server.settings import ServerSettings
+from http2tcp.server.state import prepare
 
 #: No log may ever show it.
 TOKEN = "tok-5ecret-Zm9vYmFy"

@@ -9,9 +9,7 @@ from ipaddress import ip_address
 
 import pytest
 
-from http2tcp import audit
 from http2tcp.address import TCPAddress, UnixAddress
-from http2tcp.audit import Event, NoSession, Reason, Record, Refusals, Session
 from http2tcp.errors import (
     Forbidden,
     HeadTimeout,
@@ -24,6 +22,8 @@ from http2tcp.errors import (
     Unauthorized,
     UpgradeRequired,
 )
+from http2tcp.server import audit
+from http2tcp.server.audit import Event, NoSession, Reason, Record, Refusals, Session
 
 CLIENT = TCPAddress("192.0.2.1", 40000)
 DB = TCPAddress("db", 5432)

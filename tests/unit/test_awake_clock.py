@@ -7,7 +7,7 @@ import math
 
 import pytest
 
-from http2tcp.awake_clock import AwakeClock
+from http2tcp.command.awake_clock import AwakeClock
 
 
 class Machine:

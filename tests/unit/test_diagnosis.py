@@ -13,7 +13,8 @@ from itertools import product
 import pytest
 
 from http2tcp.address import Address, TCPAddress, UnixAddress, parse_endpoint
-from http2tcp.diagnosis import explain_certificates, explain_refusal, explain_tls, quotes_credentials
+from http2tcp.client.check.hops import Attempt, failed
+from http2tcp.client.diagnosis import explain_certificates, explain_refusal, explain_tls, quotes_credentials
 from http2tcp.errors import (
     BadRequest,
     CredentialsRefused,
@@ -29,9 +30,8 @@ from http2tcp.errors import (
     TunnelError,
     UpgradeNotPassed,
 )
-from http2tcp.hops import Attempt, failed
 from http2tcp.printable import safe
-from http2tcp.protocol.client import Refused
+from http2tcp.protocol.client_handshake import Refused
 from http2tcp.protocol.transport import Transport
 
 HTTPS = "https://example.com/~http2tcp/"

@@ -7,9 +7,9 @@ from pathlib import Path
 
 import pytest
 
-from http2tcp import advice
-from http2tcp.counters import REFUSALS
+from http2tcp.client import front_ends as advice
 from http2tcp.protocol.transport import TOKENS
+from http2tcp.server.counters import REFUSALS
 
 ROOT = Path(__file__).parents[2]
 

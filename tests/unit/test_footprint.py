@@ -9,8 +9,8 @@ import sys
 import pytest
 from prometheus_client.parser import text_string_to_metric_families
 
-from http2tcp.exposition import exposition
-from http2tcp.footprint import footprint
+from http2tcp.server.footprint import footprint
+from http2tcp.server.prometheus import exposition
 
 
 def told() -> dict[str, float]:

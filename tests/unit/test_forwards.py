@@ -5,8 +5,8 @@ from __future__ import annotations
 import pytest
 
 from http2tcp.address import Address, TCPAddress, UnixAddress
+from http2tcp.client.forwards import Forward, parse_dynamic_forward, parse_local_forward
 from http2tcp.errors import AddressError
-from http2tcp.forwards import Forward, parse_dynamic_forward, parse_local_forward
 
 DB = TCPAddress("db", 5432)
 

@@ -5,6 +5,21 @@ from __future__ import annotations
 import pytest
 
 from http2tcp.address import TCPAddress, parse_endpoint
+from http2tcp.client.check.hops import (
+    Attempt,
+    State,
+    advise,
+    before_http,
+    failed,
+    front_end_hop,
+    key_of,
+    name_hop,
+    server_hop,
+    target_hop,
+    tls_hop,
+    transport_hop,
+)
+from http2tcp.client.settings import ClientSettings
 from http2tcp.errors import (
     ConnectFailed,
     CredentialsRefused,
@@ -20,23 +35,8 @@ from http2tcp.errors import (
     TunnelError,
     UpgradeNotPassed,
 )
-from http2tcp.hops import (
-    Attempt,
-    State,
-    advise,
-    before_http,
-    failed,
-    front_end_hop,
-    key_of,
-    name_hop,
-    server_hop,
-    target_hop,
-    tls_hop,
-    transport_hop,
-)
-from http2tcp.protocol.client import Refused, Switched
+from http2tcp.protocol.client_handshake import Refused, Switched
 from http2tcp.protocol.transport import Transport
-from http2tcp.settings import ClientSettings
 
 TARGET = TCPAddress("db", 5432)
 SETTINGS = ClientSettings(endpoint=parse_endpoint("https://example.com/"))

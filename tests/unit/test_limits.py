@@ -8,8 +8,8 @@ from ipaddress import ip_address
 import pytest
 
 from http2tcp.errors import LimitReached, TooManyRequests
-from http2tcp.limits import Failures, Limits, Tunnels, Waiting, group
-from http2tcp.policy import Token, digest
+from http2tcp.server.limits import Failures, Limits, Tunnels, Waiting, group
+from http2tcp.server.policy import Token, digest
 
 ONE, OTHER = ip_address("192.0.2.1"), ip_address("192.0.2.2")
 ALICE = Token("alice", digest("a"), max_tunnels=2)

@@ -24,12 +24,12 @@ from http2tcp.address import parse_destination, parse_endpoint, parse_listen, pa
 from http2tcp.errors import AddressError, Http2tcpError, Refusal
 from http2tcp.protocol.capsule import CapsuleReader
 from http2tcp.protocol.certificate import CertificateError, parse_certificate, public_key
-from http2tcp.protocol.client import AnswerReader
+from http2tcp.protocol.client_handshake import AnswerReader
 from http2tcp.protocol.forwarded import client_address
-from http2tcp.protocol.proxy import Connect, ProxyProtocolError
-from http2tcp.protocol.proxy_header import ProxyHeaderError, ProxyHeaderReader
-from http2tcp.protocol.server import RequestReader
-from http2tcp.protocol.socks import Negotiation, SocksError
+from http2tcp.protocol.http_connect import Connect, ProxyProtocolError
+from http2tcp.protocol.proxy_protocol import ProxyHeaderError, ProxyHeaderReader
+from http2tcp.protocol.server_handshake import RequestReader
+from http2tcp.protocol.socks5 import Negotiation, SocksError
 from http2tcp.protocol.transport import Transport, parse_keepalive
 
 SIZE = 16 * 1024
@@ -91,7 +91,7 @@ def filled(beginning: str, unit: str, ending: str, size: int) -> str:
 SEARCHING = "search|finditer|findall|sub|subn|split"
 SEARCHED = ", searched"
 # What no stranger's bytes reach.
-OWN = {"http2tcp.config._PLACE"}  # what tomllib says of the operator's own file
+OWN = {"http2tcp.command.config_file._PLACE"}  # what tomllib says of the operator's own file
 
 
 def patterns() -> Iterator[tuple[str, re.Pattern[str] | re.Pattern[bytes]]]:
@@ -139,8 +139,8 @@ def test_the_walk_finds_the_patterns() -> None:
     found = " ".join(name for name, _ in PATTERNS)
     for each in (
         "http2tcp.protocol.forwarded._PAIR",
-        "http2tcp.protocol.proxy._QUOTED[0], searched",
-        "http2tcp.advice.",
+        "http2tcp.protocol.http_connect._QUOTED[0], searched",
+        "http2tcp.client.front_ends.",
     ):
         assert each in found
 

@@ -12,9 +12,9 @@ from pathlib import Path
 import pytest
 
 from http2tcp.address import TCPAddress
-from http2tcp.audit import Event, NoSession, Reason, Refusals, Session
 from http2tcp.errors import Forbidden, HeadTimeout, TooManyRequests, Unauthorized
-from http2tcp.service_log import JSONFormatter
+from http2tcp.server.audit import Event, NoSession, Reason, Refusals, Session
+from http2tcp.server.service_log import JSONFormatter
 
 PAGE = (Path(__file__).parents[2] / "docs" / "log.md").read_text()
 LOG = "log"

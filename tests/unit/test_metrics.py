@@ -9,18 +9,18 @@ from pathlib import Path
 import pytest
 
 from http2tcp.address import TCPAddress
-from http2tcp.audit import NoSession, Reason
-from http2tcp.counters import ABANDONED, ENDINGS, REFUSALS
-from http2tcp.dial_refusals import dial_refusal as _dial_refusal
-from http2tcp.dial_refusals import too_slow as _too_slow
 from http2tcp.errors import Refusal
-from http2tcp.exposition import Family
-from http2tcp.footprint import footprint
-from http2tcp.metrics import families
 from http2tcp.net.dial import DialError, DialFailure
-from http2tcp.policy import Grant
-from http2tcp.server_settings import ServerSettings
-from http2tcp.state import State
+from http2tcp.server.audit import NoSession, Reason
+from http2tcp.server.counters import ABANDONED, ENDINGS, REFUSALS
+from http2tcp.server.dial_refusals import dial_refusal as _dial_refusal
+from http2tcp.server.dial_refusals import too_slow as _too_slow
+from http2tcp.server.footprint import footprint
+from http2tcp.server.metrics import families
+from http2tcp.server.policy import Grant
+from http2tcp.server.prometheus import Family
+from http2tcp.server.settings import ServerSettings
+from http2tcp.server.state import State
 
 PAGE = Path(__file__).parents[2] / "docs" / "metrics.md"
 

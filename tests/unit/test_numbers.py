@@ -7,14 +7,14 @@ from collections.abc import Callable
 import pytest
 
 from http2tcp.address import parse_destination, parse_endpoint, parse_listen, parse_target
-from http2tcp.arguments import KEEPALIVE
+from http2tcp.client.forwards import parse_dynamic_forward, parse_local_forward
+from http2tcp.client.proxy_choice import parse_proxy
+from http2tcp.command.values import KEEPALIVE
 from http2tcp.errors import Http2tcpError
-from http2tcp.forwards import parse_dynamic_forward, parse_local_forward
 from http2tcp.protocol.transport import parse_keepalive
-from http2tcp.proxy_choice import parse_proxy
-from http2tcp.quantities import parse_count, parse_duration, parse_rate
-from http2tcp.rules import parse_rule
-from http2tcp.server_settings import parse_trusted_proxy
+from http2tcp.server.rules import parse_rule
+from http2tcp.server.settings import parse_trusted_proxy
+from http2tcp.units import parse_count, parse_duration, parse_rate
 
 PARSERS: dict[str, Callable[[str], object]] = {
     "destination": lambda text: parse_destination(f"db:{text}"),

@@ -10,8 +10,8 @@ import pytest
 
 from http2tcp.address import TCPAddress, UnixAddress, parse_destination
 from http2tcp.errors import AddressError, Forbidden, TokenExpired, Unauthorized
-from http2tcp.policy import Grant, Policy, Token, digest, forbidden
-from http2tcp.rules import parse_rule
+from http2tcp.server.policy import Grant, Policy, Token, digest, forbidden
+from http2tcp.server.rules import parse_rule
 from tests.support.embeddings import EMBEDDINGS, Embed
 
 CLOSED_IPV4 = [

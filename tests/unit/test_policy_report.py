@@ -10,13 +10,13 @@ from ipaddress import ip_address
 import pytest
 
 from http2tcp.address import parse_destination, parse_listen, parse_network
+from http2tcp.command.policy_question import grant_of, judged, why_admitted
 from http2tcp.errors import SettingsError
-from http2tcp.limits import Limits
-from http2tcp.policy import Policy, Token, digest
-from http2tcp.policy_question import grant_of, judged, why_admitted
-from http2tcp.policy_report import describe, expiry, reach, who
-from http2tcp.rules import parse_rule
-from http2tcp.server_settings import ServerSettings, ServerTLS
+from http2tcp.server.limits import Limits
+from http2tcp.server.policy import Policy, Token, digest
+from http2tcp.server.policy_report import describe, expiry, reach, who
+from http2tcp.server.rules import parse_rule
+from http2tcp.server.settings import ServerSettings, ServerTLS
 
 # 2026-07-01, noon in UTC.
 NOW = 1_782_907_200.0

@@ -5,8 +5,8 @@ from __future__ import annotations
 import pytest
 
 from http2tcp.address import is_loopback, parse_endpoint
+from http2tcp.client.proxy_choice import Proxy, choose, is_exception, parse_proxy
 from http2tcp.errors import AddressError
-from http2tcp.proxy_choice import Proxy, choose, is_exception, parse_proxy
 
 HTTPS = "https://example.com/~http2tcp/"
 HTTP = "http://example.com/~http2tcp/"

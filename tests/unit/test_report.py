@@ -11,11 +11,11 @@ from collections.abc import Sequence
 import pytest
 
 from http2tcp.address import parse_endpoint
-from http2tcp.diagnosis import explain_refusal
-from http2tcp.hops import Advice, Attempt, Hop, Report, State, Verdict, failed
-from http2tcp.protocol.client import Refused
+from http2tcp.client.check.hops import Advice, Attempt, Hop, Report, State, Verdict, failed
+from http2tcp.client.check.report import JSONReport, TextReport
+from http2tcp.client.diagnosis import explain_refusal
+from http2tcp.protocol.client_handshake import Refused
 from http2tcp.protocol.transport import Transport
-from http2tcp.report import JSONReport, TextReport
 
 WORKS = Verdict("It works: connect-tcp carries the tunnel to db:5432.", transport="connect-tcp")
 FAILS = Verdict(

@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 
 from http2tcp.address import TCPAddress, UnixAddress, parse_network
 from http2tcp.errors import AddressError
-from http2tcp.rules import parse_rule
+from http2tcp.server.rules import parse_rule
 
 
 @pytest.mark.parametrize(

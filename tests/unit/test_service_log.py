@@ -15,12 +15,13 @@ from pathlib import Path
 
 import pytest
 
-from http2tcp import log, service_log
+from http2tcp import log
 from http2tcp.address import TCPAddress
-from http2tcp.audit import Reason, Session
 from http2tcp.errors import SettingsError
 from http2tcp.log import start_logging
-from http2tcp.service_log import FileHandler, JSONFormatter, TextFormatter, log_as_service
+from http2tcp.server import service_log
+from http2tcp.server.audit import Reason, Session
+from http2tcp.server.service_log import FileHandler, JSONFormatter, TextFormatter, log_as_service
 from tests.support.processes import wait_until
 
 # 2027-01-31T12:34:56.789Z

@@ -8,11 +8,11 @@ import math
 import pytest
 
 from http2tcp.address import TCPAddress, UnixAddress, parse_endpoint, parse_listen
+from http2tcp.client.settings import ClientSettings, TLSSettings
 from http2tcp.errors import SettingsError
 from http2tcp.fields import check_token
 from http2tcp.protocol.transport import Transport
-from http2tcp.server_settings import ServerSettings
-from http2tcp.settings import ClientSettings, TLSSettings
+from http2tcp.server.settings import ServerSettings
 
 SSHD = TCPAddress("localhost", 22)
 ENDPOINT = parse_endpoint("https://example.com/")

@@ -13,8 +13,8 @@ import trio
 import trio.testing
 
 from http2tcp.errors import ListenError
-from http2tcp.net import systemd
-from http2tcp.net.systemd import Notifier, inherited_sockets
+from http2tcp.server import systemd
+from http2tcp.server.systemd import Notifier, inherited_sockets
 
 # Not 3: that one is pytest's own here.
 FIRST = 200

@@ -6,8 +6,8 @@ import pytest
 
 from http2tcp.address import parse_endpoint
 from http2tcp.errors import BadRequest, FrontEndFailed, UpgradeRequired
-from http2tcp.protocol.client import AnswerReader, Switched, request
-from http2tcp.protocol.server import TunnelRequest, accept, refuse
+from http2tcp.protocol.client_handshake import AnswerReader, Switched, request
+from http2tcp.protocol.server_handshake import TunnelRequest, accept, refuse
 from http2tcp.protocol.transport import Transport
 from http2tcp.protocol.websocket_handshake import new_key
 from tests.support.heads import read

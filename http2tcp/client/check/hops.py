@@ -1,0 +1,434 @@
+"""What a check says of each hop, and its verdict. Pure.
+
+What a failure means is the ordinary client's own sentence (`http2tcp.client.diagnosis`); here are the facts around
+it, and the lines of configuration (`http2tcp.client.front_ends`). What a peer wrote is made safe to print.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from enum import Enum
+from itertools import groupby
+from typing import Any, NamedTuple, Protocol
+
+from http2tcp.address import Address
+from http2tcp.client import front_ends as advice
+from http2tcp.client.diagnosis import counted
+from http2tcp.client.settings import ClientSettings
+from http2tcp.errors import (
+    ConnectFailed,
+    CredentialsRefused,
+    DestinationForbidden,
+    FrontEndFailed,
+    ProxyFailed,
+    ResolveFailed,
+    ServerRefused,
+    TargetFailed,
+    TLSFailed,
+    TunnelError,
+    UpgradeNotPassed,
+)
+from http2tcp.printable import safe
+from http2tcp.protocol.certificate import CertificateError, parse_certificate, pin, public_key
+from http2tcp.protocol.client_handshake import Answer, Refused, Switched
+from http2tcp.protocol.transport import DIAL_METRIC, TIMING_FIELD, Transport
+
+# Let's Encrypt renews 30 days before the end: with fewer than these left, something has probably stopped.
+_DAYS_TO_RENEW = 14
+_MAX_SHOWN = 4
+_MAX_QUOTE = 60
+
+_DIAL_TIME = re.compile(rf"(?:^|,)\s*{DIAL_METRIC}\s*;\s*dur=([0-9]{{1,9}}(?:\.[0-9]{{1,9}})?)\s*(?:[,;]|$)")
+
+_KEYS: list[tuple[type[TunnelError], str]] = [
+    (ResolveFailed, "name"),
+    (ProxyFailed, "proxy"),
+    (ConnectFailed, "tcp"),
+    (TLSFailed, "tls"),
+    (FrontEndFailed, "front_end"),
+    (CredentialsRefused, "authorisation"),
+    (DestinationForbidden, "authorisation"),
+    (ServerRefused, "server"),
+    (TargetFailed, "target"),
+    (TunnelError, "tunnel"),
+]
+
+
+def key_of(error: TunnelError) -> str:
+    """The key of the hop at which a failure lies."""
+    return next(key for kind, key in _KEYS if isinstance(error, kind))
+
+
+def before_http(error: TunnelError) -> bool:
+    """Whether a failure lies before the first byte of HTTP."""
+    return key_of(error) in ("name", "proxy", "tcp", "tls")
+
+
+def name_hop(host: str, addresses: Sequence[str], seconds: float | None) -> Hop:
+    """The look-up of the endpoint's name; no addresses: it failed."""
+    distinct = list(dict.fromkeys(addresses))
+    if not distinct:
+        return Hop("name", "name", State.FAILED, host, seconds, facts={"addresses": []})
+    text = f"{host} is an address" if distinct == [host] else f"{host} is {_some(distinct)}"
+    return Hop("name", "name", State.OK, text, seconds, facts={"addresses": distinct})
+
+
+def tcp_hop(site: str, address: Address | None, seconds: float | None) -> Hop:
+    """TCP to the endpoint; no address: it failed."""
+    facts = {"address": None if address is None else str(address)}
+    if address is None:
+        return Hop("tcp", "TCP", State.FAILED, site, seconds, facts=facts)
+    return Hop("tcp", "TCP", State.OK, f"connected to {address}", seconds, facts=facts)
+
+
+def proxy_hop(settings: ClientSettings, site: str, address: Address | None, seconds: float | None) -> Hop:
+    """The proxy; no address: it failed."""
+    proxy = settings.proxy
+    assert proxy is not None
+    facts = {"proxy": str(proxy), "source": proxy.source, "address": None if address is None else str(address)}
+    text = f"{proxy} (from {proxy.source})"
+    if address is None:
+        return Hop("proxy", "proxy", State.FAILED, text, seconds, facts=facts)
+    return Hop("proxy", "proxy", State.OK, f"{text} connects to {site}", seconds, (f"at {address}",), facts)
+
+
+def tls_hop(
+    settings: ClientSettings,
+    version: str | None,
+    der: bytes | None,
+    seconds: float | None,
+    *,
+    failed: bool = False,
+    wrong_name: bool = False,
+) -> Hop:
+    """TLS with the endpoint, or the certificate with which it failed."""
+    name = settings.tls.server_name or settings.endpoint.host
+    words, more, facts = _certificate(der)
+    if wrong_name and more:
+        more = (f"{more[0]}, and not for {name}", *more[1:])
+    state = State.FAILED if failed else State.OK
+    if not failed and facts.get("days_left", _DAYS_TO_RENEW) < _DAYS_TO_RENEW:
+        state = State.NOTE
+    if not failed and not settings.tls.verify:
+        state, more = State.NOTE, (*more, "not verified: --insecure")
+    text = ", ".join(filter(None, (version, words))) or f"with {name}"
+    facts = {"version": version, "server_name": name, "verified": settings.tls.verify and not failed, **facts}
+    return Hop("tls", "TLS", state, text, seconds, more, facts)
+
+
+def _certificate(der: bytes | None) -> tuple[str, tuple[str, ...], dict[str, Any]]:
+    """A few words, further lines, and facts."""
+    if der is None:
+        return "", (), {}
+    try:
+        certificate, key_pin = parse_certificate(der), pin(hashlib.sha256(public_key(der)).digest())
+    except CertificateError as error:
+        return str(error), (), {}
+    now = datetime.now(UTC)
+    left = (certificate.not_after - now).days
+    end = f"{certificate.not_after:%Y-%m-%d}"
+    validity = f"valid until {end}, {left} day{'' if left == 1 else 's'} left" if left >= 0 else f"expired on {end}"
+    if certificate.not_before > now:
+        validity = f"not valid before {certificate.not_before:%Y-%m-%d}"
+    issuer, subject = _quote(certificate.issuer), _quote(certificate.subject)
+    names = [_quote(name) for name in certificate.names]
+    facts = {
+        "subject": subject,
+        "issuer": issuer,
+        "self_signed": certificate.self_signed,
+        "names": names,
+        "not_before": certificate.not_before.isoformat(),
+        "not_after": certificate.not_after.isoformat(),
+        "days_left": left,
+        "pin": key_pin,
+    }
+    words = "a certificate signed by itself" if certificate.self_signed else f"certificate by {issuer or 'nobody'}"
+    return words, (f"for {_some(names) or subject or 'no name'}", validity, key_pin), facts
+
+
+def front_end_hop(attempt: Attempt) -> Hop:
+    """Who answered in HTTP, by what the first answer says of itself, or its last repetition."""
+    attempt = next((one for one in reversed((*attempt.earlier, attempt)) if one.answer is not None), attempt)
+    server = _quote(dict(reversed(attempt.fields)).get("server", ""))
+    found = advice.recognise(attempt.fields)
+    facts = {"server": server or None, "recognised": None if found is None else found.front_end.name}
+    if attempt.answer is None:
+        return Hop("front_end", "front end", State.FAILED, "gives no answer to an upgrade", facts=facts)
+    if server or found:
+        named = found is None or found.front_end.name.lower() in server.lower()
+        text = server if named else f"{server} ({found})" if server else str(found)
+    else:
+        text = "does not say what it is"
+    return Hop("front_end", "front end", State.OK, text, facts=facts)
+
+
+def transport_hop(attempt: Attempt) -> Hop:
+    """What became of one transport's upgrade, in all its tries."""
+    text, state = _became(attempt)
+    told = [_became(one)[0] for one in attempt.earlier]
+    if told:
+        before = ", then ".join(f"{words}{counted(len(list(same)))}" for words, same in groupby(told))
+        text = f"{text}{counted(len(told) + 1)}" if set(told) == {text} else f"{text}; before that: {before}"
+        state = State.NOTE if state is State.OK else state
+    facts = {"transport": attempt.transport.value, "status": _status(attempt.answer), "tries": len(told) + 1}
+    return Hop("transport", attempt.transport.value, state, text, attempt.seconds, facts=facts)
+
+
+def _became(attempt: Attempt) -> tuple[str, State]:
+    """Of one try."""
+    answer, status = attempt.answer, _status(attempt.answer)
+    match answer:
+        case Switched(transport=transport) if transport is not attempt.transport:
+            text = f"101, but as {transport.value}: the front end writes an Upgrade of its own"
+        case Switched():
+            text = "101, it gets through"
+        case Refused() if attempt.passed:
+            text = f"{status}, it gets through to http2tcp"
+        case Refused(proxy_error=None) if isinstance(attempt.error, UpgradeNotPassed):
+            text = f"{status}, it does not get through"
+        case Refused(proxy_error=None):
+            text = f"{status} from the front end"
+        case Refused(status=426):
+            text = f"{status}, it comes to http2tcp without its Upgrade"
+        case Refused():
+            text = f"{status}, it comes to http2tcp as another request"
+        case _:
+            text = str(attempt.error)
+    return text, State.OK if attempt.passed else State.FAILED
+
+
+def _status(answer: Answer | None) -> int | None:
+    return 101 if isinstance(answer, Switched) else None if answer is None else answer.status
+
+
+def server_hop(attempt: Attempt, *, refuses: bool) -> Hop:
+    """The http2tcp server."""
+    answer = attempt.answer
+    ours = answer.from_http2tcp if isinstance(answer, Switched) else attempt.refused_by_us
+    keepalive = answer.keepalive if isinstance(answer, Switched) else None
+    session = answer.session if answer else ""
+    facts = {"proxy_status": ours, "keepalive": keepalive, "session": session or None}
+    if refuses:
+        return Hop("server", "http2tcp server", State.FAILED, "is there, and refuses", facts=facts)
+    if ours:
+        text = "is there" + (f"; keepalive every {keepalive:g} s" if keepalive else "")
+        text += f"; its log has this as session {session}" if session else ""
+        return Hop("server", "http2tcp server", State.OK, text, facts=facts)
+    original = attempt.transport is Transport.HTTP2TCP
+    text = "the original's, which answers before it dials" if original else "does not name itself in Proxy-Status"
+    return Hop("server", "http2tcp server", State.NOTE, text, facts=facts)
+
+
+def authorisation_hop(attempt: Attempt, *, with_token: bool, target: str) -> Hop:
+    """Whether the token is good, and good for the destination."""
+    state, text = State.OK, "the token is accepted" if with_token else "granted without a token"
+    if isinstance(attempt.error, CredentialsRefused):
+        state, text = State.FAILED, "the token is not known" if with_token else "a token is wanted"
+    elif isinstance(attempt.error, DestinationForbidden):
+        state, text = State.FAILED, f"not for {target}"
+    return Hop("authorisation", "authorisation", state, text, facts={"token_sent": with_token})
+
+
+def target_hop(attempt: Attempt, destination: Address | None, greeting: bytes | None) -> Hop:
+    """The target; `greeting` is what it said first, b"" where it ended instead, None where it waits."""
+    text = target_name(destination)
+    words = None if not greeting else _printable(greeting)
+    facts = {"destination": None if destination is None else str(destination), "greeting": words}
+    seconds = _dial_time(attempt.fields)
+    if attempt.error is not None:
+        return Hop("target", "target", State.FAILED, text, attempt.seconds if seconds is None else seconds, (), facts)
+    accepted = isinstance(attempt.answer, Switched) and attempt.answer.from_http2tcp
+    if words is not None:
+        return Hop("target", "target", State.OK, f"{text} accepts", seconds, (f"says {words}",), facts)
+    if greeting is not None:
+        return Hop("target", "target", State.NOTE, f"{text} accepts", seconds, ("and ends without a word",), facts)
+    if accepted:
+        return Hop("target", "target", State.OK, f"{text} accepts", seconds, ("and waits for us to speak",), facts)
+    return Hop("target", "target", State.NOTE, f"{text} has not spoken: it may be there", None, (), facts)
+
+
+def target_name(destination: Address | None) -> str:
+    """The destination for a person."""
+    return "the server's default destination" if destination is None else str(destination)
+
+
+def works(attempts: Sequence[Attempt], chosen: Attempt, destinations: Sequence[Address | None], path: str) -> Verdict:
+    """The verdict on a way that leads to all `destinations`, by the `chosen` one of the attempts."""
+    answer = chosen.answer
+    assert isinstance(answer, Switched)
+    name = answer.transport.value
+    sentence = f"It works: {name} carries the tunnel to {' and to '.join(map(target_name, destinations))}"
+    missed, mend = attempts[0], None
+    if chosen is not missed:
+        sentence += f"; --transport {name} saves the detour"
+        # A server of the original has no other to offer.
+        if answer.from_http2tcp:
+            mend = advise(missed, path, f"To let {missed.transport.value} through as well. ", ours=True)
+    return Verdict(f"{sentence}.", transport=name, advice=mend)
+
+
+def works_for_any(attempt: Attempt) -> Verdict:
+    """The verdict where each connection will name its own destination, and the server wants no more than that."""
+    name = attempt.transport.value
+    return Verdict(f"It works: {name} carries the tunnels, and each connection names its target.", transport=name)
+
+
+def failed(error: TunnelError, attempt: Attempt, path: str) -> Verdict:
+    """The verdict on a way that fails; `attempt` is the one that shows what the front end lacks."""
+    words = error.words if isinstance(error, FrontEndFailed) else str(error)
+    hop = error.hop if error.hop.isupper() else f"the {error.hop}"
+    return Verdict(f"It fails at {hop}: {_ended(words)}", error.exit_code, key_of(error), None, advise(attempt, path))
+
+
+def advise(attempt: Attempt, path: str, opening: str = "", *, ours: bool = False) -> Advice | None:
+    """The lines with which the front end passes what it did not pass; None where lines do not help.
+
+    `ours`: the path is known to lead to http2tcp. Otherwise lines for it may take it from what answers there.
+    """
+    error, answer = attempt.error, attempt.answer
+    redirected = isinstance(answer, Refused) and 300 <= answer.status < 400
+    if not isinstance(error, FrontEndFailed) or redirected:
+        return None
+    if not error.hint and not isinstance(error, UpgradeNotPassed):
+        return None
+    if not (ours or attempt.refused_by_us):
+        if path in ("", "/"):
+            # The lines would take the whole site.
+            path = advice.DEFAULT_PATH
+            opening += (
+                f"What answers at / stays as it is: give http2tcp a path of its own, such as {path}, and put the same "
+                "one into -e. "
+            )
+        elif isinstance(answer, Refused) and answer.status in (200, 404):
+            taken = " (they take it from what answers there now)" if answer.status == 200 else ""
+            opening += f"If {path} is meant for http2tcp, these lines lead it there{taken}. "
+    found = advice.recognise(attempt.fields)
+    if found is None:
+        return Advice(None, opening + advice.UNKNOWN_NOTE, advice.lines(advice.NGINX, path))
+    front_end = found.front_end
+    doubt = "" if found.certain else f"If it is {front_end.name}: "
+    return Advice(front_end.name, opening + doubt + front_end.note, advice.lines(front_end, path))
+
+
+def _dial_time(fields: Sequence[tuple[str, str]]) -> float | None:
+    """The server's own measure, in seconds."""
+    for name, value in fields:
+        if name == TIMING_FIELD.lower() and (match := _DIAL_TIME.search(value)):
+            return float(match[1]) / 1000
+    return None
+
+
+def _ended(words: str) -> str:
+    """A sentence with the one full stop that it needs."""
+    return words if words.endswith((".", "?", "!", "…")) else f"{words}."
+
+
+def _some(things: Sequence[str]) -> str:
+    shown = ", ".join(things[:_MAX_SHOWN])
+    return shown if len(things) <= _MAX_SHOWN else f"{shown} and {len(things) - _MAX_SHOWN} more"
+
+
+def _quote(text: str) -> str:
+    text = safe(text)
+    return text if len(text) <= _MAX_QUOTE else text[:_MAX_QUOTE] + "…"
+
+
+def _printable(data: bytes) -> str:
+    """The first line, if it is text."""
+    line = data.split(b"\n")[0].rstrip(b"\r").decode("utf-8", "replace")
+    text = "".join(character if character.isprintable() and character != "\ufffd" else "." for character in line)
+    if not text or text.count(".") * 2 > len(text):
+        return f"{len(data)} bytes that are no text"
+    return _quote(text)
+
+
+@dataclass
+class Attempt:
+    """One transport's connection, as far as it has come. What the peer wrote is not yet safe to print."""
+
+    transport: Transport
+    answer: Answer | None = None
+    fields: Sequence[tuple[str, str]] = ()
+    #: From the request to the answer or the failure.
+    seconds: float | None = None
+    error: TunnelError | None = None
+    #: The same request before this one, which failed as it does where something restarts.
+    earlier: Sequence[Attempt] = ()
+
+    @property
+    def passed(self) -> bool:
+        """Whether the upgrade came to the http2tcp server as it was sent."""
+        return isinstance(self.answer, Switched) or (self.refused_by_us and not isinstance(self.error, FrontEndFailed))
+
+    @property
+    def refused_by_us(self) -> bool:
+        """Whether the http2tcp server itself has answered, and not with 101."""
+        return isinstance(self.answer, Refused) and self.answer.proxy_error is not None
+
+
+class State(Enum):
+    """How a hop stands."""
+
+    OK = "ok"
+    #: It holds, but somebody should look at it.
+    NOTE = "note"
+    FAILED = "failed"
+
+
+class Hop(NamedTuple):
+    """One hop of the way. All of it is safe to print."""
+
+    #: One of docs/check.md's names, for machines.
+    key: str
+    #: For people.
+    label: str
+    state: State
+    text: str
+    #: How long it took.
+    seconds: float | None = None
+    #: Further lines.
+    more: tuple[str, ...] = ()
+    #: For machines.
+    facts: Mapping[str, Any] = {}
+
+
+class Advice(NamedTuple):
+    """What to write where."""
+
+    #: Whose configuration it is; None where that is not known.
+    front_end: str | None
+    note: str
+    lines: Sequence[str]
+
+
+class Verdict(NamedTuple):
+    """What it comes to."""
+
+    #: One sentence.
+    sentence: str
+    exit_status: int = 0
+    #: The key of the hop that fails.
+    failed_hop: str | None = None
+    #: The transport that carries the tunnel.
+    transport: str | None = None
+    advice: Advice | None = None
+
+
+class Report(Protocol):
+    """Whoever is told, as it goes."""
+
+    def begin(self, endpoint: str, destinations: Sequence[str]) -> None:
+        """Before the first hop."""
+
+    def waiting(self, label: str, text: str) -> None:
+        """This hop is next."""
+
+    def hop(self, hop: Hop) -> None:
+        """A hop is known."""
+
+    def end(self, verdict: Verdict) -> None:
+        """After the last hop."""

@@ -1,0 +1,185 @@
+"""How a check is shown: lines for a person as it goes, or one JSON document for a program at its end."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import textwrap
+from collections.abc import Sequence
+from typing import Any, TextIO
+
+from http2tcp.client.check.hops import Hop, Report, State, Verdict
+from http2tcp.errors import StdioFailed, os_reason
+
+#: Raised when a key of the document is renamed or goes; new ones may come at any time.
+JSON_VERSION = 1
+
+_MARKS = {State.OK: "✓", State.NOTE: "!", State.FAILED: "✗"}
+_PLAIN_MARKS = {State.OK: "ok", State.NOTE: "! ", State.FAILED: "no"}
+# ECMA-48, section 8.3.117.
+_BOLD, _DIM, _RED, _GREEN, _YELLOW = "1", "2", "31", "32", "33"
+_COLOURS = {State.OK: _GREEN, State.NOTE: _YELLOW, State.FAILED: _RED}
+_CLEAR_LINE = "\r\033[2K"
+
+_LABEL = 17
+_MAX_WIDTH = 100
+
+
+class TextReport:
+    """Lines for a person."""
+
+    def __init__(self, out: TextIO, *, quiet: bool = False, live: bool = True) -> None:
+        """`quiet` shows what fails alone. Without `live`, no hop is shown before it is known."""
+        self._out = out
+        self._quiet = quiet
+        self._live = live
+        self._terminal = out.isatty() and os.environ.get("TERM", "dumb") != "dumb"
+        # https://no-color.org/
+        self._coloured = self._terminal and not os.environ.get("NO_COLOR")
+        # On other outputs a line is a line, for grep.
+        self._width = min(shutil.get_terminal_size().columns, _MAX_WIDTH) if self._terminal else None
+        self._marks = _MARKS if _can_show(out, "".join(_MARKS.values())) else _PLAIN_MARKS
+        self._indent = " " * (2 + len(self._marks[State.OK]) + 1 + _LABEL)
+        self._pending = False
+
+    def begin(self, endpoint: str, destinations: Sequence[str]) -> None:
+        """Before the first hop."""
+        if not self._quiet:
+            where = ", ".join(destinations)
+            self._wrapped(f"The way to {where or 'the default destination'} by {endpoint}")
+            self._line("")
+
+    def waiting(self, label: str, text: str) -> None:
+        """This hop is next: a terminal shows it until it is known."""
+        if self._terminal and self._live and not self._quiet:
+            line = f"{self._indent[:-_LABEL]}{label:<{_LABEL}}{text} ..."[: (self._width or _MAX_WIDTH) - 1]
+            self._write(_CLEAR_LINE + self._painted(line, _DIM))
+            self._pending = True
+
+    def hop(self, hop: Hop) -> None:
+        """A line, and the further ones below it."""
+        if self._quiet:
+            return
+        mark = self._painted(self._marks[hop.state], _COLOURS[hop.state])
+        time = "" if hop.seconds is None else _milliseconds(hop.seconds)
+        first, *rest = self._folded(hop.text, len(self._indent), len(time) + 2)
+        gap = 2 if self._width is None else max(2, self._width - len(self._indent) - len(first) - len(time))
+        shown_time = " " * gap + self._painted(time, _DIM) if time else ""
+        self._line(f"  {mark} {hop.label:<{_LABEL}}{first}{shown_time}")
+        for text in rest:
+            self._line(self._indent + text)
+        for more in hop.more:
+            for text in self._folded(more, len(self._indent), 0):
+                self._line(self._indent + self._painted(text, _DIM))
+
+    def end(self, verdict: Verdict) -> None:
+        """The lines of configuration, and last, where no screen has lost them, the sentence and what to do."""
+        works = verdict.exit_status == 0
+        if self._quiet and works:
+            return
+        found = verdict.advice
+        if found is not None and found.lines:
+            self._line("")
+            for line in found.lines:
+                # Never wrapped: it is there to be copied.
+                self._line(f"    {line}".rstrip())
+        self._line("")
+        self._wrapped(verdict.sentence, _BOLD, _GREEN if works else _RED)
+        if found is not None:
+            self._line("")
+            self._wrapped(found.note)
+
+    def interrupted(self) -> None:
+        """Leave the cursor at a line's begin."""
+        if self._pending:
+            self._write("\n")
+
+    def _wrapped(self, text: str, *colours: str) -> None:
+        for line in self._folded(text, 0, 0):
+            self._line(self._painted(line, *colours))
+
+    def _folded(self, text: str, indent: int, reserve: int) -> list[str]:
+        if self._width is None:
+            return [text]
+        return textwrap.wrap(
+            text, max(20, self._width - indent - reserve), break_long_words=False, break_on_hyphens=False
+        ) or [""]
+
+    def _painted(self, text: str, *colours: str) -> str:
+        return f"\033[{';'.join(colours)}m{text}\033[0m" if self._coloured and colours else text
+
+    def _line(self, text: str) -> None:
+        self._write((_CLEAR_LINE if self._pending else "") + text + "\n")
+        self._pending = False
+
+    def _write(self, text: str) -> None:
+        try:
+            encoding = self._out.encoding or "utf-8"
+            self._out.write(text.encode(encoding, "replace").decode(encoding))
+            self._out.flush()
+        except OSError:
+            pass  # nobody reads on; the exit status tells
+
+
+class JSONReport:
+    """One document. docs/check.md has its keys."""
+
+    def __init__(self, out: TextIO) -> None:
+        self._out = out
+        self._document: dict[str, Any] = {}
+        self._hops: list[dict[str, Any]] = []
+
+    def begin(self, endpoint: str, destinations: Sequence[str]) -> None:
+        """Before the first hop."""
+        self._document = {"version": JSON_VERSION, "endpoint": endpoint, "destinations": list(destinations)}
+
+    def waiting(self, label: str, text: str) -> None:
+        """Nothing: a program waits for the whole."""
+
+    def hop(self, hop: Hop) -> None:
+        """Remember it."""
+        ms = None if hop.seconds is None else round(hop.seconds * 1000, 3)
+        self._hops.append({"hop": hop.key, "state": hop.state.value, "ms": ms, "text": hop.text, **hop.facts})
+
+    def end(self, verdict: Verdict) -> None:
+        """The document. Raises StdioFailed where all works and the document is lost."""
+        found = verdict.advice
+        advice = found and {"front_end": found.front_end, "note": found.note, "lines": list(found.lines)}
+        self._document |= {
+            "works": verdict.exit_status == 0,
+            "exit_status": verdict.exit_status,
+            "failed_hop": verdict.failed_hop,
+            "transport": verdict.transport,
+            "sentence": verdict.sentence,
+            "hops": self._hops,
+            "advice": advice,
+        }
+        try:
+            self._out.write(json.dumps(self._document, indent=2) + "\n")
+            self._out.flush()
+        except BrokenPipeError:
+            pass  # nobody reads on; the exit status tells
+        except OSError as error:
+            # A program that finds half a document should not find a 0 beside it.
+            if verdict.exit_status == 0:
+                raise StdioFailed(f"cannot write to stdout: {os_reason(error)}") from None
+
+    def interrupted(self) -> None:
+        """Nothing: half a document is none."""
+
+
+def _milliseconds(seconds: float) -> str:
+    ms = seconds * 1000
+    return f"{ms:.1f} ms" if ms < 10 else f"{ms:,.0f} ms"
+
+
+def _can_show(out: TextIO, text: str) -> bool:
+    try:
+        text.encode(out.encoding or "ascii")
+    except UnicodeEncodeError:
+        return False
+    return True
+
+
+_: list[type[Report]] = [TextReport, JSONReport]

@@ -1,0 +1,303 @@
+"""`--check`: the ordinary client, watched. A connection like any other, and a line for each hop that it passes.
+
+The client's own code tells of its hops (`http2tcp.client.observer`), so that a check cannot be right where the
+client is wrong. `http2tcp.client.check.hops` has the words.
+"""
+
+from __future__ import annotations
+
+import ssl
+from collections.abc import Sequence
+from dataclasses import replace
+
+import trio
+
+from http2tcp.address import Address, TCPAddress
+from http2tcp.client.check import hops
+from http2tcp.client.check.hops import Attempt, Hop, Report, Verdict
+from http2tcp.client.connector import AUTO, Connector, Tunnel, cut_off, dial_endpoint, target_refused
+from http2tcp.client.diagnosis import is_for_another_name
+from http2tcp.client.proxy_choice import Proxy
+from http2tcp.client.settings import ClientSettings
+from http2tcp.errors import (
+    CredentialsRefused,
+    DestinationForbidden,
+    ServerRefused,
+    SettingsError,
+    TargetFailed,
+    TunnelError,
+)
+from http2tcp.net.streams import SocketStream
+from http2tcp.net.tls import PinMismatch, TLSStream, client_context, open_tls
+from http2tcp.net.tls_over import TLSOverStream, open_tls_over
+from http2tcp.printable import safe
+from http2tcp.protocol.client_handshake import Answer, Refused, Switched
+from http2tcp.protocol.transport import Transport
+
+# How long a target may take to greet: sshd takes its time where it looks its client's name up.
+_GREETING = 1.5
+_MAX_GREETING = 4096
+_CLOSING = 1.0
+
+
+async def check(settings: ClientSettings, report: Report) -> Verdict:
+    """Walk the way that `settings` describe, and tell `report` of it. Nothing stays open, nothing listens."""
+    return await _Walk(settings, report).run()
+
+
+class _Walk:
+    """One check: what the client's Progress tells goes to the report."""
+
+    def __init__(self, settings: ClientSettings, report: Report) -> None:
+        if settings.fdpass and settings.transport is None:
+            settings = replace(settings, transport=Transport.TCP)  # as the client itself has it
+        led = [forward.destination or settings.destination for forward in settings.forwards if not forward.socks]
+        self._destinations: list[Address | None] = list(dict.fromkeys(led)) or [settings.destination]
+        #: Each connection will name its own by SOCKS5, and there is none to try yet.
+        self._later = bool(settings.forwards) and not led and settings.destination is None
+        if self._later and settings.endpoint.needs_target:
+            raise SettingsError("a check of -D needs a destination (-d) to try: this endpoint's template names it")
+        self._settings = replace(settings, destination=self._destinations[0], forwards=())
+        self._report = report
+        self._path = settings.endpoint.path.partition("{")[0]
+        self._attempts: list[Attempt] = []
+        self._lap_started = 0.0
+        #: What the further attempts share with the first is told once.
+        self._below_http_is_told = False
+        self._front_end_is_told = False
+        #: The next attempt is the last one again.
+        self._repeats = False
+        self._transports_are_told = False
+
+    async def run(self) -> Verdict:
+        """The whole check."""
+        self._report.begin(str(self._settings.endpoint), [str(address) for address in self._destinations if address])
+        verdict = await self._walk()
+        self._report.end(verdict)
+        return verdict
+
+    async def _walk(self) -> Verdict:
+        connector = Connector(self._settings, progress=self)
+        try:
+            tunnel = await connector.connect()
+        except TunnelError as error:
+            return await self._explain(error)
+        chosen = self._attempts[-1]
+        greeting, chosen.error = await _listen(tunnel)
+        await self._try_the_other_transports()
+        self._tell(hops.server_hop(chosen, refuses=False))
+        self._tell_authorisation(chosen)
+        self._tell(hops.target_hop(chosen, self._destinations[0], greeting))
+        failures = [chosen.error] if chosen.error else []
+        for destination in self._destinations[1:]:
+            failures += await self._try_destination(connector, destination)
+        if failures:
+            return hops.failed(failures[0], chosen, self._path)
+        return hops.works(self._attempts, chosen, self._destinations, self._path)
+
+    async def _try_the_other_transports(self) -> None:
+        """Which of them get through besides the one that the client takes."""
+        tried = [attempt.transport for attempt in self._attempts]
+        for transport in AUTO if self._settings.transport is None else ():
+            if transport not in tried:
+                try:
+                    await _close(await Connector(replace(self._settings, transport=transport), progress=self).connect())
+                except TunnelError:
+                    continue  # `failed` has told
+
+    async def _try_destination(self, connector: Connector, destination: Address | None) -> list[TunnelError]:
+        """Another one, by the transport that is known to get through."""
+        self._transports_are_told = True
+        self._report.waiting("target", hops.target_name(destination))
+        greeting = None
+        try:
+            tunnel = await connector.connect(destination)
+            greeting, self._attempts[-1].error = await _listen(tunnel)
+        except TunnelError:
+            pass  # `failed` has kept it
+        attempt = self._attempts[-1]
+        self._tell(hops.target_hop(attempt, destination, greeting))
+        return [attempt.error] if attempt.error else []
+
+    async def _explain(self, error: TunnelError) -> Verdict:
+        """The hop that fails, and those before it that only its answer shows."""
+        attempt = self._attempts[-1]
+        lacks_destination = self._later and isinstance(attempt.answer, Refused) and attempt.answer.status == 400
+        if not self._below_http_is_told:
+            self._tell(await self._failed_hop(error, attempt.seconds))
+        elif attempt.refused_by_us:
+            refuses = isinstance(error, ServerRefused) and not lacks_destination
+            self._tell(hops.server_hop(attempt, refuses=refuses))
+            if lacks_destination or isinstance(error, CredentialsRefused | DestinationForbidden | TargetFailed):
+                self._tell_authorisation(attempt)
+            if isinstance(error, TargetFailed):
+                self._tell(hops.target_hop(attempt, self._settings.destination, None))
+            if lacks_destination and not refuses:
+                return hops.works_for_any(attempt)
+        return hops.failed(error, self._attempts[0], self._path)
+
+    async def _failed_hop(self, error: TunnelError, seconds: float | None) -> Hop:
+        """One below HTTP."""
+        settings = self._settings
+        match hops.key_of(error):
+            case "name":
+                return hops.name_hop(settings.endpoint.host, [], seconds)
+            case "proxy":
+                return hops.proxy_hop(settings, self._site, None, seconds)
+            case "tcp":
+                return hops.tcp_hop(self._site, None, seconds)
+            case _:
+                version, certificate = await self._look_at_certificate(error)
+                wrong_name = is_for_another_name(error.__cause__)
+                return hops.tls_hop(settings, version, certificate, seconds, failed=True, wrong_name=wrong_name)
+
+    async def _look_at_certificate(self, error: TunnelError) -> tuple[str | None, bytes | None]:
+        """The certificate that was not accepted. This session sends nothing but its handshake."""
+        if not isinstance(error.__cause__ or error.__context__, ssl.SSLCertVerificationError | PinMismatch):
+            return None, None
+        name = self._settings.tls.server_name or self._settings.endpoint.host
+        context = client_context(verify=False)
+        secured: TLSStream | TLSOverStream
+        try:
+            stream = await dial_endpoint(self._settings)
+            with trio.fail_after(self._settings.tls_timeout):
+                if isinstance(stream, SocketStream):
+                    secured = await open_tls(stream, context, name)
+                else:
+                    secured = await open_tls_over(stream, context, name)
+        except (TunnelError, OSError, trio.TooSlowError):
+            return None, None
+        try:
+            return secured.version(), secured.certificate()
+        finally:
+            secured.abort()
+
+    # --- what the client tells: http2tcp.client.observer -------------------------------------------------
+
+    def attempting(self, transport: Transport) -> None:
+        """See `Progress`, here and below."""
+        if self._repeats:
+            last = self._attempts.pop()
+            self._attempts.append(Attempt(transport, earlier=(*last.earlier, last)))
+        else:
+            self._attempts.append(Attempt(transport))
+        self._repeats = False
+        self._lap_started = trio.current_time()
+        proxy = self._settings.proxy
+        if self._below_http_is_told:
+            self._waiting(transport.value)
+        elif proxy is not None and proxy.resolves:
+            self._waiting("proxy", str(proxy))
+        else:
+            self._waiting("name", self._settings.endpoint.host)
+
+    def resolved(self, host: str, addresses: Sequence[str]) -> None:
+        proxy = self._settings.proxy
+        self._tell_below(hops.name_hop(host, addresses, self._lap()))
+        if not self._below_http_is_told:
+            self._waiting(*("TCP", self._site) if proxy is None else ("proxy", str(proxy)))
+
+    def connected(self, address: Address) -> None:
+        self._tell_below(hops.tcp_hop(self._site, address, self._lap()))
+        self._wait_above_tcp()
+
+    def proxied(self, proxy: Proxy, address: Address) -> None:
+        self._tell_below(hops.proxy_hop(self._settings, self._site, address, self._lap()))
+        self._wait_above_tcp()
+
+    def secured(self, version: str | None, certificate: bytes | None) -> None:
+        self._tell_below(hops.tls_hop(self._settings, version, certificate, self._lap()))
+        if not self._below_http_is_told:
+            self._waiting("front end")
+
+    def answered(self, answer: Answer, fields: Sequence[tuple[str, str]]) -> None:
+        attempt = self._attempts[-1]
+        attempt.answer, attempt.fields, attempt.seconds = answer, fields, self._lap()
+        if isinstance(answer, Switched):
+            self._tell_attempt(attempt)
+
+    def failed(self, error: TunnelError, *, again: bool) -> None:
+        attempt = self._attempts[-1]
+        attempt.error = error
+        if attempt.seconds is None:
+            attempt.seconds = self._lap()
+        self._repeats = again
+        if again:
+            # One line has all tries of a transport. What lies below HTTP was told by the first.
+            self._below_http_is_told = True
+            self._waiting(attempt.transport.value, "again")
+        elif self._below_http_is_told or not hops.before_http(error):
+            self._tell_attempt(attempt)
+
+    # --- what the report is told --------------------------------------------------------------------
+
+    def _lap(self) -> float:
+        """The seconds since the last hop."""
+        now = trio.current_time()
+        seconds, self._lap_started = now - self._lap_started, now
+        return seconds
+
+    @property
+    def _site(self) -> str:
+        return str(TCPAddress(self._settings.endpoint.host, self._settings.endpoint.port))
+
+    def _tell(self, hop: Hop) -> None:
+        self._report.hop(hop)
+
+    def _tell_below(self, hop: Hop) -> None:
+        if not self._below_http_is_told:
+            self._tell(hop)
+
+    def _tell_attempt(self, attempt: Attempt) -> None:
+        self._below_http_is_told = True
+        if not self._front_end_is_told:
+            self._front_end_is_told = True
+            self._tell(hops.front_end_hop(attempt))
+        if not self._transports_are_told:
+            self._tell(hops.transport_hop(attempt))
+
+    def _tell_authorisation(self, attempt: Attempt) -> None:
+        target = hops.target_name(self._settings.destination)
+        self._tell(hops.authorisation_hop(attempt, with_token=self._settings.token is not None, target=target))
+
+    def _waiting(self, label: str, text: str = "") -> None:
+        if not self._transports_are_told:
+            self._report.waiting(label, text)
+
+    def _wait_above_tcp(self) -> None:
+        if not self._below_http_is_told:
+            self._waiting("TLS" if self._settings.endpoint.tls else "front end")
+
+
+async def _listen(tunnel: Tunnel) -> tuple[bytes | None, TunnelError | None]:
+    """The target's first bytes (b"" where it ends instead, None where it waits), or a failure. Closes the tunnel."""
+    try:
+        with trio.move_on_after(_GREETING):
+            data = await tunnel.stream.receive_some(_MAX_GREETING)
+            if not data and tunnel.stream.empty_is_broken:
+                return None, target_refused()
+            return data, None
+        return None, None
+    except trio.BrokenResourceError as error:
+        if tunnel.stream.empty_is_broken:
+            return None, target_refused()
+        return None, cut_off(tunnel, safe(str(error)))
+    finally:
+        await _close(tunnel)
+
+
+async def _close(tunnel: Tunnel) -> None:
+    """End it as a client that has said all, so that a target that ends too leaves the record of a finished session."""
+    stream = tunnel.stream
+    try:
+        with trio.move_on_after(_CLOSING):
+            if stream.half_close:
+                await stream.send_eof()
+                while await stream.receive_some():
+                    pass
+                await stream.finish()
+            await stream.aclose()
+    except trio.BrokenResourceError:
+        pass  # it is over either way
+    finally:
+        tunnel.stream.abort()

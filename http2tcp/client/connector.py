@@ -1,0 +1,460 @@
+"""The client's story: dial → (proxy) → TLS → upgrade → relay with stdio.
+
+`connect` opens a tunnel. `run_stdio` is ssh's ProxyCommand, and `hand_over` the same with ProxyUseFdpass;
+`open_tunnel` is for programs. Local listeners are `http2tcp.client.forwarder`'s.
+Every phase has its own deadline, which its message names.
+"""
+
+from __future__ import annotations
+
+import logging
+import math
+from collections.abc import Awaitable, Callable, Sequence
+from dataclasses import replace
+from typing import TYPE_CHECKING, Literal, NamedTuple
+
+import trio
+
+from http2tcp.address import Address, Endpoint, TCPAddress, parse_destination, parse_endpoint
+from http2tcp.client.diagnosis import (
+    explain_certificates,
+    explain_detour,
+    explain_refusal,
+    explain_tls,
+    quotes_credentials,
+)
+from http2tcp.client.settings import DEFAULT_USER_AGENT, ClientSettings, TLSSettings, environment_proxy
+from http2tcp.errors import (
+    ConnectFailed,
+    FrontEndFailed,
+    InputSilent,
+    OriginalServer,
+    ResolveFailed,
+    TargetFailed,
+    TLSFailed,
+    TunnelCut,
+    TunnelError,
+    UpgradeNotPassed,
+)
+from http2tcp.net.dial import DialError, dial_first, resolve
+from http2tcp.net.relay import End, Outcome, Traffic
+from http2tcp.net.streams import SocketStream, Stream
+from http2tcp.protocol.client_handshake import Answer, AnswerReader, Refused, Switched, request
+from http2tcp.protocol.transport import Transport
+
+if TYPE_CHECKING:
+    from http2tcp.client.observer import Progress
+    from http2tcp.client.proxy_choice import Proxy
+    from http2tcp.net.preconnect import HeadStart
+    from http2tcp.net.tls import TLSStream
+    from http2tcp.net.tls_over import TLSOverStream
+
+_LOST = "connection lost: the tunnel was cut (a restart, timeout or reset on the way"
+# How the relay's words begin where they say that it ended, and nothing of why.
+_BARE_ENDS = ("it ended ", "the connection broke")
+# How long a refusal's body may take once its head is there.
+_PAGE_PATIENCE = 1.0
+
+logger = logging.getLogger("http2tcp.client")
+
+
+class Tunnel(NamedTuple):
+    """An open tunnel."""
+
+    stream: Stream
+    transport: Transport
+    #: Our own server has answered, which dials before it does.
+    target_accepted: bool
+    #: Its id in the server's log, or empty.
+    session: str = ""
+
+
+async def open_tunnel(
+    endpoint: str | Endpoint,
+    destination: str | Address | None = None,
+    *,
+    token: str | None = None,
+    transport: Transport | None = None,
+    tls: TLSSettings = TLSSettings(),  # noqa: B008
+    headers: Sequence[tuple[str, str]] = (),
+    user_agent: str = DEFAULT_USER_AGENT,
+    proxy: str | Literal[False] | None = None,
+) -> Stream:
+    """Open a tunnel and give it as a trio stream.
+
+    `endpoint` is the URL of the server's location; `destination` what it is to reach ("host:port"; None:
+    the server's default); `transport` what carries it (None: the first that gets through);
+    `proxy` the URL of a proxy to go through (None: what the environment says; False: none). Returns once
+    the target has accepted, on `http2tcp/1.0` once the server has. `send_eof` half-closes, but for raw
+    transports over https, where it raises HalfCloseUnsupported. Raises TunnelError, whose subclasses are
+    the hops, AddressError or SettingsError.
+    """
+    endpoint = parse_endpoint(endpoint) if isinstance(endpoint, str) else endpoint
+    settings = ClientSettings(
+        endpoint=endpoint,
+        destination=parse_destination(destination) if isinstance(destination, str) else destination,
+        token=token,
+        transport=transport,
+        tls=tls,
+        headers=headers,
+        user_agent=user_agent,
+        proxy=_proxy(proxy, endpoint),
+        # Only a relay sends them. Who announces some and is silent is given up.
+        keepalive=None,
+    )
+    return (await connect(settings)).stream
+
+
+def _proxy(proxy: str | Literal[False] | None, endpoint: Endpoint) -> Proxy | None:
+    if not isinstance(proxy, str):
+        return environment_proxy(endpoint) if proxy is None else None
+    from http2tcp.client.proxy_choice import parse_proxy
+
+    return parse_proxy(proxy, "open_tunnel")
+
+
+# What is tried where no transport was chosen, the one that keeps most promises first.
+AUTO = (Transport.CONNECT_TCP, Transport.TCP, Transport.HTTP2TCP, Transport.WEBSOCKET)
+
+
+# A replica that restarts is answered for by others: 404, a redirect, 403, or a connection that ends. So before a lesser
+# transport is taken, the best one is tried again after each of these pauses, in seconds.
+REPEATS = (0.3, 1.0)
+# A forwarder lives for weeks: what has kept the best transport out may be mended long before it ends.
+LESSER_HOLDS = 600.0
+
+
+class Connector:
+    """Opens tunnels as `settings` say, and remembers which transport gets through.
+
+    The best transport is remembered for good, and a lesser one for `LESSER_HOLDS` seconds. Then one connection looks
+    for a better one, while the others go on with what they have.
+    """
+
+    def __init__(
+        self, settings: ClientSettings, head_start: HeadStart | None = None, progress: Progress | None = None
+    ) -> None:
+        self.settings = settings
+        self._progress = progress
+        #: For the first connection only.
+        self._head_start = head_start
+        #: The transport that was found to get through, and until when it is taken without looking again.
+        self._found: Transport | None = None
+        self._holds_until = -math.inf
+        self._looking = False
+
+    async def connect(self, destination: Address | None = None) -> Tunnel:
+        """Open a tunnel, to the settings' destination unless another is given. Raises TunnelError."""
+        settings = self.settings if destination is None else replace(self.settings, destination=destination)
+        if settings.transport is not None:
+            return await self._attempt(settings, settings.transport)
+        if self._found is AUTO[0]:
+            # It has got through before, so nothing lesser is taken where the front end hiccups now.
+            return await self._best(settings, [])
+        if self._found is not None and (self._looking or trio.current_time() < self._holds_until):
+            return await self._attempt(settings, self._found)
+        self._looking = True
+        try:
+            tunnel = await self._first_through(settings)
+        finally:
+            self._looking = False
+        # Of several that looked together, one may have found the best meanwhile.
+        if self._found is not AUTO[0]:
+            self._found = tunnel.transport
+            self._holds_until = trio.current_time() + LESSER_HOLDS
+        return tunnel
+
+    async def _first_through(self, settings: ClientSettings) -> Tunnel:
+        started = trio.current_time()
+        failures: list[UpgradeNotPassed | OriginalServer] = []
+        try:
+            return await self._best(settings, failures)
+        except (UpgradeNotPassed, OriginalServer) as error:
+            failure = error
+        logger.debug("%s: %s: %s", AUTO[0].value, failure.hop, failure)
+        original = isinstance(failure, OriginalServer)
+        for transport in AUTO[1:]:
+            if original and transport is not Transport.HTTP2TCP:
+                continue
+            detour = trio.current_time() - started
+            try:
+                tunnel = await self._attempt(settings, transport, any_transport=True)
+            except (UpgradeNotPassed, OriginalServer) as error:
+                logger.debug("%s: %s: %s", transport.value, error.hop, error)
+                original = isinstance(error, OriginalServer)
+                continue
+            # Once: of several that begin together, only the first finds that no transport is known yet.
+            if self._progress is None and self._found is None:
+                seen = [error.seen for error in (*failures, failure)]
+                logger.warning(
+                    "%s", explain_detour(AUTO[0], seen, tunnel.transport, detour, ours=tunnel.target_accepted)
+                )
+            return tunnel
+        raise failure
+
+    async def _best(self, settings: ClientSettings, failures: list[UpgradeNotPassed | OriginalServer]) -> Tunnel:
+        """A tunnel by the best transport, which is tried again where a restart may have been in the way.
+
+        What the repeated tries ended with is added to `failures`; the last one's failure is raised.
+        """
+        best = AUTO[0]
+        for pause in REPEATS:
+            try:
+                return await self._attempt(settings, best, any_transport=True, repeats=True)
+            except UpgradeNotPassed as error:
+                if not error.passing:
+                    raise
+                logger.debug("%s: %s: %s; again in %g s", best.value, error.hop, error, pause)
+                failures.append(error)
+            await trio.sleep(pause)
+        return await self._attempt(settings, best, any_transport=True)
+
+    async def _attempt(
+        self, settings: ClientSettings, transport: Transport, *, any_transport: bool = False, repeats: bool = False
+    ) -> Tunnel:
+        """One try. `repeats`: it is made again where its failure may be a passing one."""
+        head_start, self._head_start = self._head_start, None
+        if self._progress is None:
+            return await _attempt(settings, transport, head_start, any_transport=any_transport)
+        self._progress.attempting(transport)
+        try:
+            return await _attempt(settings, transport, head_start, self._progress, any_transport=any_transport)
+        except TunnelError as error:
+            again = repeats and isinstance(error, UpgradeNotPassed) and error.passing
+            self._progress.failed(error, again=again)
+            raise
+
+
+async def connect(settings: ClientSettings, head_start: HeadStart | None = None) -> Tunnel:
+    """Open one tunnel. Raises TunnelError."""
+    return await Connector(settings, head_start).connect()
+
+
+async def _attempt(
+    settings: ClientSettings,
+    transport: Transport,
+    head_start: HeadStart | None,
+    progress: Progress | None = None,
+    *,
+    any_transport: bool,
+) -> Tunnel:
+    """A connection to the endpoint, TLS on https, the upgrade. Raises TunnelError."""
+    stream = await dial_endpoint(settings, head_start, progress)
+    try:
+        if settings.endpoint.tls:
+            stream = await _secure(settings, stream, progress)
+        answer = await _upgrade(settings, transport, stream, stream.receive_some, progress, any_transport=any_transport)
+        stream.unread(answer.trailing_data)
+        keepalive = settings.keepalive or math.inf
+        if answer.transport is Transport.WEBSOCKET:
+            from http2tcp.net.websocket import WebSocketStream
+
+            # Capsules break the silence themselves.
+            stream = WebSocketStream(stream, client=True, keepalive=math.inf if answer.capsules else keepalive)
+        if answer.capsules:
+            from http2tcp.net.capsules import CapsuleStream
+
+            stream = CapsuleStream(
+                stream,
+                keepalive=keepalive,
+                peer_keepalive=answer.keepalive,
+                confirms=answer.confirms,
+                client=True,
+            )
+        # The original's server answers before it dials. What it could not reach shows as an EOF at once.
+        stream.empty_is_broken = answer.transport is Transport.HTTP2TCP and not answer.from_http2tcp
+        return Tunnel(stream, answer.transport, answer.from_http2tcp, answer.session)
+    except BaseException:
+        stream.abort()
+        raise
+
+
+async def dial_endpoint(
+    settings: ClientSettings, head_start: HeadStart | None = None, progress: Progress | None = None
+) -> Stream:
+    """A connection to the endpoint, by the proxy if there is one. Raises TunnelError."""
+    if settings.proxy is not None:
+        from http2tcp.client.through_proxy import dial_through
+
+        return await dial_through(settings.proxy, settings, progress)
+    endpoint, seconds = settings.endpoint, settings.connect_timeout
+    where = f"{endpoint.host}:{endpoint.port}"
+    late: TunnelError = ResolveFailed(
+        f"cannot find {endpoint.host}: no answer within {seconds:g} s; check this machine's DNS"
+    )
+    with trio.move_on_after(seconds):
+        try:
+            candidates = await resolve(TCPAddress(endpoint.host, endpoint.port), head_start)
+        except DialError as error:
+            raise ResolveFailed(f"cannot find {endpoint.host}: {error}; check -e, and this machine's DNS") from error
+        logger.debug("addresses of %s: %d", endpoint.host, len(candidates))
+        if progress is not None:
+            progress.resolved(endpoint.host, [candidate.sockaddr[0] for candidate in candidates])
+        late = ConnectFailed(f"no answer from {where} within {seconds:g} s: a firewall may drop the connection")
+        try:
+            dialled = await dial_first(candidates)
+        except DialError as error:
+            raise ConnectFailed(f"cannot connect to {where}: {error}; check -e, and that the site is up") from error
+        logger.debug("connected to %s", dialled.address)
+        if progress is not None:
+            progress.connected(dialled.address)
+        return dialled.stream
+    raise late
+
+
+async def _secure(settings: ClientSettings, stream: Stream, progress: Progress | None) -> Stream:
+    # ssl is loaded with trio; what is here is ours, and plain http does without it.
+    from http2tcp.net.tls import PinMismatch, beginnings, client_context, open_tls, unusable_authorities
+
+    endpoint, tls = settings.endpoint, settings.tls
+    server_name = tls.server_name or endpoint.host
+    try:
+        context = client_context(ca_file=tls.ca_file, cert=tls.client_cert, key=tls.client_key, verify=tls.verify)
+    except OSError as error:
+        options = [("--ca-file", tls.ca_file), ("--client-cert", tls.client_cert), ("--client-key", tls.client_key)]
+        raise explain_certificates(
+            error, ca_file=tls.ca_file is not None, cert=tls.client_cert is not None, files=beginnings(options)
+        ) from error
+    try:
+        with trio.fail_after(settings.tls_timeout):
+            if isinstance(stream, SocketStream):
+                secured: TLSStream | TLSOverStream = await open_tls(stream, context, server_name, tls.pins)
+            else:
+                from http2tcp.net.tls_over import open_tls_over
+
+                secured = await open_tls_over(stream, context, server_name, tls.pins)
+    except trio.TooSlowError:
+        raise TLSFailed(
+            f"no TLS handshake with {endpoint.host}:{endpoint.port} within {settings.tls_timeout:g} s: "
+            "does that port speak TLS?"
+        ) from None
+    except PinMismatch as error:
+        raise TLSFailed(
+            f"{server_name} has another public key than --pin-sha256 allows, {error}: "
+            "it was renewed, or somebody stands in between"
+        ) from None
+    except OSError as error:
+        unusable = unusable_authorities() if tls.ca_file is None else ""
+        raise explain_tls(error, endpoint, server_name, unusable) from error
+    logger.debug("%s with %s", secured.version(), server_name)
+    if progress is not None:
+        progress.secured(secured.version(), secured.certificate())
+    return secured
+
+
+async def _upgrade(
+    settings: ClientSettings,
+    transport: Transport,
+    stream: Stream,
+    receive: Callable[[], Awaitable[bytes]],
+    progress: Progress | None = None,
+    *,
+    any_transport: bool = False,
+) -> Switched:
+    endpoint = settings.endpoint
+    websocket_key = ""
+    if transport is Transport.WEBSOCKET:
+        from http2tcp.protocol.websocket_handshake import new_key
+
+        websocket_key = new_key()
+    head = request(
+        endpoint,
+        settings.destination,
+        transport,
+        token=settings.token,
+        user_agent=settings.user_agent,
+        keepalive=settings.keepalive,
+        headers=settings.headers,
+        websocket_key=websocket_key,
+    )
+    reader = AnswerReader(transport, any_transport=any_transport, websocket_key=websocket_key)
+    answer: Answer | None = None
+    waits_for_page = False
+    try:
+        with trio.fail_after(settings.answer_timeout) as scope:
+            await stream.send_all(head)
+            while (answer := reader.next_event()) is None:
+                if reader.refusing and not waits_for_page:
+                    # The status is known. Its page may help, but is not worth a long wait.
+                    waits_for_page = True
+                    scope.deadline = min(scope.deadline, trio.current_time() + _PAGE_PATIENCE)
+                reader.receive(await receive())
+    except (trio.TooSlowError, trio.BrokenResourceError) as error:
+        answer = reader.cut_short()
+        if answer is None and isinstance(error, trio.TooSlowError):
+            seconds = settings.answer_timeout
+            raise FrontEndFailed(f"{endpoint} gave no answer within {seconds:g} s: is http2tcp behind it?") from None
+        if answer is None and "CERTIFICATE_REQUIRED" in str(error) and settings.tls.client_cert is None:
+            # TLS 1.3 tells it only after the handshake.
+            raise TLSFailed(f"{endpoint.host} wants a certificate of this client: --client-cert") from error
+        if answer is None:
+            raise UpgradeNotPassed(
+                f"{endpoint} broke the connection off without an answer: {error}",
+                seen="was cut off without an answer",
+                # An alert is no restart, but what the front end thinks of this client's certificate.
+                passing=not str(error).startswith("TLS failed"),
+            ) from error
+    if isinstance(answer, Refused) and answer.page and quotes_credentials(answer.page, head, settings.token):
+        answer = answer._replace(page="")
+    if progress is not None:
+        progress.answered(answer, reader.fields)
+    if isinstance(answer, Refused):
+        logger.debug("refused with %d%s", answer.status, _named(answer.session))
+        raise explain_refusal(answer, endpoint, settings.destination, transport, with_token=settings.token is not None)
+    logger.debug("tunnel open, transport %s%s", answer.transport.value, _named(answer.session))
+    return answer
+
+
+def why_it_ended(tunnel: Tunnel, outcome: Outcome, traffic: Traffic) -> TunnelError | None:
+    """The failure that ended a relay, with our own side at the left. That our side left is none."""
+    if outcome.end is End.LEFT_BROKE:
+        return None
+    if traffic.right_to_left == 0 and tunnel.transport is Transport.HTTP2TCP and not tunnel.target_accepted:
+        return target_refused()
+    match outcome.end:
+        case End.RIGHT_BROKE:
+            return cut_off(tunnel, outcome.words)
+        case End.UNTOLD_EOF:
+            carrier = "WebSocket" if tunnel.transport is Transport.WEBSOCKET else "raw bytes over TLS"
+            return TunnelCut(
+                f"the target sent nothing for {tunnel.stream.eof_patience:g} s after our end of input, "
+                f"which {carrier} cannot tell it: connect-tcp can"
+            )
+        case End.LEFT_SILENT:
+            # On raw bytes a front end makes the same FIN of whatever has ended the tunnel.
+            raw = tunnel.transport.raw
+            ending = "the target, or something on the way, has ended the tunnel" if raw else "the target has ended"
+            sentence = (
+                f"{ending}, but the input stayed open and silent for {traffic.forth.patience:g} s more: "
+                "the tunnel was cut, so that the target does not take the input for complete"
+            )
+            return InputSilent(_with_session(sentence, tunnel))
+        case _:
+            return None
+
+
+def cut_off(tunnel: Tunnel, words: str) -> TunnelCut:
+    """The failure of a tunnel that broke. `words` are what was seen of it, which are for us where they say no cause."""
+    logger.debug("the tunnel was cut: %s", words)
+    if tunnel.stream.told:
+        sentence = tunnel.stream.told
+    elif words.startswith(_BARE_ENDS):
+        sentence = f"{_LOST})"
+    elif words.startswith("TLS ended"):
+        sentence = f"{_LOST}: {words})"
+    else:
+        sentence = f"connection lost: {words}"
+    return TunnelCut(_with_session(sentence, tunnel))
+
+
+def _with_session(sentence: str, tunnel: Tunnel) -> str:
+    return f"{sentence}; the server's log has session {tunnel.session}" if tunnel.session else sentence
+
+
+def _named(session: str) -> str:
+    return f", session {session}" if session else ""
+
+
+def target_refused() -> TargetFailed:
+    """The failure of a tunnel that ended unused, where the server answers before it dials."""
+    return TargetFailed("closed before its first byte: it probably refused the server's connection")

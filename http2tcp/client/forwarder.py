@@ -1,0 +1,165 @@
+"""The forwarder's story: listen → (SOCKS5) → open a tunnel → relay, for each local connection.
+
+`forward` listens wherever it was told, or nowhere. `_Connection.run` is a local connection's whole life.
+"""
+
+from __future__ import annotations
+
+import functools
+import logging
+import socket
+from collections.abc import Sequence
+
+import trio
+
+from http2tcp.address import TCPAddress
+from http2tcp.client.connector import Connector, Tunnel, why_it_ended
+from http2tcp.client.forwards import Forward
+from http2tcp.client.settings import ClientSettings
+from http2tcp.errors import TunnelError
+from http2tcp.net.listen import Listener, open_listeners
+from http2tcp.net.relay import Traffic, relay
+from http2tcp.net.streams import SocketStream
+from http2tcp.protocol.socks5 import ACCEPTED, Negotiation, SocksError, refuse
+
+logger = logging.getLogger("http2tcp.forwarder")
+
+# A program on this machine says at once where it wants to go.
+_SOCKS_TIMEOUT = 10.0
+# The longest greeting and the longest request together.
+_SOCKS_READ = 2 + 255 + 4 + 1 + 255 + 2
+# How long a refused program may take to read the reply, and how much it may still send meanwhile.
+_LINGER = 1.0
+_LINGER_BYTES = 256 * 1024
+# A loopback port is everybody's, a file has an owner: as in ssh, nobody else gets in.
+_UNIX_MODE = 0o600
+
+
+async def forward(
+    settings: ClientSettings, *, task_status: trio.TaskStatus[Sequence[Forward]] = trio.TASK_STATUS_IGNORED
+) -> None:
+    """Listen for all of `settings.forwards` and give each connection a tunnel of its own, until cancelled.
+
+    A tunnel that fails is logged and its connection reset, by SOCKS5 refused; the listeners live on. Start it
+    with `nursery.start`, which returns the forwards with the addresses that are really listened on.
+    Raises ListenError, and then nothing is listened on.
+    """
+    listeners = await _listen(settings.forwards)
+    connector = Connector(settings)
+    try:
+        async with trio.open_nursery() as connections:
+
+            def accepted(forward: Forward, sock: socket.socket, peer: TCPAddress | None) -> None:
+                name = "unix" if peer is None else str(peer)
+                connections.start_soon(_Connection(connector, forward, SocketStream(sock), name).run)
+
+            for forward, listener in listeners:
+                connections.start_soon(listener.accept_forever, functools.partial(accepted, forward))
+            task_status.started([forward._replace(listen=listener.address) for forward, listener in listeners])
+    finally:
+        _close(listeners)
+
+
+async def _listen(forwards: Sequence[Forward]) -> list[tuple[Forward, Listener]]:
+    listeners: list[tuple[Forward, Listener]] = []
+    for forward in forwards:
+        try:
+            listeners += [(forward, listener) for listener in await open_listeners(forward.listen, _UNIX_MODE)]
+        except BaseException:
+            _close(listeners)
+            raise
+    return listeners
+
+
+def _close(listeners: Sequence[tuple[Forward, Listener]]) -> None:
+    for _, listener in listeners:
+        listener.close()
+
+
+class _Connection:
+    """One connection from a program on this machine."""
+
+    def __init__(self, connector: Connector, forward: Forward, stream: SocketStream, peer: str) -> None:
+        self._connector = connector
+        self._forward = forward
+        self._stream = stream
+        self._peer = peer
+
+    async def run(self) -> None:
+        """A local connection's whole life."""
+        try:
+            tunnel = await self._open_tunnel()
+            traffic = Traffic()
+            outcome = await relay(self._stream, tunnel.stream, traffic)
+            failure = why_it_ended(tunnel, outcome, traffic)
+            if failure is not None:
+                raise failure
+            logger.debug("%s: done, %d bytes up, %d down", self._peer, traffic.left_to_right, traffic.right_to_left)
+        except _Departed:
+            logger.debug("%s: left before its tunnel was open", self._peer)
+        except SocksError as error:
+            logger.warning("%s: %s", self._peer, error)
+        except TunnelError as error:
+            logger.error("%s: %s: %s", self._peer, error.hop, error)
+        except Exception:
+            # One connection's bug must not end the others.
+            logger.exception("%s: failed; please report this", self._peer)
+        finally:
+            self._stream.abort()
+
+    async def _open_tunnel(self) -> Tunnel:
+        if not self._forward.socks:
+            return await self._connector.connect(self._forward.destination)
+        try:
+            destination = await self._ask()
+            logger.debug("%s: asks for %s", self._peer, destination)
+            tunnel = await self._connector.connect(destination)
+        except SocksError as error:
+            await self._answer(error.reply)
+            raise
+        except TunnelError as error:
+            await self._answer(refuse(error))
+            raise
+        try:
+            await self._stream.send_all(ACCEPTED)
+        except BaseException as error:
+            tunnel.stream.abort()
+            if isinstance(error, trio.BrokenResourceError):
+                raise _Departed from None
+            raise
+        return tunnel
+
+    async def _ask(self) -> TCPAddress:
+        negotiation = Negotiation()
+        try:
+            with trio.fail_after(_SOCKS_TIMEOUT):
+                while (destination := negotiation.next_event()) is None:
+                    await self._stream.send_all(negotiation.take_outgoing())
+                    data = await self._stream.receive_some(_SOCKS_READ)
+                    if not data:
+                        raise _Departed
+                    negotiation.receive(data)
+                await self._stream.send_all(negotiation.take_outgoing())
+        except trio.TooSlowError:
+            raise SocksError(f"the client did not say within {_SOCKS_TIMEOUT:g} s where it wants to go") from None
+        except trio.BrokenResourceError:
+            raise _Departed from None
+        self._stream.unread(negotiation.trailing_data)
+        return destination
+
+    async def _answer(self, reply: bytes) -> None:
+        """Send the reply and see it delivered: closing with bytes unread would reset it away."""
+        with trio.move_on_after(_LINGER):
+            try:
+                await self._stream.send_all(reply)
+                await self._stream.send_eof()
+                unread = _LINGER_BYTES
+                while unread > 0 and (data := await self._stream.receive_some()):
+                    unread -= len(data)
+                await self._stream.aclose()
+            except trio.BrokenResourceError:
+                return
+
+
+class _Departed(Exception):
+    """The program closed or broke the connection before its tunnel was open."""

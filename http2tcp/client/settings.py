@@ -1,0 +1,128 @@
+"""What the server and the client are told, parsed and checked. Frozen; made by the command line or the API."""
+
+from __future__ import annotations
+
+import logging
+import os
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
+
+from http2tcp.address import Address, Endpoint, UnixAddress
+from http2tcp.errors import SettingsError
+from http2tcp.fields import TOKEN_CHARACTERS, check_token
+from http2tcp.protocol.transport import TOKEN_FIELD, Transport
+from http2tcp.version import __version__
+
+if TYPE_CHECKING:
+    from http2tcp.client.forwards import Forward
+    from http2tcp.client.proxy_choice import Proxy
+
+DEFAULT_USER_AGENT = f"http2tcp/{__version__}"
+
+# Without one of them there is no proxy, and no module about proxies is loaded.
+_PROXY_VARIABLES = ("https_proxy", "HTTPS_PROXY", "http_proxy", "HTTP_PROXY", "all_proxy", "ALL_PROXY")
+
+logger = logging.getLogger("http2tcp.client")
+
+# What the handshake itself says. To change one of these is to ask for something else than a tunnel.
+_OWN_FIELDS = {"connection", "upgrade", "content-length", "transfer-encoding", TOKEN_FIELD.lower()}
+_OWN_FIELDS |= {f"sec-websocket-{name}" for name in ("key", "version", "protocol", "extensions")}
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class TLSSettings:
+    """How the client verifies an https endpoint, and how it names itself there."""
+
+    #: Authorities in PEM, in place of the system's.
+    ca_file: str | None = None
+    client_cert: str | None = None
+    client_key: str | None = None
+    #: The name to ask for and to verify, in place of the endpoint's host.
+    server_name: str | None = None
+    #: SHA-256 digests of public keys; the server's has to be one of them, on top of the verification.
+    pins: Sequence[bytes] = ()
+    #: False trusts any certificate.
+    verify: bool = True
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ClientSettings:
+    """The client's. Times are in seconds. Raises SettingsError where they contradict each other."""
+
+    endpoint: Endpoint
+    #: Without one, the server's default destination.
+    destination: Address | None = None
+    #: Where to listen, and where that leads; without any, stdin and stdout are tunnelled.
+    forwards: Sequence[Forward] = ()
+    token: str | None = field(default=None, repr=False)
+    #: None: the first that gets through.
+    transport: Transport | None = None
+    user_agent: str = DEFAULT_USER_AGENT
+    #: Further header fields of the request.
+    headers: Sequence[tuple[str, str]] = field(default=(), repr=False)
+    tls: TLSSettings = TLSSettings()
+    #: What to reach the endpoint through. `environment_proxy` finds the environment's.
+    proxy: Proxy | None = None
+    #: Hand the connection to ssh (ProxyUseFdpass) and leave.
+    fdpass: bool = False
+    #: Break our own silence so often, where the transport has a way to; None: promise nothing.
+    keepalive: float | None = 25.0
+    #: For the name and the TCP connection together.
+    connect_timeout: float = 10.0
+    #: For a proxy's name, its TCP connection, its TLS and its answer together.
+    proxy_timeout: float = 10.0
+    tls_timeout: float = 10.0
+    #: For the answer; longer than the server's own limit for its dial.
+    answer_timeout: float = 20.0
+
+    def __post_init__(self) -> None:
+        if self.token is not None:
+            check_token(self.token)
+        if not self.user_agent.isprintable():
+            raise SettingsError("the user agent holds a control character")
+        for name, value in self.headers:
+            check_field(name, value)
+        if self.tls.client_key is not None and self.tls.client_cert is None:
+            raise SettingsError("--client-key needs --client-cert, the certificate that goes with it")
+        if self.fdpass and self.endpoint.tls:
+            raise SettingsError("--fdpass needs an http endpoint: with https, the TLS session lives in this process")
+        if self.fdpass and self.proxy is not None and self.proxy.tls:
+            raise SettingsError(
+                f"--fdpass cannot go through {self.proxy}: with https, the TLS session lives in this process"
+            )
+        if self.fdpass and self.transport is not None and not self.transport.raw:
+            raise SettingsError(
+                f"--fdpass needs a raw transport, such as tcp: ssh does not speak {self.transport.value}"
+            )
+        if self.fdpass and self.forwards:
+            raise SettingsError("--fdpass hands ssh its one connection, and -l, -L and -D listen for others")
+        # By SOCKS5 each connection names its own.
+        wanted = [forward.destination for forward in self.forwards if not forward.socks] if self.forwards else [None]
+        if self.destination is None and None in wanted and self.endpoint.needs_target:
+            raise SettingsError("this endpoint's template needs a destination (-d)")
+        destinations = [self.destination, *(forward.destination for forward in self.forwards)]
+        if self.endpoint.needs_target and any(isinstance(each, UnixAddress) for each in destinations):
+            raise SettingsError("this endpoint's template has no place for a Unix socket: it names a host and a port")
+
+
+def environment_proxy(endpoint: Endpoint) -> Proxy | None:
+    """The proxy that HTTPS_PROXY and its like name for an endpoint. Raises AddressError."""
+    if not any(name in os.environ for name in _PROXY_VARIABLES):
+        return None
+    from http2tcp.client.proxy_choice import choose
+
+    proxy, why = choose(endpoint, os.environ)
+    if proxy is None:
+        logger.debug("no proxy: %s", why)
+    return proxy
+
+
+def check_field(name: str, value: str) -> None:
+    """Raises SettingsError for a header field that cannot be sent, or is not the user's to set."""
+    if not name or not TOKEN_CHARACTERS.issuperset(name):
+        raise SettingsError("a header field is expected as 'Name: value'")
+    if not value.replace("\t", "").isprintable():
+        raise SettingsError(f"the value of {name} holds a control character")
+    if name.lower() in _OWN_FIELDS:
+        raise SettingsError(f"{name} is set by http2tcp itself")

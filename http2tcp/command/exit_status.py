@@ -1,0 +1,94 @@
+"""Errors to exit codes, each with one line on stderr."""
+
+from __future__ import annotations
+
+import errno
+import logging
+import os
+import sys
+from collections.abc import Sequence
+
+import click
+
+from http2tcp.command.cli import command
+from http2tcp.command.values import (
+    Source,
+    variable,
+)
+from http2tcp.errors import ConfigError, Http2tcpError, StdioFailed, TunnelError
+
+logger = logging.getLogger("http2tcp")
+
+
+_MAX_SENTENCE = 1000
+EXIT_BUG = 1
+EXIT_USAGE = 2
+
+
+def run(arguments: Sequence[str] | None = None) -> int:
+    """Run the command line; the exit status. One line on stderr says what went wrong."""
+    status = _run(arguments)
+    try:
+        if sys.stdout is not None:
+            sys.stdout.flush()
+    except OSError:
+        # The interpreter would try again at its end, and complain.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+    return status
+
+
+def _run(arguments: Sequence[str] | None) -> int:
+    try:
+        return command.main(arguments, prog_name="http2tcp", standalone_mode=False) or 0
+    except click.ClickException as error:
+        return _complain(_sentence(error), EXIT_USAGE)
+    except ConfigError as error:
+        return max(_complain(mistake, error.exit_code) for mistake in error.mistakes)
+    except TunnelError as error:
+        return _complain(f"{error.hop}: {error}", error.exit_code)
+    except Http2tcpError as error:
+        return _complain(str(error), error.exit_code)
+    except SystemExit:
+        return 0  # click's word for EPIPE: whoever read our output has seen enough
+    except Exception as error:
+        if isinstance(error, OSError) and error.errno == errno.ENOSPC:
+            return _complain(
+                f"{StdioFailed.hop}: cannot write to stdout: no space left on device", StdioFailed.exit_code
+            )
+        logger.exception("this is a bug in http2tcp; please report it with these lines")
+        return EXIT_BUG
+
+
+def _sentence(error: click.ClickException) -> str:
+    """A mistake that click found, as our own are told: first what is wrong, an option or its variable."""
+    words = error.format_message()
+    words = words[0].lower() + words[1:]
+    if isinstance(error, click.BadParameter) and error.param is not None and error.ctx is not None:
+        param = error.param
+        from_variable = error.ctx.get_parameter_source(str(param.name)) is Source.ENVIRONMENT
+        words = error.message
+        if isinstance(param.type, click.types.BoolParamType):
+            # A flag on the command line has no value; click lists eleven, the first of them empty.
+            words = f"{os.environ.get(variable(param), '')!a}: expected 1 or 0, true or false, yes or no, on or off"
+        words = f"{variable(param) if from_variable else param.opts[0]}: {words}"
+    return " ".join(words.split()).removesuffix(".")
+
+
+def _complain(sentence: str, exit_code: int) -> int:
+    from http2tcp.log import flush, mark, stderr_is_journal
+
+    flush()
+    if len(sentence) > _MAX_SENTENCE:
+        # A file that was given in the place of its name, for instance. What was expected stands at the end.
+        half = _MAX_SENTENCE // 2
+        sentence = f"{sentence[:half]} ... {sentence[-half:]}"
+    words = f"http2tcp: {sentence}"
+    try:
+        # None where it was closed when we began; print would take stdout instead.
+        if sys.stderr is not None:
+            # ssh may have made the terminal raw, where a line's end alone does not lead back to the margin.
+            end = "\r\n" if sys.stderr.isatty() else "\n"
+            print(mark(words, logging.ERROR) if stderr_is_journal() else words, file=sys.stderr, end=end)
+    except OSError:
+        pass  # nobody listens, but the exit status still tells
+    return exit_code

@@ -1,0 +1,157 @@
+"""What a server counts of itself. Pure."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Protocol
+
+from http2tcp.protocol.transport import Transport
+from http2tcp.server.prometheus import Counter, Histogram, Values
+
+if TYPE_CHECKING:
+    from http2tcp.errors import Refusal
+
+
+# From a target in the same rack to one that has not answered by the end of a patient client's own limit.
+_SECONDS = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 20)
+
+
+#: What carries a tunnel, as `TunnelRequest.carrier` names it.
+CARRIERS = (*(transport.value for transport in Transport), "connect")
+
+
+#: Every refusal, by its status and its error in Proxy-Status.
+REFUSALS = (
+    ("400", "http_request_error"),
+    ("400", "proxy_configuration_error"),
+    ("401", "http_request_denied"),
+    ("403", "destination_ip_prohibited"),
+    ("403", "http_request_denied"),
+    ("404", "http_request_error"),
+    ("407", "http_request_denied"),
+    ("408", "http_request_error"),
+    ("426", "http_request_error"),
+    ("429", "connection_limit_reached"),
+    ("431", "http_request_error"),
+    ("500", "proxy_internal_error"),
+    ("502", "connection_refused"),
+    ("502", "destination_ip_unroutable"),
+    ("502", "destination_unavailable"),
+    ("502", "dns_error"),
+    ("503", "connection_limit_reached"),
+    ("504", "connection_timeout"),
+    ("504", "dns_timeout"),
+)
+
+
+#: `audit.Reason`, and `audit.NoSession` with the one of the others that may come before there is a tunnel.
+ENDINGS = ("closed", "client_broke", "target_broke", "idle", "max_session", "expired", "revoked", "stopped", "failed")
+ABANDONED = ("client_left", "pushed_out", "no_tls", "timed_out", "stopped")
+
+
+class _Traffic(Protocol):
+    """What `net.relay.Traffic` is here."""
+
+    @property
+    def left_to_right(self) -> int: ...
+
+    @property
+    def right_to_left(self) -> int: ...
+
+
+class Metrics:
+    """What has happened since the server began."""
+
+    def __init__(self, now: float) -> None:
+        """`now`, when it begins, is POSIX time in seconds, as all times here."""
+        self.accepted = Counter("http2tcp_connections_accepted_total", "Connections that were accepted.")
+        self.sessions_opened = Counter(
+            "http2tcp_sessions_opened_total",
+            "Tunnels that opened.",
+            ["transport"],
+            [(carrier,) for carrier in CARRIERS],
+        )
+        self.sessions_ended = Counter(
+            "http2tcp_sessions_ended_total",
+            "Tunnels that ended.",
+            ["reason"],
+            [(ending,) for ending in ENDINGS],
+        )
+        self.refusals = Counter(
+            "http2tcp_refused_total",
+            "Requests that got no tunnel, by their status and their error in Proxy-Status.",
+            ["status", "reason"],
+            REFUSALS,
+        )
+        self.abandoned = Counter(
+            "http2tcp_abandoned_total",
+            "Connections that got neither a tunnel nor an answer.",
+            ["reason"],
+            [(reason,) for reason in ABANDONED],
+        )
+        self.authentication_failures = Counter(
+            "http2tcp_authentication_failures_total",
+            "Requests with a token that is wrong or has expired.",
+        )
+        self.dials = Histogram(
+            "http2tcp_dial_seconds",
+            "From the look-up of a target's name to its connection, where it was reached.",
+            _SECONDS,
+        )
+        self.handshakes = Histogram(
+            "http2tcp_handshake_seconds",
+            "From the accepted connection to its 101, the dial included.",
+            _SECONDS,
+        )
+        self.reloads = Counter(
+            "http2tcp_config_reloads_total",
+            "Configurations that were read anew, and taken or not.",
+            ["result"],
+            [("success",), ("failure",)],
+        )
+        #: Whether the latest one was taken, and when one was; the first came with the start.
+        self.reload_taken = True
+        self.taken_at = now
+        self._open: dict[_Traffic, str] = {}
+        self._bytes_up = self._bytes_down = 0
+
+    def opened(self, traffic: _Traffic, carrier: str) -> None:
+        """A tunnel opened; its bytes count from now on."""
+        self.sessions_opened.add(carrier)
+        self._open[traffic] = carrier
+
+    def ended(self, traffic: _Traffic, reason: str) -> None:
+        """A connection that was not refused is over; whether it had opened a tunnel is known here."""
+        if self._open.pop(traffic, None) is None:
+            self.abandoned.add(reason)
+            return
+        self.sessions_ended.add(reason)
+        self._bytes_up += traffic.left_to_right
+        self._bytes_down += traffic.right_to_left
+
+    def refused(self, refusal: Refusal) -> None:
+        """A request got this in place of a tunnel."""
+        self.refusals.add(str(refusal.status), refusal.proxy_error)
+
+    def reloaded(self, now: float) -> None:
+        """A configuration that was read anew is in force."""
+        self.reloads.add("success")
+        self.reload_taken = True
+        self.taken_at = now
+
+    def reload_failed(self) -> None:
+        """One was broken, and the old one stays."""
+        self.reloads.add("failure")
+        self.reload_taken = False
+
+    def sessions_open(self) -> Mapping[Values, float]:
+        """How many are open, by what carries them."""
+        carriers = list(self._open.values())
+        return {(carrier,): carriers.count(carrier) for carrier in CARRIERS}
+
+    def bytes(self) -> Mapping[Values, float]:
+        """Bytes in each direction, those of the open tunnels included."""
+        return {
+            ("up",): self._bytes_up + sum(traffic.left_to_right for traffic in self._open),
+            ("down",): self._bytes_down + sum(traffic.right_to_left for traffic in self._open),
+        }

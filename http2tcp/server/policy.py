@@ -1,0 +1,252 @@
+"""Who may go where. Pure: no network, no clock, no log.
+
+A token gives a `Grant`; a grant admits a destination as it was asked for; the `Admission` judges every
+address that it resolves to, whatever spelling it came in. `deny` wins over `allow`, and `forbidden`, the
+built-in list, over both.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import math
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
+from ipaddress import IPv4Address, IPv4Network, IPv6Address, IPv6Network
+
+from http2tcp.address import Address, IPAddress, UnixAddress
+from http2tcp.errors import Forbidden, TokenExpired, Unauthorized
+from http2tcp.server.rules import Rule, literal
+
+#: What is closed to everybody.
+BUILT_IN: tuple[IPv4Network | IPv6Network, ...] = (
+    IPv4Network("169.254.0.0/16"),  # link-local (RFC 3927), and the metadata service of most clouds
+    IPv4Network("100.100.100.200/32"),  # Alibaba Cloud
+    IPv4Network("168.63.129.16/32"),  # Azure's WireServer
+    IPv4Network("192.0.0.192/32"),  # Oracle Cloud
+    IPv6Network("fe80::/10"),  # link-local (RFC 4291, section 2.5.6)
+    # Metadata services where IPv6 is spoken.
+    IPv6Network("fd00:ec2::254/128"),  # Amazon EC2
+    IPv6Network("fd00:ec2::23/128"),  # Amazon EKS, the credentials of pods
+    IPv6Network("fd20:ce::254/128"),  # Google Cloud
+    IPv6Network("fd00:c1::a9fe:a9fe/128"),  # Oracle Cloud
+    IPv6Network("fd00:100::100:200/128"),  # Alibaba Cloud
+    IPv6Network("fd00:a9fe:a9fe::1/128"),  # Akamai, formerly Linode
+    IPv6Network("fd00:42::42/128"),  # Scaleway
+)
+
+# Where an IPv6 address carries an IPv4 address in its last 32 bits.
+_LAST_32_BITS = (
+    IPv6Network("::ffff:0:0/96"),  # IPv4-mapped (RFC 4291, section 2.5.5.2)
+    IPv6Network("::/96"),  # IPv4-compatible (RFC 4291, section 2.5.5.1)
+    IPv6Network("::ffff:0:0:0/96"),  # IPv4-translated (RFC 2765, section 2.1)
+    IPv6Network("64:ff9b::/96"),  # NAT64 (RFC 6052, section 2.1)
+    IPv6Network("64:ff9b:1::/48"),  # NAT64 for local use (RFC 8215), as a /96
+)
+_NAT64_LOCAL = IPv6Network("64:ff9b:1::/48")
+_6TO4 = IPv6Network("2002::/16")  # RFC 3056, section 2
+_TEREDO = IPv6Network("2001::/32")  # RFC 4380, section 4
+_ISATAP = (0x00005EFE, 0x02005EFE)  # RFC 5214, section 6.1: these 32 bits, then the IPv4 address
+_LOOPBACK: dict[int, IPAddress] = {4: IPv4Address("127.0.0.1"), 6: IPv6Address("::1")}
+
+#: How an operator calls who has no name: no token may be called so.
+UNNAMED = "-"
+
+# Why, in an operator's words.
+_NOT_OPENED = "no rule of allow opens it"
+_NOT_NAMED = "no rule of allow names this Unix socket"
+
+
+def forbidden(address: IPAddress) -> bool:
+    """Whether the built-in list keeps the address from everybody: link-local and cloud metadata."""
+    return any(
+        address_there in network
+        for address_there in _leads_to(address)
+        for network in BUILT_IN
+        if network.version == address_there.version
+    )
+
+
+def _leads_to(address: IPAddress) -> Iterator[IPAddress]:
+    """The address, every IPv4 address that is embedded in it, and loopback where one of them stands for this host."""
+    for each in _embedded(address):
+        yield each
+        if each.is_unspecified:
+            # Whoever connects to 0.0.0.0 or :: gets to 127.0.0.1 or ::1.
+            yield _LOOPBACK[each.version]
+
+
+def _embedded(address: IPAddress) -> Iterator[IPAddress]:
+    yield address
+    if isinstance(address, IPv4Address):
+        return
+    bits = int(address)
+    if any(address in network for network in _LAST_32_BITS) or (bits >> 32) & 0xFFFFFFFF in _ISATAP:
+        yield IPv4Address(bits & 0xFFFFFFFF)
+    if address in _NAT64_LOCAL:
+        # RFC 6052, section 2.2: /48, /56 and /64 have 16, 8 and no bits of it before the zero octet.
+        yield IPv4Address((bits >> 64 & 0xFFFF) << 16 | bits >> 40 & 0xFFFF)
+        yield IPv4Address((bits >> 64 & 0xFF) << 24 | bits >> 32 & 0xFFFFFF)
+        yield IPv4Address(bits >> 24 & 0xFFFFFFFF)
+    if address in _6TO4:
+        yield IPv4Address(bits >> 80 & 0xFFFFFFFF)
+    if address in _TEREDO:
+        yield IPv4Address(bits >> 64 & 0xFFFFFFFF)
+        yield IPv4Address(bits & 0xFFFFFFFF ^ 0xFFFFFFFF)
+
+
+@dataclass(frozen=True, slots=True)
+class Token:
+    """A credential, known by its digest alone."""
+
+    #: How records call it; empty for the one that needs no name.
+    name: str
+    digest: bytes = field(repr=False)
+    #: POSIX time in seconds from which on it is refused.
+    expires: float = math.inf
+    #: What it may reach; None: what everybody may.
+    allow: Sequence[Rule] | None = None
+    #: What it may not, on top of what nobody may.
+    deny: Sequence[Rule] = ()
+    #: Tunnels at once.
+    max_tunnels: int | None = None
+
+
+def digest(token: str) -> bytes:
+    """What is kept of a token: SHA-256. Tokens are random, so that there is nothing to slow down."""
+    return hashlib.sha256(token.encode("utf-8", "surrogateescape")).digest()
+
+
+class Policy:
+    """The tokens, the rules for all of them, and the default destination.
+
+    Without any token everybody may reach the default destination, and nothing else. `allow` is for tokens
+    that have none of their own; without both, everything but the built-in list is open. `deny` is for all.
+    """
+
+    def __init__(
+        self,
+        tokens: Sequence[str | Token],
+        default: Address | None = None,
+        *,
+        allow: Sequence[Rule] | None = None,
+        deny: Sequence[Rule] = (),
+    ) -> None:
+        named = [Token("", digest(token)) if isinstance(token, str) else token for token in tokens]
+        self._by_digest = {token.digest: token for token in named}
+        self._default = default
+        self._allow = allow
+        self._deny = tuple(deny)
+
+    @property
+    def tokens(self) -> list[Token]:
+        """All of them."""
+        return list(self._by_digest.values())
+
+    @property
+    def asks_for_token(self) -> bool:
+        """Whether nobody gets in without one."""
+        return bool(self._by_digest)
+
+    def authenticate(self, token: str | None, now: float) -> Grant:
+        """The grant of a token at a POSIX time; without any token configured, of everybody.
+
+        Raises Unauthorized, or TokenExpired, which tells the client no more.
+        """
+        if not self._by_digest:
+            return Grant(None, self._default, pinned=True, allow=self._allow, deny=self._deny)
+        # Found by its digest: the time that takes tells about the digest, and nobody can go from there to a token.
+        known = None if token is None else self._by_digest.get(digest(token))
+        if known is None:
+            raise Unauthorized
+        if now >= known.expires:
+            raise TokenExpired(known.name)
+        return self.grant(known)
+
+    def grant(self, token: Token) -> Grant:
+        """What one of its tokens may do, should it be good."""
+        allow = self._allow if token.allow is None else token.allow
+        return Grant(token, self._default, pinned=False, allow=allow, deny=(*self._deny, *token.deny))
+
+    def find(self, known: Token) -> Token | None:
+        """The token as it is here now; None where it was taken away."""
+        return self._by_digest.get(known.digest)
+
+
+@dataclass(frozen=True, slots=True)
+class Grant:
+    """What an accepted request may do."""
+
+    #: None: no token is asked for.
+    token: Token | None
+    #: The server's default destination.
+    default: Address | None
+    #: Only the default may be reached.
+    pinned: bool
+    #: None: everything.
+    allow: Sequence[Rule] | None = None
+    deny: Sequence[Rule] = ()
+
+    def admit(self, destination: Address) -> Admission:
+        """The destination as it was asked for. Its addresses have still to be judged. Raises Forbidden."""
+        if self.pinned and destination != self.default:
+            raise Forbidden(rule="without a token, the default destination alone is open")
+        if (rule := _about(self.deny, destination)) is not None:
+            raise Forbidden(rule=f"deny {rule}")
+        if self.allow is None:
+            # The file system is not the network: a Unix socket has to be named by somebody.
+            if isinstance(destination, UnixAddress) and destination != self.default:
+                raise Forbidden(rule=_NOT_NAMED)
+            return Admission(destination, None, self.deny, by_name=True)
+        if (rule := _about(self.allow, destination)) is not None:
+            return Admission(destination, None, self.deny, by_name=True, rule=rule)
+        if isinstance(destination, UnixAddress):
+            raise Forbidden(rule=_NOT_NAMED)
+        networks = [rule for rule in self.allow if rule.is_about_addresses_at(destination.port)]
+        admission = Admission(destination, networks, self.deny, by_name=False)
+        address = literal(destination)
+        if not networks:
+            raise Forbidden(rule=_NOT_OPENED)
+        if address is not None and (refusal := admission.refusal(address)):
+            raise Forbidden(rule=refusal)
+        return admission
+
+
+def _about(rules: Sequence[Rule], destination: Address) -> Rule | None:
+    return next((rule for rule in rules if rule.matches_name(destination)), None)
+
+
+@dataclass(frozen=True, slots=True)
+class Admission:
+    """A destination that was admitted by its name, or only as far as its addresses are."""
+
+    destination: Address
+    #: The rules of which one has to match an address; None: no rule has to.
+    networks: Sequence[Rule] | None
+    deny: Sequence[Rule]
+    #: Whether it may be told what became of the name: a token that may not go there learns nothing of it.
+    by_name: bool
+    #: The rule that admitted the name.
+    rule: Rule | None = None
+
+    def refusal(self, address: IPAddress) -> str:
+        """What keeps this address of the destination from being dialled; empty where it may be."""
+        if forbidden(address):
+            return "link-local and metadata addresses are closed to everybody"
+        if (rule := self.refusing(address)) is not None:
+            return f"deny {rule}"
+        if self.networks is not None and self.admitting(address) is None:
+            return _NOT_OPENED
+        return ""
+
+    def refusing(self, address: IPAddress) -> Rule | None:
+        """The rule of `deny` that closes an address, in whatever form it comes."""
+        assert not isinstance(self.destination, UnixAddress), "it has no addresses"
+        inside = list(_leads_to(address))
+        return next((rule for rule in self.deny if rule.matches_address(inside, self.destination.port)), None)
+
+    def admitting(self, address: IPAddress) -> Rule | None:
+        """The rule of `networks` that opens an address, as such or IPv4-mapped: other forms lead through a gateway."""
+        assert not isinstance(self.destination, UnixAddress), "it has no addresses"
+        port = self.destination.port
+        mapped = address.ipv4_mapped if isinstance(address, IPv6Address) else None
+        return next((rule for rule in self.networks or () if rule.matches_address([mapped or address], port)), None)

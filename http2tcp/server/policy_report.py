@@ -1,0 +1,224 @@
+"""What a server's settings amount to, in words: for the line at its start, for `-s --check` and for `--as`. Pure."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
+
+from http2tcp.errors import Forbidden
+from http2tcp.protocol.transport import Transport
+from http2tcp.server.limits import Limits, Tunnels
+from http2tcp.server.policy import BUILT_IN, Grant, Policy, Token
+from http2tcp.server.settings import ServerSettings
+from http2tcp.units import counted
+
+if TYPE_CHECKING:
+    from datetime import datetime
+
+LABEL_WIDTH = 18
+# Of those who may go anywhere; more of them are counted.
+_NAMES = 5
+# Networks of the built-in list in a line.
+_A_LINE = 4
+_EVERYTHING = "any destination but link-local and metadata addresses"
+_DAY = 86400
+# The first second of year 1, and the last of 9999.
+_FIRST, _LAST = -62135596800, 253402300799
+
+Rows = list[tuple[str, Sequence[str]]]
+
+
+# --- in a line --------------------------------------------------------------------------------
+
+
+def reach(settings: ServerSettings, policy: Policy, now: float) -> str:
+    """What the server is open to, for the line that it says when it starts. `now` is POSIX time in seconds."""
+    tokens = [token for token in policy.tokens if token.expires > now]
+    if policy.tokens and not tokens:
+        return "nothing: every token has expired"
+    if not tokens:
+        if _admits(policy.authenticate(None, 0), settings):
+            return f"{settings.destination} alone, for everybody"
+        return f"nothing: without a token only {settings.destination} could be reached, and the rules close it"
+    by = "the token" if len(tokens) == 1 else f"any of {len(tokens)} tokens"
+    grants = [policy.grant(token) for token in tokens]
+    free = [grant for grant in grants if grant.allow is None and not grant.deny]
+    if len(free) == len(tokens):
+        return f"{_EVERYTHING}, with {by}"
+    words = f"what the rules allow, with {by}"
+    if not free:
+        return words
+    names = [who(grant) for grant in free[:_NAMES]]
+    if len(free) > _NAMES:
+        names.append(f"{len(free) - _NAMES} more")
+    return f"{words}; without rules, and so to {_EVERYTHING}: {', '.join(names)}"
+
+
+def _admits(grant: Grant, settings: ServerSettings) -> bool:
+    """Whether it lets the default destination's name through; its addresses are not known here."""
+    assert settings.destination is not None, "a server without a token has one"
+    try:
+        grant.admit(settings.destination)
+    except Forbidden:
+        return False
+    return True
+
+
+# --- in full ----------------------------------------------------------------------------------
+
+
+def describe(settings: ServerSettings, policy: Policy, limits: Limits, now: float) -> str:
+    """Lines for a person. `limits` are those in force; `now` is POSIX time in seconds."""
+    tokens = [_token(settings, token, now) for token in policy.tokens]
+    per_token = Tunnels(limits, len(policy.tokens)).per_token
+    parts = [_doors(settings), _limits(settings, limits, per_token), *tokens, _everybody(settings, policy)]
+    return "\n\n".join(map(_shown, parts))
+
+
+def _doors(settings: ServerSettings) -> Rows:
+    listen = list(map(str, settings.addresses))
+    if not settings.listen:
+        listen = [f"{listen[0]}, or the sockets of a socket unit"]
+    transports = [transport.value for transport in Transport] + ["CONNECT"] * settings.connect
+    clients = "the connection's address"
+    if settings.trusted_proxies:
+        clients = f"{settings.forwarded_header} of {', '.join(map(str, settings.trusted_proxies))}; else {clients}"
+    if settings.proxy_protocol:
+        clients = "the PROXY protocol's header"
+    tls = "plain, for a front end"
+    if settings.tls is not None:
+        tls = f"https, by {settings.tls.certificate}"
+        tls += f" and {settings.tls.key}" if settings.tls.key is not None else ""
+    rows: Rows = [
+        ("listen", listen),
+        ("http", [tls]),
+        ("path", [settings.path or "every path"]),
+        ("transports", [", ".join(transports)]),
+        ("web pages", [*settings.allow_origins] or ["none"]),
+        ("destination", [str(settings.destination or "as the client says")]),
+        ("clients", [clients]),
+        ("admin", [str(settings.admin or "nowhere")]),
+        ("log", [f"{settings.log_format}, to {settings.log_file or 'stderr'}"]),
+    ]
+    return rows
+
+
+def _limits(settings: ServerSettings, limits: Limits, per_token: int | None) -> Rows:
+    assert limits.tunnels is not None, "those in force are what the descriptors allow"
+    lines = [f"{counted(limits.tunnels, 'tunnel')} at once"]
+    if per_token is not None:
+        lines.append(f"{per_token} of one token that has no number of its own")
+    if limits.max_session is not None:
+        lines.append(f"{_time(limits.max_session)} for a tunnel")
+    if limits.idle_timeout is not None:
+        lines.append(f"{_time(limits.idle_timeout)} of silence in a tunnel")
+    if limits.max_rate is not None:
+        lines.append(f"{_bytes(limits.max_rate)} a second each way in a tunnel")
+    lines += [
+        f"{counted(limits.unauthenticated, 'connection')} without an accepted token, "
+        f"{limits.unauthenticated_per_address} from one address",
+        f"{counted(limits.failures_per_minute, 'wrong token')} a minute from one address",
+        f"{_time(settings.head_timeout)} for a request to be complete",
+        f"{_time(settings.connect_timeout)} to reach its target",
+        f"{_time(settings.grace)} for open tunnels when the server is stopped",
+        f"open tunnels {'go on' if settings.keep_sessions else 'end'} when their token expires or is taken away",
+    ]
+    return [("limits", lines)]
+
+
+def _token(settings: ServerSettings, token: Token, now: float) -> Rows:
+    own = [expiry(token, now) + (", opens nothing" if token.expires <= now else "")]
+    if token.max_tunnels is not None:
+        own.append(f"{counted(token.max_tunnels, 'tunnel')} at once")
+    rows: Rows = [(f"token {token.name or 'without a name'}", ["; ".join(own)])]
+    if token.allow is not None:
+        rows.append(("  allow", list(map(str, token.allow)) or ["nothing"]))
+    elif settings.allow is None:
+        rows.append(("  allow", [_EVERYTHING]))
+    else:
+        rows.append(("  allow", ["as every token"]))
+    if token.deny:
+        rows.append(("  deny", list(map(str, token.deny))))
+    return rows
+
+
+def _everybody(settings: ServerSettings, policy: Policy) -> Rows:
+    rows: Rows = []
+    if not settings.tokens and not _admits(policy.authenticate(None, 0), settings):
+        rows.append(("no token", [f"nobody may go anywhere: the rules close {settings.destination}"]))
+    elif not settings.tokens:
+        rows.append(("no token", [f"everybody may go to {settings.destination}, and nowhere else"]))
+    else:
+        rows.append(("every token", []))
+    if settings.allow is not None:
+        rows.append(("  allow", list(map(str, settings.allow)) or ["nothing"]))
+    if settings.deny:
+        rows.append(("  deny", list(map(str, settings.deny))))
+    closed = [str(network) for network in BUILT_IN]
+    lines = [", ".join(closed[start : start + _A_LINE]) for start in range(0, len(closed), _A_LINE)]
+    return [*rows, ("  closed", lines)]
+
+
+def _shown(rows: Rows) -> str:
+    lines = []
+    for label, values in rows:
+        # A name may be longer than its column.
+        first, *rest = values or [""]
+        lines.append(f"{label:<{LABEL_WIDTH - 1}} {first}".rstrip())
+        lines += [" " * LABEL_WIDTH + value for value in rest]
+    return "\n".join(lines)
+
+
+def expiry(token: Token, now: float) -> str:
+    """When it expires, or did."""
+    if token.expires == math.inf:
+        return "never expires"
+    over = token.expires <= now
+    # A time that is a midnight is the end of a day.
+    if token.expires % _DAY == 0:
+        day = _utc(token.expires - _DAY).date()
+        words = f"expired at the end of {day} (UTC)" if over else f"good to the end of {day} (UTC)"
+    else:
+        end = _utc(token.expires).replace(tzinfo=None).isoformat(" ", "seconds")
+        words = f"{'expired at' if over else 'good until'} {end} UTC"
+    return words if over else f"{words}, {_about(token.expires - now)} from now"
+
+
+def _utc(seconds: float) -> datetime:
+    from datetime import UTC, datetime  # here, since a server's start needs none
+
+    # An offset may lead out of what a datetime can be.
+    return datetime.fromtimestamp(min(max(seconds, _FIRST), _LAST), UTC)
+
+
+_UNITS = ((_DAY, "d"), (3600, "h"), (60, "min"), (1, "s"))
+
+
+def _time(seconds: float) -> str:
+    """In the largest unit of which it is a multiple."""
+    unit, name = next((each for each in _UNITS if seconds % each[0] == 0), (1, "s"))
+    return f"{seconds / unit:g} {name}"
+
+
+def _about(seconds: float) -> str:
+    """In the largest unit of which it has one."""
+    unit, name = next((each for each in _UNITS if seconds >= each[0]), (1, "s"))
+    return f"{int(seconds // unit)} {name}"
+
+
+def _bytes(number: float) -> str:
+    for unit, name in ((1024**3, "GiB"), (1024**2, "MiB"), (1024, "KiB")):
+        if number >= unit:
+            return f"{number / unit:g} {name}"
+    return f"{number:g} bytes"
+
+
+# --- may NAME go there? -----------------------------------------------------------------------
+
+
+def who(grant: Grant) -> str:
+    """Whose grant it is."""
+    if grant.token is None:
+        return "a client"
+    return grant.token.name or "the token without a name"

@@ -1,0 +1,162 @@
+"""The server's settings, checked. Frozen; the command line or a program makes them."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Literal
+from urllib.parse import quote
+
+from http2tcp.address import Address, TCPAddress, UnixAddress
+from http2tcp.errors import AddressError, SettingsError
+from http2tcp.fields import check_field_name, check_token
+
+if TYPE_CHECKING:
+    from http2tcp.address import IPNetwork
+    from http2tcp.server.limits import Limits
+    from http2tcp.server.policy import Token
+    from http2tcp.server.rules import Rule
+
+
+# The original's own default.
+_DEFAULT_LISTEN = TCPAddress("127.0.0.1", 12345)
+DEFAULT_FORWARDED_HEADER = "X-Forwarded-For"
+
+
+# A scheme, a host, a port where it is not the scheme's own; in lower case, and nothing after it.
+_ORIGIN = r"[a-z][a-z0-9+.-]*://[^/?#@\sA-Z]+"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ServerTLS:
+    """With what a server without a front end serves https: files in PEM, which are read when it starts."""
+
+    #: The server's certificate first, then those that lead to its authority.
+    certificate: str
+    #: None: in the same file.
+    key: str | None = None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ServerSettings:
+    """The server's. Times are in seconds. Raises SettingsError where they cannot be served."""
+
+    #: Where to listen: one address, or several. None: where the service manager does, or else 127.0.0.1:12345.
+    listen: Address | Sequence[Address] = ()
+    #: Any of them opens a tunnel: the token itself, or what is known of it. Without one, `destination` is all
+    #: that can be reached.
+    tokens: Sequence[str | Token] = field(default=(), repr=False)
+    #: Where a tunnel goes when the client names no destination.
+    destination: Address | None = None
+    #: What the tokens without rules of their own may reach; None: everything but link-local and metadata addresses.
+    allow: Sequence[Rule] | None = None
+    #: What no token may reach, whatever else allows it.
+    deny: Sequence[Rule] = ()
+    #: Answer at this path only.
+    path: str | None = None
+    #: The web pages that may open tunnels, as browsers name them: `https://example.com`.
+    allow_origins: Sequence[str] = ()
+    #: Take CONNECT too, which has no path.
+    connect: bool = False
+    #: The front ends whose word counts for the client's address; `unix`: whoever comes by a Unix socket.
+    trusted_proxies: Sequence[IPNetwork | Literal["unix"]] = ()
+    #: The one header field in which they say it.
+    forwarded_header: str = DEFAULT_FORWARDED_HEADER
+    #: Every connection begins with a PROXY protocol header.
+    proxy_protocol: bool = False
+    #: Serve https. None: plain http, for a front end.
+    tls: ServerTLS | None = None
+    #: Where metrics and health are served; None: nowhere.
+    admin: Address | None = None
+    #: By which names it may be asked on loopback, beside localhost and the one in `admin`.
+    admin_names: Sequence[str] = ()
+    #: From the accepted connection to the end of its request's head.
+    head_timeout: float = 10.0
+    #: To reach a target, its name included.
+    connect_timeout: float = 10.0
+    #: How much at once, and for how long; None: as `Limits` has it.
+    limits: Limits | None = None
+    #: Break our own silence so often, where the transport has a way to.
+    keepalive: float = 25.0
+    #: How long sessions may go on after the server was told to drain.
+    grace: float = 30.0
+    #: Let the open sessions of a token that was taken away or has expired run on.
+    keep_sessions: bool = False
+    #: The log is the process's: these two are for `http2tcp -s`, and `serve` leaves them alone.
+    log_format: Literal["text", "json"] = "text"
+    #: None: stderr.
+    log_file: str | None = None
+
+    def __post_init__(self) -> None:
+        if isinstance(self.tokens, str):
+            raise SettingsError("expected a sequence of tokens; of a string, each character would be one")
+        for token in self.tokens:
+            if isinstance(token, str):
+                check_token(token)
+        if not self.tokens and self.destination is None:
+            raise SettingsError(
+                "a server needs a token (-t, --token-file, or [[token]] in --config), "
+                "or a destination (-d) that is then all that can be reached without one"
+            )
+        if self.path is not None:
+            check_path(self.path)
+        if isinstance(self.allow_origins, str):
+            raise SettingsError("expected a sequence of origins; of a string, each character would be one")
+        for origin in self.allow_origins:
+            check_origin(origin)
+        if isinstance(self.admin_names, str):
+            raise SettingsError("expected a sequence of names; of a string, each character would be one")
+        for name in ("head_timeout", "connect_timeout", "keepalive"):
+            if not getattr(self, name) > 0:  # nor is nan
+                raise SettingsError(f"{name}: expected seconds above 0, not {getattr(self, name)}")
+        if not self.grace >= 0:
+            raise SettingsError(f"grace: expected seconds from 0 on, not {self.grace}")
+        check_field_name(self.forwarded_header)
+        if self.forwarded_header != DEFAULT_FORWARDED_HEADER and not self.trusted_proxies:
+            raise SettingsError("--forwarded-header needs --trusted-proxy: anybody can send the field")
+        if self.admin is not None and any(_overlap(self.admin, address) for address in self.addresses):
+            raise SettingsError(
+                f"--admin needs an address of its own: at {self.admin} tunnels are served, for everybody who gets there"
+            )
+
+    @property
+    def addresses(self) -> Sequence[Address]:
+        """Where to listen."""
+        return [self.listen] if isinstance(self.listen, TCPAddress | UnixAddress) else self.listen or [_DEFAULT_LISTEN]
+
+
+def _overlap(one: Address, other: Address) -> bool:
+    """Whether two listeners cannot have both. Of names that lead to one address, the kernel will tell."""
+    if isinstance(one, UnixAddress) or isinstance(other, UnixAddress):
+        return one == other
+    return one.port == other.port != 0 and (one.host == other.host or "" in (one.host, other.host))
+
+
+def check_path(text: str) -> None:
+    """Raises SettingsError for what no request asks for."""
+    if not text.startswith("/"):
+        raise SettingsError(f"{text!a}: a path begins with /, as in /~http2tcp/")
+    if "?" in text or "#" in text:
+        raise SettingsError(f"{text!a}: a path ends before ? and #; a request's query is not compared")
+    # Compared as it comes, and clients and front ends leave these as they are.
+    as_sent = quote(text, safe="".join(map(chr, range(0x21, 0x7F))), errors="surrogateescape")
+    if as_sent != text:
+        raise SettingsError(f"{text!a}: no request says it so: expected it as it is sent, {as_sent}")
+
+
+def check_origin(text: str) -> None:
+    """Raises SettingsError for what no browser sends as an Origin (RFC 6454, section 6.2), or every page can."""
+    if not re.fullmatch(_ORIGIN, text):
+        # "null" is what a page sends that hides its own: that is every page that wants to.
+        raise SettingsError(f"{text!a}: expected an origin as browsers send it, such as https://example.com")
+
+
+def parse_trusted_proxy(text: str) -> IPNetwork | Literal["unix"]:
+    """An address, a network in CIDR notation, or `unix`. Raises AddressError."""
+    from http2tcp.address import parse_network
+
+    try:
+        return "unix" if text == "unix" else parse_network(text)
+    except AddressError as error:
+        raise AddressError(f"{error}; or unix, for who comes by a Unix socket") from None

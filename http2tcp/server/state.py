@@ -1,0 +1,127 @@
+"""What the connections of one server share: its settings, limits, counters and open sessions.
+
+A connection reads and changes this; it never reaches the server that started it. `reload` swaps the settings and
+what is made of them, and tells each open session.
+"""
+
+from __future__ import annotations
+
+import logging
+import math
+import ssl
+import sys
+import time
+from typing import NamedTuple, Protocol
+
+import trio
+
+from http2tcp.net.descriptors import allowed
+from http2tcp.net.dial import LookUpLimiter, LookUps
+from http2tcp.server.audit import Refusals
+from http2tcp.server.counters import Metrics
+from http2tcp.server.limits import Failures, Limits, Tunnels, Waiting, share
+from http2tcp.server.policy import Policy, Token
+from http2tcp.server.settings import ServerSettings
+
+logger = logging.getLogger("http2tcp.server")
+
+
+class SharedConnection(Protocol):
+    """What the others, and a reload, ask of a connection."""
+
+    def push_out(self) -> None:
+        """Close it: it waits, and its descriptor is needed."""
+
+    def limit_term(self) -> None:
+        """Take the latest time at which its session may end anew from the limits."""
+
+    def limit_by_expiry(self) -> None:
+        """Compare its token's expiry with the wall clock again."""
+
+    def settings_changed(self) -> None:
+        """End its session where the new settings no longer allow it."""
+
+
+class Prepared(NamedTuple):
+    """Settings, and what is made of them for new connections."""
+
+    settings: ServerSettings
+    policy: Policy
+    #: With what they shake hands; None: they speak plain http.
+    tls: ssl.SSLContext | None
+
+
+def prepare(settings: ServerSettings) -> Prepared:
+    """Read the certificate. A disk may be slow: where a server runs already, in a thread. Raises SettingsError."""
+    policy = Policy(settings.tokens, settings.destination, allow=settings.allow, deny=settings.deny)
+    return Prepared(settings, policy, _tls(settings))
+
+
+class State:
+    """What connections share."""
+
+    def __init__(self, settings: ServerSettings) -> None:
+        """Raises SettingsError."""
+        self.limits = _limits(settings)
+        self.waiting: Waiting[SharedConnection] = Waiting(self.limits, lambda connection: connection.push_out())
+        self.tunnels = Tunnels(self.limits)
+        self.failures = Failures(self.limits)
+        #: The open sessions.
+        self.sessions: set[SharedConnection] = set()
+        #: When they end: the grace after `drain`.
+        self.ends_at = math.inf
+        self.draining = False
+        self.metrics = Metrics(time.time())
+        #: Which of what strangers are refused is in the log.
+        self.refusals = Refusals()
+        self.settings, self.policy, self.tls = prepare(settings)
+        self.tunnels.tokens = len(self.policy.tokens)
+        self.look_ups = LookUps()
+
+    def reload(self, prepared: Prepared) -> None:
+        """Take new settings. Where it listens stays as it is.
+
+        The longest time of a session and the tokens' times count for open sessions too, and a session whose token
+        is gone ends, or that has none where one is needed now, unless `settings.keep_sessions`. All else is asked
+        when a session opens only, which is when its target has accepted; the certificate, of new connections.
+        """
+        self.settings, self.policy, self.tls = prepared
+        limits = _limits(prepared.settings)
+        self.limits = self.waiting.limits = self.tunnels.limits = self.failures.limits = limits
+        self.tunnels.tokens = len(self.policy.tokens)
+        for session in list(self.sessions):
+            session.settings_changed()
+        self.metrics.reloaded(time.time())
+
+    def look_up_limiter(self, token: Token | None) -> LookUpLimiter | None:
+        """What a token's look-ups wait for, beside the threads that all share; None: for these alone."""
+        if token is None or self.tunnels.tokens < 2:
+            return None
+        total = trio.to_thread.current_default_thread_limiter().total_tokens
+        return self.look_ups.of(token.digest, share(int(min(total, sys.maxsize))))
+
+    def unready(self) -> str:
+        """Why it takes no tunnel now; empty where it does."""
+        if self.draining:
+            return "draining"
+        if self.tunnels.full:
+            return f"all of its tunnels are open: {len(self.tunnels)}"
+        return ""
+
+
+def _tls(settings: ServerSettings) -> ssl.SSLContext | None:
+    """Raises SettingsError."""
+    if settings.tls is None:
+        return None
+    from http2tcp.net.tls_server import server_context
+
+    return server_context(settings.tls.certificate, settings.tls.key)
+
+
+def _limits(settings: ServerSettings) -> Limits:
+    asked, descriptors = settings.limits or Limits(), allowed()
+    limits = asked.within(descriptors)
+    if asked.tunnels is not None and limits.tunnels != asked.tunnels:
+        words = "--max-tunnels is %d and not %d: this process may have %d descriptors (ulimit -n, LimitNOFILE=)"
+        logger.warning(words, limits.tunnels, asked.tunnels, descriptors)
+    return limits
