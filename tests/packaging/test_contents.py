@@ -65,9 +65,11 @@ def test_the_metadata_say_what_an_index_shows(built: Built) -> None:
 def test_an_sdist_has_what_it_takes_to_read_build_and_test_it(built: Built) -> None:
     locks = [path.name for path in ROOT.glob("requirements*.lock")]
     assert len(locks) == 3
-    for name in ("README.md", "LICENSE", "CHANGELOG.md", "pyproject.toml", *locks, *DATA.values()):
+    pages = ("README.md", "LICENSE", "CHANGELOG.md", "CONTRIBUTING.md", "SECURITY.md")
+    for name in (*pages, ".pre-commit-config.yaml", "pyproject.toml", *locks, *DATA.values()):
         assert (built.tree / name).read_bytes() == (ROOT / name).read_bytes(), name
-    for folder, pattern in (("http2tcp", "*.py"), ("tests", "*.py"), ("docs", "*.md"), ("examples", "*")):
+    folders = {"http2tcp": "*.py", "tests": "*.py", "docs": "*.md", "examples": "*", ".github": "*"}
+    for folder, pattern in folders.items():
         there = {path.relative_to(built.tree) for path in (built.tree / folder).rglob(pattern)}
         here = {path.relative_to(ROOT) for path in (ROOT / folder).rglob(pattern)}
         assert there == {path for path in here if "__pycache__" not in path.parts}, folder
@@ -86,4 +88,10 @@ def test_an_sdist_has_nothing_that_work_leaves_behind(built: Built) -> None:
         ".hypothesis",
         "dist",
     }
-    assert {path.name for path in built.tree.iterdir() if path.is_dir()} == {"http2tcp", "docs", "examples", "tests"}
+    assert {path.name for path in built.tree.iterdir() if path.is_dir()} == {
+        ".github",
+        "http2tcp",
+        "docs",
+        "examples",
+        "tests",
+    }
