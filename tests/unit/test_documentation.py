@@ -86,7 +86,8 @@ def test_the_page_of_the_wire_has_every_refusal_with_its_status_and_its_error() 
 # --- links ----------------------------------------------------------------------------------------
 
 LINK = re.compile(r"\]\((?!https?://)([^)\s]*)\)")
-PAGES = [file for file in (ROOT / "CHANGELOG.md", *WRITTEN) if file.suffix == ".md"]
+ABOVE = [ROOT / name for name in ("CHANGELOG.md", "CONTRIBUTING.md", "SECURITY.md")]
+PAGES = [file for file in (*ABOVE, *WRITTEN) if file.suffix == ".md"]
 
 
 def anchors(page: Path) -> set[str]:
@@ -169,3 +170,25 @@ def test_every_front_end_s_example_starts_a_server_that_believes_it() -> None:
     front_ends = {"Caddyfile", "apache.conf", "envoy.yaml", "haproxy.cfg", "nginx.conf", "traefik.yml"}
     assert set(commands) == front_ends | {"http2tcp.service", "http2tcp@.service"}
     assert [name for name, command in commands.items() if "--trusted-proxy 127.0.0.1" not in command] == []
+
+
+# --- files ----------------------------------------------------------------------------------------
+
+#: A file or a folder of the code, as a page names it.
+NAMED_FILE = re.compile(r"`((?:http2tcp|tests|examples)/(?!1\.0`)[\w./-]+)`")
+GUIDES = [ROOT / "CONTRIBUTING.md", *(ROOT / "docs" / f"{name}.md" for name in ("style", "glossary", "dependencies"))]
+
+
+@pytest.mark.skipif(not (ROOT / "http2tcp" / "server").is_dir(), reason="the package is still one flat folder")
+@pytest.mark.parametrize("page", GUIDES, ids=[page.name for page in GUIDES])
+def test_every_file_of_the_code_that_a_guide_names_is_there(page: Path) -> None:
+    named = NAMED_FILE.findall(page.read_text())
+    assert named
+    assert [name for name in named if not (ROOT / name).exists()] == []
+
+
+def test_every_page_is_in_the_table_of_contents() -> None:
+    contents = (ROOT / "docs" / "README.md").read_text()
+    reached = {(ROOT / "docs" / link.partition("#")[0]).resolve() for link in LINK.findall(contents)}
+    pages = {file for file in (ROOT / "docs").rglob("*.md") if file != ROOT / "docs" / "README.md"}
+    assert {str(page.relative_to(ROOT)) for page in pages - reached} == set()
