@@ -95,6 +95,19 @@ class ResetCode(IntEnum):
     STOPPED = 6
     #: The client leaves before both sides were done.
     LEAVING = 7
+    # From here on they are said of resumable tunnels alone.
+    #: The peer broke the rules of resuming: it lied about its counts, or its figures are out of bounds.
+    PROTOCOL = 8
+    #: No such session is known, or it is over.
+    GONE = 9
+    #: What the peer asks for is kept no more.
+    GAP = 10
+    #: The proof is wrong: the session is another's.
+    NOT_YOURS = 11
+    #: The client was away for longer than the server waits.
+    AWAY_TOO_LONG = 12
+    #: Not now; the session is untouched, and another attempt may do.
+    BUSY = 13
 
 
 class Reset(NamedTuple):
@@ -111,7 +124,8 @@ def reset(code: int, words: str) -> bytes:
     return encode_varint(RESET_TYPE) + encode_varint(len(value)) + value
 
 
-def _parse_reset(value: bytes | bytearray) -> Reset:
+def parse_reset(value: bytes | bytearray) -> Reset:
+    """Read the value of a RESET; whatever it is, it is a RESET. Words that are too long are cut."""
     number = decode_varint(value, 0)
     if number is None:
         return Reset(ResetCode.UNSPECIFIED, "")
@@ -208,7 +222,7 @@ class CapsuleReader:
         assert self._reset_value is not None
         # A long one is not waited for: what it may say is here.
         if self._skip_left == 0 or len(self._reset_value) == _MAX_RESET:
-            self.reset = _parse_reset(self._reset_value)
+            self.reset = parse_reset(self._reset_value)
 
     def _finish(self) -> None:
         if self._final_pending and self._payload_left == 0:
