@@ -509,7 +509,7 @@ class Resumable:
         if self.peer_end is not None:
             raise Violation("data came after the end")
         self.received += count
-        return self.out.end is None or self.out.end.reset is None
+        return not self._broken_here
 
     def _ended(self, why: Reset | None) -> End | None:
         if self.mode is Mode.OFFERED:
@@ -522,7 +522,7 @@ class Resumable:
             raise Violation("a second end came")
         # A RESET after FINAL_DATA breaks the tunnel and has no position.
         self.peer_end = End(why)
-        return self.peer_end
+        return None if why is None and self._broken_here else self.peer_end
 
     def _control(self, event: Event) -> None:
         if self.mode is Mode.OFFERED:
@@ -554,6 +554,8 @@ class Resumable:
 
     def sink_took(self, count: int) -> None:
         """The sink has taken so many bytes, in whatever way they went."""
+        if self._broken_here:
+            return
         assert 0 <= count <= self.in_hand
         self.handed_on += count
         if count and self.mode is not Mode.PLAIN:
@@ -564,14 +566,19 @@ class Resumable:
     def sink_ended(self) -> None:
         """The sink has been told of the peer's end, after all bytes; after a RESET those in hand may be dropped."""
         assert self.peer_end is not None
-        assert self.in_hand == 0 or self.peer_end.reset is not None
+        if self.peer_end.reset is None:
+            if self._broken_here:
+                return
+            assert self.in_hand == 0
         if self.handed_on < self.received:
             self.handed_on = self.received
             self.acknowledge()
 
     @property
     def in_hand(self) -> int:
-        """Bytes that were received and not yet handed on: the caller has them."""
+        """Bytes that were received and not yet handed on: the caller has them. None where we have broken it off."""
+        if self._broken_here:
+            return 0
         return max(0, self.received - (self.peer_end is not None) - self.handed_on)
 
     @property
@@ -709,7 +716,7 @@ class Resumable:
         """My sink is blocked, and I wait for room. True where that made room; what is in flight is kept no more."""
         if not self.attached or self.mode is not Mode.RESUMABLE or self.out.end is not None:
             return False
-        if self.room or self.out.lapsed or self.out.sent < self.out.length:
+        if self.room or self.broken or self.out.lapsed or self.out.sent < self.out.length:
             return False
         self.out.lapsed = True
         self.out.drop_all()
@@ -724,6 +731,10 @@ class Resumable:
         if self.peer_end is not None and self.peer_end.reset is not None:
             return self.peer_end.reset
         return self.last_words or (self.out.end.reset if self.out.end else None)
+
+    @property
+    def _broken_here(self) -> bool:
+        return self.last_words is not None or (self.out.end is not None and self.out.end.reset is not None)
 
     @property
     def end_acked(self) -> bool:
@@ -751,7 +762,7 @@ class Resumable:
             return True
         if self.peer_end is not None and self.peer_end.reset is not None:
             return self.handed_on == self.received
-        return self.out.end is not None and self.out.end.reset is not None and self.end_acked
+        return self._broken_here and self.last_words is None and self.end_acked
 
     def tombstone(self, code: int, words: str) -> Tombstone:
         """What is left of the server's side: enough to tell a client that comes back how it ended."""

@@ -14,6 +14,7 @@ from http2tcp.protocol.resume import BOUNDS, Bounds, Mode, Resumable, StateError
 from http2tcp.protocol.resume_outgoing import End, KeptBytes
 from http2tcp.protocol.resume_wire import (
     PING,
+    Ack,
     FirstCapsule,
     Gap,
     Hello,
@@ -853,7 +854,7 @@ def test_a_lapse_makes_room_and_ends_when_the_sink_moves() -> None:
     assert (server.out.held, server.room) == (15, 5)
 
 
-@pytest.mark.parametrize("state", ["room", "detached", "unsent", "ended", "lapsed", "plain"])
+@pytest.mark.parametrize("state", ["room", "detached", "unsent", "ended", "broken", "lapsed", "plain"])
 def test_nothing_lapses_that_is_not_stuck(state: str) -> None:
     _, server = full()
     match state:
@@ -865,6 +866,8 @@ def test_nothing_lapses_that_is_not_stuck(state: str) -> None:
             server.give(b"more")
         case "ended":
             server.give_end()
+        case "broken":
+            said(server, reset(7, ""))
         case "lapsed":
             server.lapse()
         case "plain":
@@ -1049,6 +1052,21 @@ def test_after_a_reset_nothing_is_read_or_sent_any_more() -> None:
     assert client.room == 0
     assert read(client.data_to_send()) == read(ack(1))
     assert client.out.held == 7
+
+
+def test_what_comes_after_our_reset_is_neither_handed_on_nor_acknowledged() -> None:
+    """The target is gone: an ACK would say that it has what the client still sends."""
+    client, server = opened(64)
+    sink = Sink(server)
+    client.give(b"0123456789")
+    sink.feed(client.data_to_send(), 1, most=4)
+    server.give_reset(1, "")
+    client.give_end()
+    assert said(server, client.data_to_send()) == []
+    server.sink_took(6)
+    server.sink_ended()
+    assert (server.received, server.in_hand, server.handed_on) == (11, 0, 4)
+    assert not [event for event in read(server.keepalive()) if isinstance(event, Ack) and event.position > 4]
 
 
 def test_a_reset_takes_the_place_of_an_end_that_was_not_sent() -> None:
