@@ -297,14 +297,14 @@ class Tunnel(RuleBasedStateMachine):
         return connection
 
     @precondition(lambda self: self.client.machine.attached and self.server.machine.attached)
-    @rule()
-    def go_on_for_a_while(self) -> None:
-        """Everything that is due arrives, and the sinks take it."""
+    @rule(take=st.none() | sizes)
+    def go_on_for_a_while(self, take: int | None) -> None:
+        """Everything that is due arrives, and the sinks take it, or some."""
         for side, other in (("client", "server"), ("server", "client")):
             self.write(side, MOST_AT_ONCE, False)
             self.write(side, MOST_AT_ONCE, False)
             if connection := self.current(other):
-                self.arrive(connection, other, 1000, None, False)
+                self.arrive(connection, other, 1000, take, False)
 
     @rule(side=sides)
     def park(self, side: str) -> None:
