@@ -27,6 +27,7 @@ from http2tcp.errors import Forbidden, ProxyHeaderRefused, Refusal
 from http2tcp.net.relay import Traffic
 from http2tcp.protocol.forwarded import unmapped
 from http2tcp.server.limits import group
+from http2tcp.server.outcome import Abandoned, Ended, NoSession, Outcome, Reason, Refused
 
 if TYPE_CHECKING:
     from http2tcp.address import IPAddress
@@ -56,39 +57,6 @@ class Event(Enum):
     AUTHENTICATION_FAILED = "authentication_failed"
     #: It opened no tunnel, and got no answer either.
     ABANDONED = "abandoned"
-
-
-class Reason(Enum):
-    """Why a session ended. One that never opened was abandoned because it was stopped, or for a `NoSession`."""
-
-    CLOSED = "closed"
-    CLIENT_BROKE = "client_broke"
-    TARGET_BROKE = "target_broke"
-    #: Neither side said anything for the idle timeout.
-    IDLE = "idle"
-    #: It had lasted as long as a session may.
-    MAX_SESSION = "max_session"
-    #: The token's time was over.
-    EXPIRED = "expired"
-    #: The token was taken away.
-    REVOKED = "revoked"
-    #: The server was told to stop and the grace was over, or it was told twice.
-    STOPPED = "stopped"
-    #: A bug of ours; a traceback is in the log.
-    FAILED = "failed"
-
-
-class NoSession(Enum):
-    """Why there was none."""
-
-    #: The client went before it was answered.
-    CLIENT_LEFT = "client_left"
-    #: Others needed its place, and it had waited longest without a token.
-    PUSHED_OUT = "pushed_out"
-    #: No TLS session came about; the record's detail has OpenSSL's word for why.
-    NO_TLS = "no_tls"
-    #: What has to come before its request, a PROXY header or a TLS handshake, was not whole in time.
-    TIMED_OUT = "timed_out"
 
 
 class Record(dict[str, object]):
@@ -148,11 +116,11 @@ class Refusals:
             counts.clear()
 
 
-class Session:
+class SessionRecords:
     """The records of one connection from its first byte to its last."""
 
     __slots__ = (
-        *("id", "is_over", "traffic", "_cause", "_client", "_dialled", "_has_token", "_is_stranger", "_opened_at"),
+        *("id", "traffic", "_cause", "_client", "_dialled", "_has_token", "_is_stranger", "_opened_at"),
         *("_port", "_refusals", "_target", "_token", "_transport", "_via"),
     )
 
@@ -173,9 +141,7 @@ class Session:
         self._is_stranger = True
         #: One was.
         self._has_token = False
-        #: Its last record is written.
-        self.is_over = False
-        self._opened_at: float | None = None
+        self._opened_at = 0.0
 
     def client_is(self, address: IPAddress, port: int | None = None) -> None:
         """The peer is a proxy, and this is who it speaks for."""
@@ -207,9 +173,21 @@ class Session:
         record["dial_seconds"] = round(dial_time, 3)
         self._log(logging.INFO, record)
 
-    def refused(self, refusal: Refusal) -> None:
-        """The client gets this refusal."""
-        self.is_over = True
+    def over(self, outcome: Outcome) -> None:
+        """Write the last record, of how it ended."""
+        match outcome:
+            case Refused(refusal):
+                self._refused(refusal)
+            case Abandoned(reason, detail):
+                self._ended(self._record(Event.ABANDONED), reason, detail)
+            case Ended(reason, detail):
+                record = self._record(Event.ENDED)
+                record["bytes_up"] = self.traffic.left_to_right
+                record["bytes_down"] = self.traffic.right_to_left
+                record["seconds"] = round(time.monotonic() - self._opened_at, 3)
+                self._ended(record, reason, detail)
+
+    def _refused(self, refusal: Refusal) -> None:
         record = self._record(Event.AUTHENTICATION_FAILED if self._cause else Event.REFUSED)
         record["status"] = refusal.status
         record["error"] = refusal.proxy_error
@@ -222,6 +200,12 @@ class Session:
             record["detail"] = str(refusal)
         self._log(logging.INFO if self._is_heard(refusal) else logging.DEBUG, record)
 
+    def _ended(self, record: Record, reason: Reason | NoSession, detail: str) -> None:
+        record["reason"] = reason.value
+        if detail:
+            record["detail"] = detail
+        self._log(logging.DEBUG if self._is_stranger else logging.INFO, record)
+
     def _is_heard(self, refusal: Refusal) -> bool:
         """Whether it is a line without -v."""
         if self._has_token:
@@ -230,23 +214,6 @@ class Session:
             return self._refusals.failed(self._client)
         # A request that was not complete in time is as little an event as a connection that said nothing.
         return refusal.status != 408 and self._refusals.refused(refusal)
-
-    def ended(self, reason: Reason | NoSession, words: str = "") -> None:
-        """It is over, for this reason. Nothing is written where a refusal said so already."""
-        if self.is_over:
-            return
-        self.is_over = True
-        if self._opened_at is None:
-            record = self._record(Event.ABANDONED)
-        else:
-            record = self._record(Event.ENDED)
-            record["bytes_up"] = self.traffic.left_to_right
-            record["bytes_down"] = self.traffic.right_to_left
-            record["seconds"] = round(time.monotonic() - self._opened_at, 3)
-        record["reason"] = reason.value
-        if words:
-            record["detail"] = words
-        self._log(logging.DEBUG if self._is_stranger else logging.INFO, record)
 
     def _record(self, event: Event) -> Record:
         record = Record(event=event.value, session=self.id, client=self._client)

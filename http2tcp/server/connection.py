@@ -1,7 +1,7 @@
-"""A tunnel's story: accept → head → authorise → dial → switch → relay → record.
+"""The story of a connection: accept → head → authorise → dial → switch → relay → record.
 
-`Connection.run` is a tunnel's whole life. What it shares with the others, and what may change while it lives, is the
-server's.
+`Connection.run` is its whole life: `_serve` goes through the steps to one outcome, `run` records that and cleans up.
+What outlives the connection is its `Session`; what all connections share is the `State`.
 """
 
 from __future__ import annotations
@@ -34,16 +34,17 @@ from http2tcp.errors import (
 from http2tcp.net.capsules import CapsuleStream
 from http2tcp.net.dial import DialError, DialFailure, Dialled, dial
 from http2tcp.net.paced import PacedStream
-from http2tcp.net.relay import End, Term, relay
+from http2tcp.net.relay import End, relay
 from http2tcp.net.streams import SocketStream, Stream
 from http2tcp.protocol.capsule import ResetCode
 from http2tcp.protocol.forwarded import Peer, client_address, is_trusted, unmapped
 from http2tcp.protocol.proxy_protocol import ProxyHeaderError, ProxyHeaderReader
 from http2tcp.protocol.server_handshake import CONTINUE, MAX_HEAD, RequestReader, TunnelRequest, accept, refuse
 from http2tcp.protocol.transport import Transport
-from http2tcp.server.audit import NoSession, Reason, Session
 from http2tcp.server.dial_refusals import dial_refusal, too_slow
-from http2tcp.server.policy import Admission, Grant, Token
+from http2tcp.server.outcome import Abandoned, Ended, NoSession, Outcome, Reason, Refused
+from http2tcp.server.policy import Admission, Grant
+from http2tcp.server.session import Phase, Session
 
 if TYPE_CHECKING:
     from http2tcp.net.tls_server import ServerTLSStream
@@ -55,7 +56,11 @@ logger = logging.getLogger("http2tcp.connection")
 # How long a refused client may take to read the refusal, and how much it may still send meanwhile.
 _LINGER = 1.0
 _LINGER_BYTES = 256 * 1024
-# How long descriptors may take to become free.
+# Refusals that a client without a token can get. It must not hold its place for longer than an unanswered head could.
+_WITHOUT_TOKEN = (400, 401, 404, 407, 408, 426, 429, 431)
+# … but it always gets this long to read the refusal.
+_SHORTEST_LINGER = 0.1
+# Out of descriptors: how long to wait for evicted connections to free theirs.
 _EXHAUSTED_PAUSE = 0.1
 
 
@@ -64,119 +69,94 @@ class Connection:
 
     def __init__(self, state: State, stream: SocketStream, peer: TCPAddress | None) -> None:
         self._state = state
-        # How a connection is served, its times and whose word counts, is as it came under them. Who may go where is
-        # asked of the server's at each step: they may change while the connection waits for its request or its target.
+        # The settings when the connection was accepted: its timeouts, its format and its trusted proxies stay the same
+        # for its whole life. Paths, tokens and rules are always read from `state`, since they may change while the
+        # connection waits for its request or its target.
         self._settings = state.settings
         self._stream: SocketStream | ServerTLSStream = stream
-        #: Who it comes from, as far as that is known: the peer, and then whom a trusted proxy names.
+        #: The client, as far as it is known: at first the peer, later the address that a trusted proxy names.
         self._client: Peer = "unix" if peer is None else unmapped(ip_address(peer.host))
-        # Not behind a PROXY header that names nobody: the peer is trusted then, and its client is not.
+        # False after a PROXY header without an address: `_client` is the trusted proxy then, and a forwarded header
+        # would be believed whoever wrote it.
         self._reads_forwarded = bool(self._settings.trusted_proxies)
-        self._session = Session(peer, state.refusals)
-        self._opening = trio.CancelScope()
-        self._grant: Grant | None = None
-        self._token: Token | None = None
+        self._session = Session(state, peer)
+        #: What an eviction cancels: the request, and later the delivery of its refusal.
+        self._evictable = trio.CancelScope()
         self._accepted_at = trio.current_time()
-        self._dial_time = 0.0
-        self._opened_at = 0.0
-        self.term = Term()
+        self._head_deadline = self._accepted_at + self._settings.head_timeout
 
     async def run(self) -> None:
-        """A tunnel's whole life."""
-        reason: Reason | NoSession = Reason.STOPPED
-        words = ""
-        give_up = self._accepted_at + self._settings.head_timeout
-        # Who brings a PROXY header is a proxy, and the share is that of whom it names.
-        self._state.waiting.enter(self, None if self._settings.proxy_protocol else self._address())
+        """Serve the connection, record its outcome, and clean up."""
         try:
-            try:
-                with self._opening:
-                    if self._settings.proxy_protocol:
-                        await self._read_proxy_header(give_up)
-                    if self._state.tls is not None:
-                        await self._secure(self._state.tls, give_up)
-                    request = await self._read_head(give_up)
-                    admission = self._authorise(request)
-                    target = await self._dial(request, admission)
-                    reason, words = await self._switch_and_relay(request, target)
-                if self._opening.cancelled_caught:
-                    reason = NoSession.PUSHED_OUT
-            except Refusal as refusal:
-                await self._refuse(refusal, give_up)
-            except _Departed:
-                reason = NoSession.CLIENT_LEFT
-            except _NoTLS as error:
-                reason, words = NoSession.NO_TLS, str(error)
-            except _TooLate as error:
-                reason, words = NoSession.TIMED_OUT, str(error)
-            except Exception:
-                self._log_bug()
-                reason = Reason.FAILED
-                if not self._opened_at:
-                    await self._refuse(InternalError(), give_up)
+            outcome = await self._serve()
+            self._session.over(outcome)
+            if isinstance(outcome, Refused):
+                await self._deliver(outcome.refusal)
         except Exception:
-            self._log_bug()  # in what refuses, which every stranger reaches
+            # Any stranger can reach the code that refuses; a bug there must not end the server.
+            self._log_bug()
         finally:
             self._stream.abort()
-            self._leave()
-            if not self._session.is_over:
-                self._state.metrics.ended(self._session.traffic, reason.value)
-            self._session.ended(reason, words)
+            self._state.waiting.leave(self)
+            # Without an outcome it was cancelled.
+            self._session.stopped()
+
+    async def _serve(self) -> Outcome:
+        """Go through a connection's steps, to the end of its tunnel or to the step that fails."""
+        # A front end that sends PROXY headers has no share of its own: the clients that it names have theirs.
+        self._state.waiting.enter(self, None if self._settings.proxy_protocol else self._address())
+        try:
+            with self._evictable:
+                if self._settings.proxy_protocol:
+                    await self._read_proxy_header()
+                if self._state.tls is not None:
+                    await self._secure(self._state.tls)
+                request = await self._read_head()
+                admission = self._authorise(request)
+                target, dial_time = await self._dial(request, admission)
+                return await self._switch_and_relay(request, target, dial_time)
+            return Abandoned(NoSession.PUSHED_OUT)
+        except Refusal as refusal:
+            return Refused(refusal)
+        except _Abandon as error:
+            return error.outcome
+        except Exception:
+            # One connection's bug must not end the others.
+            self._log_bug()
+            if self._session.phase is Phase.OPEN:
+                return Ended(Reason.FAILED)
+            return Refused(InternalError())
 
     def _log_bug(self) -> None:
-        """One tunnel's bug must not end the others."""
         logger.exception("session %s failed; please report this", self._session.id)
 
-    def push_out(self) -> None:
-        """Others need its place: it has waited longest without a token, or with the answer that it got."""
-        self._opening.cancel()
-
-    def settings_changed(self) -> None:
-        """What they say about an open session counts now."""
-        state = self._state
-        if not state.settings.keep_sessions:
-            if self._token is not None:
-                self._token = state.policy.find(self._token)
-                if self._token is None:
-                    self.term.end("the token was taken away", Reason.REVOKED)
-            elif state.policy.asks_for_token:
-                self.term.end("a token is needed now, and this session has none", Reason.REVOKED)
-        self.limit_term()
-
-    def _leave(self) -> None:
-        self._state.waiting.leave(self)
-        self._state.sessions.discard(self)
-        self._free_tunnel()
-
-    def _free_tunnel(self) -> None:
-        """Others may have its place; a client that is slow to read its refusal holds none."""
-        if self._grant is not None:
-            self._state.tunnels.leave(self._grant.token)
-            self._grant = None
+    def evict(self) -> None:
+        """Close the connection, since others need its place."""
+        self._evictable.cancel()
 
     def _address(self) -> IPAddress | None:
-        """The client's address, where it is the client's alone: not that of a front end, behind which all are."""
+        """The address for the per-address limits; None for an address that many clients share, as a front end's."""
         if self._client == "unix" or self._client.is_loopback or self._is_proxy(self._client):
             return None
         return self._client
 
     def _is_proxy(self, peer: Peer) -> bool:
-        """Whether it speaks for others."""
+        """Whether the peer is a trusted proxy, which names the client that it speaks for."""
         return is_trusted(peer, self._settings.trusted_proxies)
 
     def _comes_from(self, client: IPAddress, port: int | None = None) -> None:
-        """A trusted proxy says whom it speaks for."""
+        """Take the client's address from a trusted proxy."""
         self._client = client
-        self._session.client_is(client, port)
+        self._session.records.client_is(client, port)
         self._state.waiting.comes_from(self, self._address())
 
-    async def _read_proxy_header(self, give_up: float) -> None:
-        """What the PROXY protocol puts before all else, and not a byte of what follows."""
-        # Without a list of proxies, all who reach the listener are.
+    async def _read_proxy_header(self) -> None:
+        """Read the PROXY protocol's header, and not a byte of what follows it."""
+        # Without a list of trusted proxies, everyone who reaches the listener counts as one.
         if self._settings.trusted_proxies and not self._is_proxy(self._client):
             raise ProxyHeaderRefused("it is not from a trusted proxy", proxy_error="http_request_denied")
         reader = ProxyHeaderReader()
-        with trio.move_on_at(give_up):
+        with trio.move_on_at(self._head_deadline):
             try:
                 while (header := reader.next_event()) is None:
                     reader.receive(await self._receive(reader.needed))
@@ -187,37 +167,39 @@ class Connection:
             else:
                 self._comes_from(header.source, header.port)
             return
-        raise _TooLate("no PROXY header came in time")
+        raise _Abandon(NoSession.TIMED_OUT, "no PROXY header came in time")
 
     async def _receive(self, most: int) -> bytes:
-        """Bytes of the request, or of what comes before it."""
+        """Receive some bytes of the request, or of the PROXY header before it."""
         try:
             data = await self._stream.receive_some(most)
         except trio.BrokenResourceError:
-            raise _Departed from None
+            raise _Abandon(NoSession.CLIENT_LEFT) from None
         if not data:
-            raise _Departed
+            raise _Abandon(NoSession.CLIENT_LEFT)
         return data
 
-    async def _secure(self, context: ssl.SSLContext, give_up: float) -> None:
+    async def _secure(self, context: ssl.SSLContext) -> None:
+        """Put TLS on the stream."""
         from http2tcp.net.tls_server import HandshakeFailed, accept_tls
 
         assert isinstance(self._stream, SocketStream)
         try:
-            with trio.move_on_at(give_up):
+            with trio.move_on_at(self._head_deadline):
                 self._stream = await accept_tls(self._stream, context)
                 self._state.waiting.speaks(self)
                 return
         except trio.BrokenResourceError:
-            raise _Departed from None
+            raise _Abandon(NoSession.CLIENT_LEFT) from None
         except HandshakeFailed as error:
-            raise _NoTLS(str(error)) from None
-        raise _TooLate("the TLS handshake took too long")
+            raise _Abandon(NoSession.NO_TLS, str(error)) from None
+        raise _Abandon(NoSession.TIMED_OUT, "the TLS handshake took too long")
 
-    async def _read_head(self, give_up: float) -> TunnelRequest:
+    async def _read_head(self) -> TunnelRequest:
+        """Read the request. Bytes behind its head are given back to the stream."""
         forwarded_header = self._settings.forwarded_header if self._reads_forwarded else None
         reader = RequestReader(connect=self._settings.connect, forwarded_header=forwarded_header)
-        with trio.move_on_at(give_up):
+        with trio.move_on_at(self._head_deadline):
             while (request := reader.next_event()) is None:
                 reader.receive(await self._receive(MAX_HEAD))
                 self._state.waiting.speaks(self)
@@ -231,7 +213,7 @@ class Connection:
         raise HeadTimeout
 
     def _authorise(self, request: TunnelRequest) -> Admission:
-        """Where the request may go. The order of the checks is what an attacker may learn."""
+        """Where the request may go. The order of the checks decides what an attacker can learn from a refusal."""
         self._check_path(request)
         grant = self._authenticate(request)
         return self._admit(request, grant)
@@ -242,11 +224,28 @@ class Connection:
         if path is not None and not request.is_connect and normal_path(path) != normal_path(request.path or ""):
             raise NotFound
         if request.is_connect and not settings.connect:
-            # CONNECT was taken when the connection came, and is not any more.
+            # CONNECT was turned off after the connection was accepted.
             raise BadRequest
 
+    def _authenticate(self, request: TunnelRequest) -> Grant:
+        """What the request's token allows. A wrong token counts against the client's address."""
+        try:
+            grant = self._state.policy.authenticate(request.token, time.time())
+        except Unauthorized as error:
+            if request.token is not None:
+                self._session.records.failed_authentication(error.name if isinstance(error, TokenExpired) else None)
+                self._state.metrics.authentication_failures.add()
+                if self._state.failures.failed(self._address(), trio.current_time()):
+                    raise TooManyRequests from None
+            if request.is_connect:
+                raise ProxyAuthenticationRequired from error
+            raise
+        self._state.waiting.leave(self)
+        self._session.records.authenticated(None if grant.token is None else grant.token.name)
+        return grant
+
     def _admit(self, request: TunnelRequest, grant: Grant) -> Admission:
-        """Where an accepted request may go; it holds a place among the tunnels from now on."""
+        """Where an authenticated request may go. From now on it holds a place among the tunnels."""
         if request.transport is None:
             raise UpgradeRequired
         try:
@@ -258,73 +257,58 @@ class Connection:
             raise BadRequest(f"the destination is not understood: {error}") from None
         if destination is None:
             raise BadRequest("the request names no destination, and this server has no default one (-d)")
-        self._session.asked(destination)
+        self._session.records.asked(destination)
         if request.origin is not None and request.origin not in self._state.settings.allow_origins:
             raise Forbidden("a web page may not open tunnels")
-        admission = grant.admit(destination)
-        self._free_tunnel()
-        self._state.tunnels.enter(grant.token)
-        self._grant, self._token = grant, grant.token
-        return admission
-
-    def _authenticate(self, request: TunnelRequest) -> Grant:
-        try:
-            grant = self._state.policy.authenticate(request.token, time.time())
-        except Unauthorized as error:
-            if request.token is not None:
-                self._session.failed_authentication(error.name if isinstance(error, TokenExpired) else None)
-                self._state.metrics.authentication_failures.add()
-                if self._state.failures.failed(self._address(), trio.current_time()):
-                    raise TooManyRequests from None
-            if request.is_connect:
-                raise ProxyAuthenticationRequired from error
-            raise
-        self._state.waiting.leave(self)
-        self._session.authenticated(None if grant.token is None else grant.token.name)
-        return grant
+        return self._session.admit(grant, destination)
 
     def _admit_again(self, request: TunnelRequest, admission: Admission, asked: ServerSettings) -> Admission:
-        """Where the request may go by now: the rules that were `asked` may have changed, and the token's time be over.
+        """Where the request may go now that its target was dialled, under `asked`.
 
-        Raises Refusal.
+        Meanwhile the rules may have changed, or the token may have expired. Raises Refusal.
         """
         state, now = self._state, time.time()
         if state.settings.keep_sessions:
             return admission
-        if state.settings is asked and (self._token is None or now < self._token.expires):
+        token = self._session.token
+        if state.settings is asked and (token is None or now < token.expires):
             return admission
         self._check_path(request)
         try:
-            # Nobody guesses here, so this one does not count as a failure.
+            # The token was right once, so a failure here is no guess: it does not count against the address.
             grant = state.policy.authenticate(request.token, now)
         except Unauthorized as error:
             if request.is_connect:
                 raise ProxyAuthenticationRequired from error
             raise
-        self._session.authenticated(None if grant.token is None else grant.token.name)
+        self._session.records.authenticated(None if grant.token is None else grant.token.name)
         return self._admit(request, grant)
 
-    async def _dial(self, request: TunnelRequest, admission: Admission) -> Dialled:
-        """Connect to the target. What counts is what the rules say once it has accepted."""
+    async def _dial(self, request: TunnelRequest, admission: Admission) -> tuple[Dialled, float]:
+        """Connect to the target, and return how many seconds that took.
+
+        The rules are asked again once the target has accepted: they may have changed meanwhile. Raises Refusal.
+        """
         try:
             if request.expects_continue:
                 await self._stream.send_all(CONTINUE)
         except trio.BrokenResourceError:
-            raise _Departed from None
+            raise _Abandon(NoSession.CLIENT_LEFT) from None
         started = trio.current_time()
-        give_up = started + self._settings.connect_timeout
+        deadline = started + self._settings.connect_timeout
         while True:
             asked = self._state.settings
             dialled: Dialled | None = None
             failure: Refusal | None = None
             try:
-                dialled = await self._reach(admission, give_up)
+                dialled = await self._reach(admission, deadline)
             except Refusal as refusal:
                 failure = refusal
             try:
                 newest = self._admit_again(request, admission, asked)
             except Refusal:
-                # A session that opened now would outlive what closed it; nor is it told how the target is.
+                # Opened now, the session would outlive the reload that forbids it. And the client must not learn
+                # whether the target is up, so this refusal takes the place of the dial's own.
                 if dialled is not None:
                     dialled.stream.abort()
                 raise
@@ -333,15 +317,16 @@ class Connection:
                     raise failure
                 assert dialled is not None
                 if newest is admission or _permits(newest, dialled.address):
-                    self._dial_time = trio.current_time() - started
-                    self._state.metrics.dials.observe(self._dial_time)
-                    return dialled
-            # The default destination is another now, or the name has addresses that may still be reached.
+                    dial_time = trio.current_time() - started
+                    self._state.metrics.dials.observe(dial_time)
+                    return dialled, dial_time
+            # Dial again: the default destination has changed, or the new rules forbid this address of the target's
+            # name and may permit another.
             if dialled is not None:
                 dialled.stream.abort()
             admission = newest
 
-    async def _reach(self, admission: Admission, give_up: float) -> Dialled:
+    async def _reach(self, admission: Admission, deadline: float) -> Dialled:
         """Connect to an admitted destination. Raises Refusal."""
         destination = admission.destination
         closed = ""
@@ -353,15 +338,15 @@ class Connection:
             return not refusal
 
         known = trio.Event()
-        limiter = self._state.look_up_limiter(self._token)
+        limiter = self._state.look_up_limiter(self._session.token)
         try:
-            with trio.fail_at(give_up):
+            with trio.fail_at(deadline):
                 try:
                     return await dial(destination, permits, known.set, limiter)
                 except DialError as error:
                     if error.failure is not DialFailure.EXHAUSTED:
                         raise
-                    # Those who only wait give their descriptors up.
+                    # Out of descriptors: close some unauthenticated connections, then try once more.
                     self._state.waiting.give_way()
                     await trio.sleep(_EXHAUSTED_PAUSE)
                     return await dial(destination, permits, known.set, limiter)
@@ -370,61 +355,36 @@ class Connection:
         except DialError as error:
             raise dial_refusal(admission, error, closed) from error
 
-    async def _switch_and_relay(self, request: TunnelRequest, target: Dialled) -> tuple[Reason, str]:
-        self._session.opened(target.address, request.carrier, self._dial_time)
-        self._state.metrics.opened(self._session.traffic, request.carrier)
-        self._state.sessions.add(self)
-        self._opened_at = trio.current_time()
-        self.limit_term()
-        idle = self._state.limits.idle_timeout
-        if idle is not None:
-            self.term.idle(idle, f"no byte went either way for {idle:g} s", Reason.IDLE)
+    async def _switch_and_relay(self, request: TunnelRequest, target: Dialled, dial_time: float) -> Ended:
+        """Send the answer that opens the tunnel, and carry its bytes until it ends."""
+        session = self._session
+        session.open(target.address, request.carrier, dial_time)
         try:
-            keepalive = self._settings.keepalive
-            answer = accept(request, self._session.id, keepalive=keepalive, dial_time=self._dial_time)
+            answer = accept(request, session.id, keepalive=self._settings.keepalive, dial_time=dial_time)
             await self._stream.send_all(answer)
             self._state.metrics.handshakes.observe(trio.current_time() - self._accepted_at)
         except trio.BrokenResourceError as error:
-            return Reason.CLIENT_BROKE, str(error)
+            return Ended(Reason.CLIENT_BROKE, str(error))
         else:
-            client, session = self._framed(request), self._session
-            outcome = await relay(client, self._paced(target), session.traffic, self.term, _CODES)
-            return _reason(outcome.end, self.term), outcome.words
+            client = self._framed(request)
+            relayed = await relay(client, self._paced(target), session.traffic, session.lifetime, _CODES)
+            return Ended(_reason(relayed.end, session), relayed.words)
         finally:
             target.stream.abort()
-
-    def limit_term(self) -> None:
-        """When it ends at the latest, by all that may end it."""
-        limits = self._state.limits
-        self.term.renew()
-        self.term.until(self._state.ends_at, "the server was stopped", Reason.STOPPED)
-        if limits.max_session is not None:
-            words = f"a session lasts {limits.max_session:g} s at most"
-            self.term.until(self._opened_at + limits.max_session, words, Reason.MAX_SESSION)
-        self.limit_by_expiry()
-
-    def limit_by_expiry(self) -> None:
-        """It ends when its token does, by the wall clock of now.
-
-        A clock that was put forward ends it earlier than was thought; one that was put back lengthens nothing.
-        """
-        if self._token is not None and not self._state.settings.keep_sessions:
-            left = self._token.expires - time.time()
-            self.term.until(trio.current_time() + left, "the token has expired", Reason.EXPIRED)
 
     def _paced(self, target: Dialled) -> Stream:
         rate = self._state.limits.max_rate
         return target.stream if rate is None else PacedStream(target.stream.socket, rate)
 
     def _framed(self, request: TunnelRequest) -> Stream:
-        """The tunnel's bytes: what the transport adds to them stays below."""
+        """The stream of the tunnel's bytes, without the framing that the transport puts around them."""
         stream: Stream = self._stream
         keepalive = self._settings.keepalive
         if request.transport is Transport.WEBSOCKET:
-            # Its frames are wsproto's, which a server that has no such client does not load.
+            # Imported here, so that a server without WebSocket clients does not load wsproto.
             from http2tcp.net.websocket import WebSocketStream
 
-            # Capsules break the silence themselves.
+            # Capsules have keepalives of their own.
             stream = WebSocketStream(stream, client=False, keepalive=math.inf if request.capsules else keepalive)
         if request.capsules:
             stream = CapsuleStream(
@@ -432,20 +392,16 @@ class Connection:
             )
         return stream
 
-    async def _refuse(self, refusal: Refusal, give_up: float) -> None:
-        """Send the refusal and see it delivered: closing with bytes unread would reset it away."""
-        self._session.refused(refusal)
-        self._state.metrics.refused(refusal)
-        self._free_tunnel()
+    async def _deliver(self, refusal: Refusal) -> None:
+        """Send the refusal, and wait until the client has it: closing with bytes unread would reset it away."""
         if isinstance(refusal, ProxyHeaderRefused):
-            return
-        # Before the token is accepted nobody is waited for beyond the head's own deadline.
+            return  # whatever is at the other end does not speak as configured, so it may not even speak HTTP
         with trio.move_on_after(_LINGER) as linger:
-            # It still holds a descriptor, and gives it up like the others that wait.
-            self._opening = linger
+            # The connection still holds a descriptor, so it can be evicted again.
+            self._evictable = linger
             self._state.waiting.answered(self)
-            if refusal.status in (400, 401, 404, 407, 408, 426, 429, 431):
-                linger.deadline = min(linger.deadline, max(give_up, trio.current_time() + 0.1))
+            if refusal.status in _WITHOUT_TOKEN:
+                linger.deadline = min(linger.deadline, max(self._head_deadline, trio.current_time() + _SHORTEST_LINGER))
             try:
                 await self._stream.send_all(refuse(refusal, self._session.id))
                 await self._stream.send_eof()
@@ -457,16 +413,12 @@ class Connection:
                 return
 
 
-class _Departed(Exception):
-    """The client closed or broke the connection before its request was whole."""
+class _Abandon(Exception):
+    """The connection cannot go on, and its client gets no answer."""
 
-
-class _NoTLS(Exception):
-    """No TLS session came about. `str(error)` says why."""
-
-
-class _TooLate(Exception):
-    """What comes before the head took all of its time. `str(error)` says what."""
+    def __init__(self, reason: NoSession, detail: str = "") -> None:
+        super().__init__(detail or reason.value)
+        self.outcome = Abandoned(reason, detail)
 
 
 _REASONS = {
@@ -478,7 +430,7 @@ _REASONS = {
 }
 
 
-# What a client is told of these, in capsules.
+# The code of the capsule that tells the client why its tunnel was ended.
 _CODES: dict[object, int] = {
     End.RIGHT_BROKE: ResetCode.TARGET,
     Reason.REVOKED: ResetCode.REVOKED,
@@ -489,13 +441,14 @@ _CODES: dict[object, int] = {
 }
 
 
-def _reason(end: End, term: Term) -> Reason:
+def _reason(end: End, session: Session) -> Reason:
+    """Why the tunnel ended: how its relay ended, or what ended its lifetime."""
     if end is not End.TERMINATED:
         return _REASONS[end]
-    assert isinstance(term.cause, Reason)
-    return term.cause
+    assert isinstance(session.lifetime.cause, Reason)
+    return session.lifetime.cause
 
 
 def _permits(admission: Admission, dialled: Address) -> bool:
-    """Whether a destination's address, which was dialled, may be. A Unix socket is its own."""
+    """Whether the address that was dialled is permitted. A Unix socket has no addresses to judge."""
     return not isinstance(dialled, TCPAddress) or not admission.refusal(ip_address(dialled.host))

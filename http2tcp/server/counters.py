@@ -3,14 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import TYPE_CHECKING, Protocol
+from typing import Protocol
 
 from http2tcp.protocol.transport import Transport
+from http2tcp.server.outcome import Abandoned, Ended, NoSession, Outcome, Reason, Refused
 from http2tcp.server.prometheus import Counter, Histogram, Values
-
-if TYPE_CHECKING:
-    from http2tcp.errors import Refusal
-
 
 # From a target in the same rack to one that has not answered by the end of a patient client's own limit.
 _SECONDS = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 20)
@@ -44,9 +41,9 @@ REFUSALS = (
 )
 
 
-#: `audit.Reason`, and `audit.NoSession` with the one of the others that may come before there is a tunnel.
-ENDINGS = ("closed", "client_broke", "target_broke", "idle", "max_session", "expired", "revoked", "stopped", "failed")
-ABANDONED = ("client_left", "pushed_out", "no_tls", "timed_out", "stopped")
+#: What ends tunnels, and what leaves connections without one.
+ENDINGS = tuple(reason.value for reason in Reason)
+ABANDONED = tuple(reason.value for reason in NoSession)
 
 
 class _Traffic(Protocol):
@@ -120,18 +117,18 @@ class Metrics:
         self.sessions_opened.add(carrier)
         self._open[traffic] = carrier
 
-    def ended(self, traffic: _Traffic, reason: str) -> None:
-        """A connection that was not refused is over; whether it had opened a tunnel is known here."""
-        if self._open.pop(traffic, None) is None:
-            self.abandoned.add(reason)
-            return
-        self.sessions_ended.add(reason)
-        self._bytes_up += traffic.left_to_right
-        self._bytes_down += traffic.right_to_left
-
-    def refused(self, refusal: Refusal) -> None:
-        """A request got this in place of a tunnel."""
-        self.refusals.add(str(refusal.status), refusal.proxy_error)
+    def over(self, outcome: Outcome, traffic: _Traffic) -> None:
+        """A connection ended so, and its tunnel had carried these bytes."""
+        match outcome:
+            case Refused(refusal):
+                self.refusals.add(str(refusal.status), refusal.proxy_error)
+            case Abandoned(reason):
+                self.abandoned.add(reason.value)
+            case Ended(reason):
+                del self._open[traffic]
+                self.sessions_ended.add(reason.value)
+                self._bytes_up += traffic.left_to_right
+                self._bytes_down += traffic.right_to_left
 
     def reloaded(self, now: float) -> None:
         """A configuration that was read anew is in force."""

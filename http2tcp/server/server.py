@@ -91,7 +91,7 @@ class Server:
                         sessions.start_soon(listener.accept_rest, accepted)
                 self.state.ends_at = trio.current_time() + self.state.settings.grace
                 for session in self.state.sessions:
-                    session.limit_term()
+                    session.limit_lifetime()
                 # Those that are not open by then.
                 sessions.cancel_scope.deadline = self.state.ends_at + _LAST_WORDS
         finally:

@@ -26,20 +26,24 @@ from http2tcp.server.settings import ServerSettings
 logger = logging.getLogger("http2tcp.server")
 
 
-class SharedConnection(Protocol):
-    """What the others, and a reload, ask of a connection."""
+class Evictable(Protocol):
+    """A connection, as far as the limit of unauthenticated connections goes."""
 
-    def push_out(self) -> None:
-        """Close it: it waits, and its descriptor is needed."""
+    def evict(self) -> None:
+        """Close it, since others need its place."""
 
-    def limit_term(self) -> None:
-        """Take the latest time at which its session may end anew from the limits."""
+
+class OpenSession(Protocol):
+    """A session, as far as reloads and the clock go."""
+
+    def limit_lifetime(self) -> None:
+        """Set the latest time at which it ends, from everything that may end it."""
 
     def limit_by_expiry(self) -> None:
         """Compare its token's expiry with the wall clock again."""
 
     def settings_changed(self) -> None:
-        """End its session where the new settings no longer allow it."""
+        """End it where the new settings no longer allow it, and take new times."""
 
 
 class Prepared(NamedTuple):
@@ -63,11 +67,11 @@ class State:
     def __init__(self, settings: ServerSettings) -> None:
         """Raises SettingsError."""
         self.limits = _limits(settings)
-        self.waiting: Waiting[SharedConnection] = Waiting(self.limits, lambda connection: connection.push_out())
+        self.waiting: Waiting[Evictable] = Waiting(self.limits, lambda connection: connection.evict())
         self.tunnels = Tunnels(self.limits)
         self.failures = Failures(self.limits)
         #: The open sessions.
-        self.sessions: set[SharedConnection] = set()
+        self.sessions: set[OpenSession] = set()
         #: When they end: the grace after `drain`.
         self.ends_at = math.inf
         self.draining = False

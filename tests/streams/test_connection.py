@@ -6,6 +6,7 @@ import pytest
 import trio.testing
 
 from http2tcp.address import parse_destination
+from http2tcp.server import connection as connection_module
 from http2tcp.server.limits import Limits
 from http2tcp.server.policy import Token, digest
 from http2tcp.server.rules import parse_rule
@@ -367,3 +368,25 @@ async def test_a_connection_lives_as_its_playbook_says(
     name: str, mock_clock: trio.testing.MockClock, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     await PLAYBOOKS[name].run(monkeypatch)
+
+
+async def test_a_bug_in_an_open_tunnel_ends_it_and_no_answer_is_sent_into_it(
+    mock_clock: trio.testing.MockClock, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    async def buggy(*_: object) -> None:
+        raise ZeroDivisionError("a bug")
+
+    monkeypatch.setattr(connection_module, "relay", buggy)
+    playbook = (
+        Playbook()
+        >> client_sends(HEAD)
+        << dials(HOST)
+        >> accepts()
+        << answers(101)
+        << client_sees("reset")
+        << target_sees("reset")
+        << records("opened")
+        << records("ended", reason="failed")
+    )
+    await playbook.run(monkeypatch)
+    assert "ZeroDivisionError" in caplog.text

@@ -23,7 +23,8 @@ from http2tcp.errors import (
     UpgradeRequired,
 )
 from http2tcp.server import audit
-from http2tcp.server.audit import Event, NoSession, Reason, Record, Refusals, Session
+from http2tcp.server.audit import Event, Record, Refusals, SessionRecords
+from http2tcp.server.outcome import Abandoned, Ended, NoSession, Reason, Refused
 
 CLIENT = TCPAddress("192.0.2.1", 40000)
 DB = TCPAddress("db", 5432)
@@ -38,14 +39,14 @@ def records(caplog: pytest.LogCaptureFixture) -> Lines:
     return lambda: [record.getMessage() for record in caplog.records]
 
 
-def asked() -> Session:
-    session = Session(CLIENT)
+def asked() -> SessionRecords:
+    session = SessionRecords(CLIENT)
     session.authenticated("alice")
     session.asked(DB)
     return session
 
 
-def opened() -> Session:
+def opened() -> SessionRecords:
     session = asked()
     session.opened(TCPAddress("10.0.0.7", 5432), "tcp", 0.0123)
     return session
@@ -58,7 +59,7 @@ def test_a_session_has_a_record_when_it_opens_and_one_when_it_ends(records: Line
     session = opened()
     session.traffic.forth.bytes = 1000
     session.traffic.back.bytes = 7
-    session.ended(Reason.CLOSED)
+    session.over(Ended(Reason.CLOSED))
     first, last = records()
     where = f"session={session.id} client=192.0.2.1 port=40000 token=alice target=db:5432 dialled=10.0.0.7:5432"
     assert first == f"opened {where} transport=tcp dial_seconds=0.012"
@@ -69,21 +70,20 @@ def test_a_session_has_a_record_when_it_opens_and_one_when_it_ends(records: Line
 
 
 def test_a_session_that_broke_says_on_which_side_and_how(records: Lines) -> None:
-    opened().ended(Reason.TARGET_BROKE, "the connection broke: Connection reset by peer")
+    opened().over(Ended(Reason.TARGET_BROKE, "the connection broke: Connection reset by peer"))
     assert records()[-1].endswith("reason=target_broke detail='the connection broke: Connection reset by peer'")
 
 
 @pytest.mark.parametrize("reason", Reason)
 def test_every_reason_is_one_word(records: Lines, reason: Reason) -> None:
-    opened().ended(reason)
+    opened().over(Ended(reason))
     assert records()[-1].endswith(f"reason={reason.value}")
     assert re.fullmatch("[a-z_]+", reason.value)
 
 
 def test_a_refused_session_has_one_record(records: Lines) -> None:
     session = asked()
-    session.refused(TargetUnreachable("cannot reach db:5432", proxy_error="connection_refused"))
-    session.ended(Reason.STOPPED)
+    session.over(Refused(TargetUnreachable("cannot reach db:5432", proxy_error="connection_refused")))
     assert records() == [
         f"refused session={session.id} client=192.0.2.1 port=40000 token=alice target=db:5432 "
         "status=502 error=connection_refused"
@@ -91,9 +91,8 @@ def test_a_refused_session_has_one_record(records: Lines) -> None:
 
 
 def test_a_session_that_was_refused_before_it_named_a_target_has_one_record(records: Lines) -> None:
-    session = Session(CLIENT)
-    session.refused(Unauthorized())
-    session.ended(Reason.STOPPED)
+    session = SessionRecords(CLIENT)
+    session.over(Refused(Unauthorized()))
     assert records() == [
         f"refused session={session.id} client=192.0.2.1 port=40000 status=401 error=http_request_denied"
     ]
@@ -101,16 +100,15 @@ def test_a_session_that_was_refused_before_it_named_a_target_has_one_record(reco
 
 def test_a_session_that_was_stopped_before_it_opened_has_one_record(records: Lines) -> None:
     session = asked()
-    session.ended(Reason.STOPPED)
-    session.ended(Reason.FAILED)
+    session.over(Abandoned(NoSession.STOPPED))
     assert records() == [
         f"abandoned session={session.id} client=192.0.2.1 port=40000 token=alice target=db:5432 reason=stopped"
     ]
 
 
 def test_a_missing_proxy_header_is_said_in_words_since_the_operator_has_to_turn_it_on(records: Lines) -> None:
-    session = Session(CLIENT)
-    session.refused(ProxyHeaderRefused("it does not begin with a PROXY header"))
+    session = SessionRecords(CLIENT)
+    session.over(Refused(ProxyHeaderRefused("it does not begin with a PROXY header")))
     assert records()[0].endswith(
         " status=400 error=proxy_configuration_error detail='it does not begin with a PROXY header'"
     )
@@ -118,20 +116,20 @@ def test_a_missing_proxy_header_is_said_in_words_since_the_operator_has_to_turn_
 
 def test_a_refusal_names_the_rule_for_the_operator(records: Lines) -> None:
     session = asked()
-    session.refused(Forbidden(rule="deny 10.20.9.0/24:*"))
+    session.over(Refused(Forbidden(rule="deny 10.20.9.0/24:*")))
     assert records()[0].endswith(" status=403 error=http_request_denied rule='deny 10.20.9.0/24:*'")
 
 
 # --- what is told with -v alone -------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("reason", [NoSession.CLIENT_LEFT, NoSession.PUSHED_OUT, Reason.STOPPED])
+@pytest.mark.parametrize("reason", [NoSession.CLIENT_LEFT, NoSession.PUSHED_OUT, NoSession.STOPPED])
 def test_a_connection_that_never_asked_is_told_with_verbose_alone(
-    caplog: pytest.LogCaptureFixture, reason: Reason | NoSession
+    caplog: pytest.LogCaptureFixture, reason: NoSession
 ) -> None:
     caplog.set_level(logging.DEBUG)
-    session = Session(CLIENT)
-    session.ended(reason)
+    session = SessionRecords(CLIENT)
+    session.over(Abandoned(reason))
     (record,) = caplog.records
     assert record.levelno == logging.DEBUG
     assert record.getMessage() == f"abandoned session={session.id} client=192.0.2.1 port=40000 reason={reason.value}"
@@ -139,23 +137,23 @@ def test_a_connection_that_never_asked_is_told_with_verbose_alone(
 
 def test_a_session_that_had_a_good_token_is_always_told(caplog: pytest.LogCaptureFixture) -> None:
     caplog.set_level(logging.INFO)
-    asked().ended(Reason.STOPPED)
+    asked().over(Abandoned(NoSession.STOPPED))
     assert len(caplog.records) == 1
 
 
 def test_thousands_of_silent_connections_are_no_lines(caplog: pytest.LogCaptureFixture) -> None:
     caplog.set_level(logging.INFO)
-    Session(CLIENT).refused(HeadTimeout())
+    SessionRecords(CLIENT).over(Refused(HeadTimeout()))
     assert caplog.records == []
 
 
 def test_only_what_strangers_cause_is_expendable(caplog: pytest.LogCaptureFixture) -> None:
     """A flood of it is dropped before a session's record is."""
     caplog.set_level(logging.DEBUG)
-    Session(CLIENT).refused(Unauthorized())
-    Session(CLIENT).ended(NoSession.CLIENT_LEFT)
-    asked().refused(Forbidden())
-    opened().ended(Reason.CLOSED)
+    SessionRecords(CLIENT).over(Refused(Unauthorized()))
+    SessionRecords(CLIENT).over(Abandoned(NoSession.CLIENT_LEFT))
+    asked().over(Refused(Forbidden()))
+    opened().over(Ended(Reason.CLOSED))
     assert [hasattr(record, "expendable") for record in caplog.records] == [True, True, False, False, False]
 
 
@@ -163,10 +161,9 @@ def test_only_what_strangers_cause_is_expendable(caplog: pytest.LogCaptureFixtur
 
 
 def test_a_token_that_is_not_known_has_a_line_of_its_own(records: Lines) -> None:
-    session = Session(CLIENT)
+    session = SessionRecords(CLIENT)
     session.failed_authentication()
-    session.refused(Unauthorized())
-    session.ended(Reason.STOPPED)
+    session.over(Refused(Unauthorized()))
     assert records() == [
         f"authentication failed session={session.id} client=192.0.2.1 port=40000 "
         "status=401 error=http_request_denied cause=unknown"
@@ -174,17 +171,17 @@ def test_a_token_that_is_not_known_has_a_line_of_its_own(records: Lines) -> None
 
 
 def test_a_token_that_has_expired_is_named(records: Lines) -> None:
-    session = Session(CLIENT)
+    session = SessionRecords(CLIENT)
     session.failed_authentication("alice")
-    session.refused(ProxyAuthenticationRequired())
+    session.over(Refused(ProxyAuthenticationRequired()))
     assert " token=alice status=407 " in records()[0]
     assert records()[0].endswith(" cause=expired")
 
 
 def guess(refusals: Refusals, client: str = "192.0.2.1", refusal: Refusal | None = None) -> None:
-    session = Session(TCPAddress(client, 40000), refusals)
+    session = SessionRecords(TCPAddress(client, 40000), refusals)
     session.failed_authentication()
-    session.refused(refusal or Unauthorized())
+    session.over(Refused(refusal or Unauthorized()))
 
 
 def heard(caplog: pytest.LogCaptureFixture) -> list[str]:
@@ -213,7 +210,7 @@ def test_each_guesser_has_lines_however_many_others_there_are(caplog: pytest.Log
     caplog.set_level(logging.INFO)
     refusals = Refusals()
     for _ in range(500):
-        Session(CLIENT, refusals).refused(NotFound())
+        SessionRecords(CLIENT, refusals).over(Refused(NotFound()))
     caplog.clear()
     for number in range(300):
         for _ in range(12):
@@ -250,12 +247,12 @@ def test_what_strangers_are_refused_is_summed_up_once_a_minute_by_kind(caplog: p
     refusals = Refusals()
     for _ in range(2):
         for _ in range(832):
-            Session(CLIENT, refusals).refused(NotFound())
+            SessionRecords(CLIENT, refusals).over(Refused(NotFound()))
         for _ in range(23):
-            Session(TCPAddress("192.0.2.9", 1), refusals).refused(Unauthorized())
-        Session(CLIENT, refusals).refused(ProxyHeaderRefused("it does not begin with a PROXY header"))
+            SessionRecords(TCPAddress("192.0.2.9", 1), refusals).over(Refused(Unauthorized()))
+        SessionRecords(CLIENT, refusals).over(Refused(ProxyHeaderRefused("it does not begin with a PROXY header")))
         for _ in range(50):
-            Session(CLIENT, refusals).refused(HeadTimeout())
+            SessionRecords(CLIENT, refusals).over(Refused(HeadTimeout()))
         assert len(heard(caplog)) == 20 + 20 + 1
         refusals.sum_up()
         assert heard(caplog)[41:] == ["815 more refused: not_found 812, unauthorized 3"]
@@ -268,9 +265,9 @@ def test_without_a_token_to_ask_for_everybody_is_a_stranger_to_the_log(caplog: p
     caplog.set_level(logging.INFO)
     refusals = Refusals()
     for _ in range(100):
-        session = Session(CLIENT, refusals)
+        session = SessionRecords(CLIENT, refusals)
         session.authenticated(None)
-        session.refused(UpgradeRequired())
+        session.over(Refused(UpgradeRequired()))
     assert len(heard(caplog)) == 20
 
 
@@ -278,16 +275,16 @@ def test_who_has_a_token_has_a_record_of_each_refusal(caplog: pytest.LogCaptureF
     caplog.set_level(logging.INFO)
     refusals = Refusals()
     for _ in range(100):
-        session = Session(CLIENT, refusals)
+        session = SessionRecords(CLIENT, refusals)
         session.authenticated("")
-        session.refused(Forbidden())
+        session.over(Refused(Forbidden()))
     refusals.sum_up()
     assert len(heard(caplog)) == 100
 
 
 def test_a_token_that_has_its_tunnels_open_already_is_a_refusal(records: Lines) -> None:
     session = asked()
-    session.refused(TooManyRequests("this token has its 2 tunnels open already"))
+    session.over(Refused(TooManyRequests("this token has its 2 tunnels open already")))
     assert records()[0].startswith("refused session=")
     assert " token=alice target=db:5432 status=429 " in records()[0]
 
@@ -304,8 +301,8 @@ def test_a_token_that_has_its_tunnels_open_already_is_a_refusal(records: Lines) 
     ],
 )
 def test_a_client_is_named_by_its_address_alone(records: Lines, peer: TCPAddress | None, words: str) -> None:
-    session = Session(peer)
-    session.refused(Unauthorized())
+    session = SessionRecords(peer)
+    session.over(Refused(Unauthorized()))
     assert f" {words} status=401" in records()[0]
 
 
@@ -313,30 +310,30 @@ def test_a_client_is_named_by_its_address_alone(records: Lines, peer: TCPAddress
     ("peer", "via"), [(CLIENT, "192.0.2.1:40000"), (TCPAddress("::1", 7), "[::1]:7"), (None, "unix")]
 )
 def test_a_client_behind_a_proxy_is_named_and_the_proxy_too(records: Lines, peer: TCPAddress | None, via: str) -> None:
-    session = Session(peer)
+    session = SessionRecords(peer)
     session.client_is(ip_address("203.0.113.9"))
-    session.refused(Unauthorized())
+    session.over(Refused(Unauthorized()))
     assert f" client=203.0.113.9 via={via} status=401" in records()[0]
 
 
 def test_of_two_proxies_that_name_the_client_the_nearer_is_told(records: Lines) -> None:
     """A PROXY header by the balancer, and a forwarded address in the head."""
-    session = Session(CLIENT)
+    session = SessionRecords(CLIENT)
     session.client_is(ip_address("198.51.100.1"), 5)
     session.client_is(ip_address("203.0.113.9"))
-    session.refused(Unauthorized())
+    session.over(Refused(Unauthorized()))
     assert " client=203.0.113.9 via=192.0.2.1:40000 status=401" in records()[0]
 
 
 def test_a_client_that_a_proxy_names_with_its_port_has_it(records: Lines) -> None:
-    session = Session(CLIENT)
+    session = SessionRecords(CLIENT)
     session.client_is(ip_address("2001:db8::9"), 1234)
-    session.refused(Unauthorized())
+    session.over(Refused(Unauthorized()))
     assert " client=2001:db8::9 port=1234 via=192.0.2.1:40000 status=401" in records()[0]
 
 
 def test_sessions_can_be_told_apart() -> None:
-    ids = {Session(CLIENT).id for _ in range(1000)}
+    ids = {SessionRecords(CLIENT).id for _ in range(1000)}
     assert len(ids) == 1000
     assert all(re.fullmatch("[0-9a-f]{12}", each) for each in ids)
 
@@ -346,13 +343,13 @@ def test_sessions_can_be_told_apart() -> None:
 
 def test_the_text_of_a_refusal_is_not_in_the_log(records: Lines) -> None:
     """It may quote what the client sent."""
-    Session(CLIENT).refused(Forbidden("client made this up"))
+    SessionRecords(CLIENT).over(Refused(Forbidden("client made this up")))
     assert "made" not in records()[0]
 
 
 @pytest.mark.parametrize("path", ["/a b reason=closed", "/ü", "/'\"\\", "/a=b", "/\u202e"])
 def test_a_target_is_one_word_so_that_no_client_can_add_fields_to_a_record(records: Lines, path: str) -> None:
-    session = Session(CLIENT)
+    session = SessionRecords(CLIENT)
     session.asked(UnixAddress(path))
     session.opened(UnixAddress(path), "tcp", 0)
     (record,) = records()
@@ -365,9 +362,9 @@ def test_a_target_is_one_word_so_that_no_client_can_add_fields_to_a_record(recor
 
 @pytest.mark.parametrize("name", ["alice b reason=closed", "älice", "\udcff", "a\nb"])
 def test_a_tokens_name_is_one_word_too(records: Lines, name: str) -> None:
-    session = Session(CLIENT)
+    session = SessionRecords(CLIENT)
     session.authenticated(name)
-    session.refused(Forbidden())
+    session.over(Refused(Forbidden()))
     (record,) = records()
     assert record.isascii()
     assert record.isprintable()
@@ -375,14 +372,14 @@ def test_a_tokens_name_is_one_word_too(records: Lines, name: str) -> None:
 
 
 def test_an_addresss_own_characters_stay_readable(records: Lines) -> None:
-    session = Session(CLIENT)
+    session = SessionRecords(CLIENT)
     session.asked(TCPAddress("fe80::1%eth0", 22))
     session.opened(UnixAddress("/run/sshd.sock"), "tcp", 0)
     assert "target=[fe80::1%eth0]:22 dialled=unix:/run/sshd.sock " in records()[0]
 
 
 def test_a_detail_cannot_begin_a_new_line(records: Lines) -> None:
-    opened().ended(Reason.CLIENT_BROKE, "a\nended session=0 reason=closed\x1b[2J")
+    opened().over(Ended(Reason.CLIENT_BROKE, "a\nended session=0 reason=closed\x1b[2J"))
     assert records()[-1].isprintable()
 
 
@@ -394,7 +391,7 @@ def test_a_record_is_a_dict_for_other_handlers_of_the_standard_librarys_log(
 ) -> None:
     caplog.set_level(logging.INFO)
     session = opened()
-    session.ended(Reason.CLOSED)
+    session.over(Ended(Reason.CLOSED))
     first, last = (record.msg for record in caplog.records)
     assert isinstance(first, Record)
     assert isinstance(last, Record)

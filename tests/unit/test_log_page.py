@@ -13,7 +13,8 @@ import pytest
 
 from http2tcp.address import TCPAddress
 from http2tcp.errors import Forbidden, HeadTimeout, TooManyRequests, Unauthorized
-from http2tcp.server.audit import Event, NoSession, Reason, Refusals, Session
+from http2tcp.server.audit import Event, Refusals, SessionRecords
+from http2tcp.server.outcome import Abandoned, Ended, NoSession, Reason, Refused
 from http2tcp.server.service_log import JSONFormatter
 
 PAGE = (Path(__file__).parents[2] / "docs" / "log.md").read_text()
@@ -42,12 +43,12 @@ def lines(caplog: pytest.LogCaptureFixture) -> list[dict[str, object]]:
     """A line of each event, with every key that it can have."""
     caplog.set_level(logging.DEBUG)
 
-    def session() -> Session:
-        made = Session(TCPAddress("192.0.2.1", 40000))
+    def session() -> SessionRecords:
+        made = SessionRecords(TCPAddress("192.0.2.1", 40000))
         made.client_is(ip_address("203.0.113.9"), 5)
         return made
 
-    def asked() -> Session:
+    def asked() -> SessionRecords:
         made = session()
         made.authenticated("alice")
         made.asked(TCPAddress("db", 5432))
@@ -55,12 +56,12 @@ def lines(caplog: pytest.LogCaptureFixture) -> list[dict[str, object]]:
 
     opened = asked()
     opened.opened(TCPAddress("10.0.0.7", 5432), "tcp", 0.1)
-    opened.ended(Reason.CLIENT_BROKE, "it broke")
-    asked().refused(Forbidden(rule="deny *:*"))
+    opened.over(Ended(Reason.CLIENT_BROKE, "it broke"))
+    asked().over(Refused(Forbidden(rule="deny *:*")))
     expired = session()
     expired.failed_authentication("bob")
-    expired.refused(Unauthorized())
-    asked().ended(Reason.STOPPED, "words")
+    expired.over(Refused(Unauthorized()))
+    asked().over(Abandoned(NoSession.STOPPED, "words"))
     try:
         raise ValueError
     except ValueError:
@@ -74,9 +75,10 @@ def test_the_page_has_every_event() -> None:
 
 def test_the_page_has_every_reason() -> None:
     rows = {words(row[0])[0]: row[1] for row in table("reason")}
-    assert list(rows) == [reason.value for reason in (*Reason, *NoSession)]
+    # Both have `stopped`.
+    assert list(rows) == list(dict.fromkeys(reason.value for reason in (*Reason, *NoSession)))
     only = {name for name, text in rows.items() if text.startswith("Only `abandoned`")}
-    assert only == {reason.value for reason in NoSession}
+    assert only == {reason.value for reason in NoSession} - {reason.value for reason in Reason}
 
 
 def test_the_page_has_every_key_in_its_order(lines: list[dict[str, object]]) -> None:
@@ -101,9 +103,9 @@ def test_the_page_says_of_every_key_which_records_have_it(lines: list[dict[str, 
 def test_the_page_has_every_cause(lines: list[dict[str, object]], caplog: pytest.LogCaptureFixture) -> None:
     caplog.clear()
     for name in ("bob", None):
-        session = Session(None)
+        session = SessionRecords(None)
         session.failed_authentication(name)
-        session.refused(Unauthorized())
+        session.over(Refused(Unauthorized()))
     found = {record.msg["cause"] for record in caplog.records}  # type: ignore[index]
     (row,) = [row for row in table("key") if row[0] == "`cause`"]
     assert set(words(row[2])) == found
@@ -115,11 +117,11 @@ def test_the_page_says_which_records_are_for_the_verbose(caplog: pytest.LogCaptu
     refusals = Refusals()
     for _ in range(11):
         caplog.clear()
-        waiting = Session(None, refusals)
+        waiting = SessionRecords(None, refusals)
         waiting.failed_authentication()
-        waiting.refused(TooManyRequests())
-    Session(None).refused(HeadTimeout())
-    Session(None).ended(NoSession.CLIENT_LEFT)
+        waiting.over(Refused(TooManyRequests()))
+    SessionRecords(None).over(Refused(HeadTimeout()))
+    SessionRecords(None).over(Abandoned(NoSession.CLIENT_LEFT))
     assert {record.levelno for record in caplog.records} == {logging.DEBUG}
     assert "408" in rows["refused"][1]
     assert "from the eleventh in a minute on" in rows["authentication_failed"][1]

@@ -11,12 +11,12 @@ import pytest
 from http2tcp.address import TCPAddress
 from http2tcp.errors import Refusal
 from http2tcp.net.dial import DialError, DialFailure
-from http2tcp.server.audit import NoSession, Reason
-from http2tcp.server.counters import ABANDONED, ENDINGS, REFUSALS
+from http2tcp.server.counters import REFUSALS
 from http2tcp.server.dial_refusals import dial_refusal as _dial_refusal
 from http2tcp.server.dial_refusals import too_slow as _too_slow
 from http2tcp.server.footprint import footprint
 from http2tcp.server.metrics import families
+from http2tcp.server.outcome import NoSession, Reason
 from http2tcp.server.policy import Grant
 from http2tcp.server.prometheus import Family
 from http2tcp.server.settings import ServerSettings
@@ -52,8 +52,9 @@ def test_every_name_comes_once() -> None:
 
 
 def test_every_reason_of_an_end_is_known_from_the_start() -> None:
-    assert {reason.value for reason in Reason} == set(ENDINGS)
-    assert {reason.value for reason in (*NoSession, Reason.STOPPED)} == set(ABANDONED)
+    for name, reasons in [("http2tcp_sessions_ended_total", Reason), ("http2tcp_abandoned_total", NoSession)]:
+        (family,) = [family for family in FAMILIES if family.name == name]
+        assert {sample.labels for sample in family.samples()} == {(("reason", reason.value),) for reason in reasons}
 
 
 def refusals(root: type[Refusal] = Refusal) -> Iterator[type[Refusal]]:

@@ -20,7 +20,8 @@ from http2tcp.address import TCPAddress
 from http2tcp.errors import SettingsError
 from http2tcp.log import start_logging
 from http2tcp.server import service_log
-from http2tcp.server.audit import Reason, Session
+from http2tcp.server.audit import SessionRecords
+from http2tcp.server.outcome import Ended, Reason
 from http2tcp.server.service_log import FileHandler, JSONFormatter, TextFormatter, log_as_service
 from tests.support.processes import wait_until
 
@@ -94,11 +95,11 @@ def test_a_traceback_is_a_key_and_all_of_it_one_line() -> None:
 
 def test_a_record_is_its_keys(caplog: pytest.LogCaptureFixture) -> None:
     caplog.set_level(logging.INFO)
-    session = Session(TCPAddress("192.0.2.1", 40000))
+    session = SessionRecords(TCPAddress("192.0.2.1", 40000))
     session.authenticated('a "b"\n')
     session.asked(TCPAddress("db", 5432))
     session.opened(TCPAddress("10.0.0.7", 5432), "tcp", 0.0004)
-    session.ended(Reason.CLIENT_BROKE, "it broke")
+    session.over(Ended(Reason.CLIENT_BROKE, "it broke"))
     lines = [JSONFormatter().format(entry) for entry in caplog.records]
     assert all(line.isascii() and "\n" not in line for line in lines)
     first, last = map(json.loads, lines)
