@@ -71,18 +71,23 @@ def _parse(hop: str) -> IPv4Address | IPv6Address | None:
 
 
 def _forwarded_hops(text: str) -> Iterator[str]:
-    """What `for` says in each element, from the right; an element without it, or no element, is an empty hop.
+    """The `for` of each element, from the right; "" for an element without one.
 
-    Quotes are counted from the right too: one that the client left open hides nothing that proxies added.
+    Quotes are matched from the right too, so that a quote which the client left open hides nothing that proxies added.
     """
     end, quoted = len(text), False
     for match in reversed(list(_COMMA_OR_QUOTE.finditer(text))):
-        if match[0] != ",":
-            # After an odd number of backslashes it is part of what is quoted.
-            quoted ^= not quoted or len(match[0]) % 2 == 1
+        if match[0] == ",":
+            if not quoted:
+                yield _for(text[match.end() : end])
+                end = match.start()
         elif not quoted:
-            yield _for(text[match.end() : end])
-            end = match.start()
+            quoted = True  # read from the right, this is the closing quote
+        else:
+            # Backslashes escape each other in pairs; one that is left over escapes the quote.
+            backslashes = len(match[0]) - 1
+            escaped = backslashes % 2 == 1
+            quoted = escaped
     yield _for(text[:end])
 
 

@@ -23,8 +23,9 @@ _NAME = b"PROXY "
 _SIGNATURE = b"\r\n\r\n\0\r\nQUIT\n"
 _FIXED = 16  # the signature, version and command, family and transport, length
 _SHORTEST_LINE = len(b"PROXY UNKNOWN\r\n")
-# What follows at least, by the number of blanks so far: "s :: 0 0", ":: 0 0", " 0 0", and so on.
-_REST = {2: len(b" :: 0 0\r\n"), 3: len(b" 0 0\r\n"), 4: len(b" 0\r\n")}
+# The fields that follow PROXY in a line of TCP, each in its shortest form and with its blank: the protocol, the source
+# and the destination, their ports.
+_FIELDS = (b" TCP4", b" ::", b" ::", b" 0", b" 0")
 
 _PORT = r"(0|[1-9][0-9]{0,4})"
 _TCP = re.compile(rf"PROXY TCP([46]) ([0-9A-Fa-f:.]+) ([0-9A-Fa-f:.]+) {_PORT} {_PORT}")
@@ -62,7 +63,7 @@ class ProxyHeaderReader:
 
     @property
     def needed(self) -> int:
-        """How many bytes are missing at least; while `next_event` gives None it is not 0."""
+        """How many bytes the header still needs at least. It is not 0 while `next_event` returns None."""
         size = len(self._buffer)
         if self._buffer.startswith(_SIGNATURE):
             return (_FIXED if size < _FIXED else _FIXED + self._block_size) - size
@@ -70,9 +71,10 @@ class ProxyHeaderReader:
             return _SHORTEST_LINE - size
         if self._buffer.endswith(b"\r\n"):
             return 0
-        rest = 1 if self._buffer.endswith(b"\r") else 2
-        # UNKNOWN is followed by anything.
-        return max(rest, _REST.get(self._buffer.count(b" "), 0)) if self._buffer.startswith(b"PROXY TCP") else rest
+        # Each blank begins a field. Nothing is known of the fields behind UNKNOWN.
+        owed = _FIELDS[self._buffer.count(b" ") :] if self._buffer.startswith(b"PROXY TCP") else ()
+        line_end = b"\n" if self._buffer.endswith(b"\r") else b"\r\n"
+        return sum(map(len, owed)) + len(line_end)
 
     @property
     def _block_size(self) -> int:

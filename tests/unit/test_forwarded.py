@@ -175,6 +175,43 @@ def test_an_element_that_names_no_address_ends_the_walk(element: str) -> None:
     assert client(f"for=203.0.113.7, {element}, for=10.1.2.3", header=FORWARDED) == "10.1.2.3"
 
 
+@pytest.mark.parametrize(
+    "end",
+    [
+        # How the element before ours ends: closed, never closed, with commas in it.
+        'x="y"',
+        'x="y\\"',
+        'x="y\\\\"',
+        'x="y\\\\\\"',
+        'x="a, b"',
+        'x="a\\", b"',
+        'x="a", b"',
+        'x="',
+        "x=\\",
+    ],
+)
+def test_nothing_before_our_proxies_element_reaches_into_it(end: str) -> None:
+    assert client(f"for=6.6.6.6;{end}, for=203.0.113.7", header=FORWARDED) == "203.0.113.7"
+    assert client(f'for=6.6.6.6;{end}, for="203.0.113.7"', header=FORWARDED) == "203.0.113.7"
+    assert client(f'for=6.6.6.6;{end}, for=203.0.113.7;z="a, b\\", c"', header=FORWARDED) == "203.0.113.7"
+
+
+@pytest.mark.parametrize(
+    ("quoted", "address"),
+    [
+        # Inside quotes a comma divides nothing, and a quote after an odd number of backslashes ends nothing.
+        ('"a, for=6.6.6.6"', "203.0.113.7"),
+        ('"\\", for=6.6.6.6"', "203.0.113.7"),
+        ('"\\\\\\", for=6.6.6.6"', "203.0.113.7"),
+        ('"\\\\, for=6.6.6.6"', "203.0.113.7"),
+        # After an even number it does: what follows is an element, and it names no address.
+        ('"\\\\", for=x"', "127.0.0.1"),
+    ],
+)
+def test_a_comma_in_quotes_divides_nothing(quoted: str, address: str) -> None:
+    assert client(f"for=203.0.113.7;host={quoted}", header=FORWARDED) == address
+
+
 def test_other_header_fields_are_no_forwarded() -> None:
     assert client("for=203.0.113.7", header=XFF) == "127.0.0.1"
     assert client("203.0.113.7", header=FORWARDED) == "127.0.0.1"

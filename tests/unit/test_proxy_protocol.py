@@ -207,6 +207,43 @@ def test_a_line_takes_few_reads(header: bytes) -> None:
     assert reads <= 22
 
 
+# What has come so far, and how many bytes at least are still to come.
+NEEDED = [
+    (b"", 15),  # PROXY UNKNOWN and a line's end is the shortest header
+    (b"PROXY ", 9),
+    (b"PROXY UNKNOWN", 2),
+    (b"PROXY UNKNOWN\r", 1),
+    (b"PROXY UNKNOWN\r\n", 0),
+    (b"PROXY UNKNOWN a b c d", 2),
+    (b"PROXY TCP4 1.2.", len(b" :: 0 0\r\n")),
+    (b"PROXY TCP4 1.2.3.4 ", len(b" 0 0\r\n")),
+    (b"PROXY TCP4 1.2.3.4 5.6.7.8", len(b" 0 0\r\n")),
+    (b"PROXY TCP4 1.2.3.4 5.6.7.8 ", len(b" 0\r\n")),
+    (b"PROXY TCP4 1.2.3.4 5.6.7.8 9 ", len(b"\r\n")),
+    (b"PROXY TCP4 1.2.3.4 5.6.7.8 9 10", len(b"\r\n")),
+    (b"PROXY TCP4 1.2.3.4 5.6.7.8 9 10\r", len(b"\n")),
+    (b"PROXY TCP4 1.2.3.4 5.6.7.8 9 10\r\n", 0),
+    (b"PROXY TCP6 :: :", len(b" 0 0\r\n")),
+    (SIGNATURE[:3], 12),  # it may still be a line's
+    (SIGNATURE, 4),
+    (SIGNATURE + b"\x21\x11\x00", 1),
+    (SIGNATURE + b"\x21\x11\x00\x0c", 12),
+    (SIGNATURE + b"\x21\x11\x00\x0c" + bytes(5), 7),
+    (SIGNATURE + b"\x21\x11\x00\x0c" + bytes(12), 0),
+    (SIGNATURE + b"\x20\x00\x00\x00", 0),
+]
+
+
+@pytest.mark.parametrize(("come", "needed"), NEEDED)
+def test_what_is_read_next_is_what_a_sound_header_still_needs_at_least(come: bytes, needed: int) -> None:
+    reader = ProxyHeaderReader()
+    while come:
+        size = min(reader.needed, len(come))
+        reader.receive(come[:size])
+        come = come[size:]
+    assert reader.needed == needed
+
+
 def test_no_error_quotes_what_came() -> None:
     for data in (b"PROXY TCP4 secret\r\n", b"secret", v2(0x41, b"secret"), b"PROXY UNKNOWN " + b"secret" * 20):
         with pytest.raises(ProxyHeaderError) as error:

@@ -324,6 +324,46 @@ def test_what_is_no_http_is_refused_at_its_first_bytes_and_not_at_the_timeout(da
         read(data, cut=cut)
 
 
+# What arrives, and after how many of its bytes it is refused; None: a head that may still become sound.
+REFUSED_AFTER = [
+    (b"GET / HTTP/1.1\r\nA: b\r\n", None),
+    (b"GET / HTTP/1.1\r", None),
+    (b"\r", None),
+    (b"", None),
+    (b"\n", 1),
+    (b"\r\n", 2),
+    (b"\r\r", 2),
+    (b"\0", 1),
+    (b"\x16\x03\x01", 1),
+    (b"\x7f", 1),
+    (b"GET\r\n", 5),
+    (b"SSH-2.0-OpenSSH_9.9\r\n", 21),
+    (b"GET / HTTP/1.1\n", 15),
+    (b"GET / HTTP/1.1\rX", 16),
+    (b"GET / HTTP/1.1\r\r\n", 16),
+    (b"GET / HTTP/1.1\r\n\n", 17),
+    (b"GET / HTTP/1.1\r\nA: b\n", 21),
+    (b"GET / HTTP/1.1\r\nA: b\rc", 22),
+    (b"GET / HTTP/1.1\r\nA: b\r\nC: \x1b", 26),
+]
+
+
+@pytest.mark.parametrize(("data", "after"), REFUSED_AFTER)
+def test_what_no_head_may_hold_is_refused_at_its_byte_however_it_is_cut(data: bytes, after: int | None) -> None:
+    for cut in range(1, len(data) + 1):
+        reader, taken = RequestReader(), 0
+        refused = None
+        while taken < len(data) and refused is None:
+            reader.receive(data[taken : taken + cut])
+            taken = min(len(data), taken + cut)
+            try:
+                assert reader.next_event() is None
+                assert reader.next_event() is None  # asking again changes nothing
+            except BadRequest:
+                refused = taken
+        assert refused == (None if after is None else min(len(data), -(-after // cut) * cut))
+
+
 def test_an_endless_head_is_refused_at_the_limit_and_not_later() -> None:
     reader = RequestReader()
     reader.receive(b"GET / HTTP/1.1\r\nX: ".ljust(MAX_HEAD, b"y"))
