@@ -97,14 +97,14 @@ class Connection:
             self._log_bug()
         finally:
             self._stream.abort()
-            self._state.waiting.leave(self)
+            self._state.unauthenticated.leave(self)
             # Without an outcome it was cancelled.
             self._session.stopped()
 
     async def _serve(self) -> Outcome:
         """Go through a connection's steps, to the end of its tunnel or to the step that fails."""
         # A front end that sends PROXY headers has no share of its own: the clients that it names have theirs.
-        self._state.waiting.enter(self, None if self._settings.proxy_protocol else self._address())
+        self._state.unauthenticated.enter(self, None if self._settings.proxy_protocol else self._address())
         try:
             with self._evictable:
                 if self._settings.proxy_protocol:
@@ -148,7 +148,7 @@ class Connection:
         """Take the client's address from a trusted proxy."""
         self._client = client
         self._session.records.client_is(client, port)
-        self._state.waiting.comes_from(self, self._address())
+        self._state.unauthenticated.comes_from(self, self._address())
 
     async def _read_proxy_header(self) -> None:
         """Read the PROXY protocol's header, and not a byte of what follows it."""
@@ -187,7 +187,7 @@ class Connection:
         try:
             with trio.move_on_at(self._head_deadline):
                 self._stream = await accept_tls(self._stream, context)
-                self._state.waiting.speaks(self)
+                self._state.unauthenticated.sent_something(self)
                 return
         except trio.BrokenResourceError:
             raise _Abandon(NoSession.CLIENT_LEFT) from None
@@ -202,7 +202,7 @@ class Connection:
         with trio.move_on_at(self._head_deadline):
             while (request := reader.next_event()) is None:
                 reader.receive(await self._receive(MAX_HEAD))
-                self._state.waiting.speaks(self)
+                self._state.unauthenticated.sent_something(self)
             self._stream.unread(reader.trailing_data)
             if forwarded_header is not None:
                 trusted = self._settings.trusted_proxies
@@ -240,7 +240,7 @@ class Connection:
             if request.is_connect:
                 raise ProxyAuthenticationRequired from error
             raise
-        self._state.waiting.leave(self)
+        self._state.unauthenticated.leave(self)
         self._session.records.authenticated(None if grant.token is None else grant.token.name)
         return grant
 
@@ -347,7 +347,7 @@ class Connection:
                     if error.failure is not DialFailure.EXHAUSTED:
                         raise
                     # Out of descriptors: close some unauthenticated connections, then try once more.
-                    self._state.waiting.give_way()
+                    self._state.unauthenticated.give_way()
                     await trio.sleep(_EXHAUSTED_PAUSE)
                     return await dial(destination, permits, known.set, limiter)
         except trio.TooSlowError:
@@ -399,7 +399,7 @@ class Connection:
         with trio.move_on_after(_LINGER) as linger:
             # The connection still holds a descriptor, so it can be evicted again.
             self._evictable = linger
-            self._state.waiting.answered(self)
+            self._state.unauthenticated.answered(self)
             if refusal.status in _WITHOUT_TOKEN:
                 linger.deadline = min(linger.deadline, max(self._head_deadline, trio.current_time() + _SHORTEST_LINGER))
             try:

@@ -11,6 +11,7 @@ import math
 from collections import OrderedDict
 from collections.abc import Callable
 from dataclasses import dataclass, replace
+from enum import Enum
 from ipaddress import IPv6Address
 from typing import Generic, TypeVar
 
@@ -71,98 +72,141 @@ def share(total: int) -> int:
 _C = TypeVar("_C")
 
 
-class Waiting(Generic[_C]):
-    """The connections whose token has not been accepted yet, and those that have been refused and still stay.
+class Group(Enum):
+    """What an unauthenticated connection has done so far."""
 
-    When there are too many, the one that has waited longest goes; first one that has had its answer, then one
-    that has said nothing, as long as these are not the fewer: a newcomer with a good token needs a moment only, and
-    gets it.
+    #: It was accepted, and has sent nothing.
+    SILENT = "silent"
+    SENT_SOMETHING = "sent something"
+    #: It was refused, and may still be reading that.
+    ANSWERED = "answered"
+
+
+def evict_from(silent: int, sent_something: int, answered: int) -> Group:
+    """The group whose oldest connection is evicted, by how many connections are in each.
+
+    | silent | sent something | answered | evict from | because |
+    |---|---|---|---|---|
+    | 50 | 50 | 2 | answered | they have had their answer |
+    | 0 | 0 | 2 | answered | |
+    | 50 | 50 | 1 | silent | a group of one is spared: its only member may have just arrived |
+    | 50 | 50 | 0 | silent | silent connections go first, |
+    | 49 | 51 | 0 | sent something | unless they are the smaller group |
+    | 2 | 98 | 0 | sent something | |
+    | 98 | 2 | 0 | silent | |
+    | 2 | 1 | 0 | silent | |
+    | 1 | 1 | 0 | sent something | the silent one may have just arrived |
+    | 1 | 0 | 1 | answered | the silent one may have just arrived |
+    | 1 | 0 | 0 | silent | there is no other |
+    | 0 | 1 | 1 | sent something | the answered one may have just been answered |
+    | 0 | 1 | 0 | sent something | there is no other |
+    | 0 | 0 | 1 | answered | there is no other |
+
+    A login is silent for a moment, until its request arrives. Were silent connections always evicted first, then slow
+    clients that have sent one byte each could hold nearly all places, and logins would evict each other from the rest.
+    So each of the two groups keeps at least half of the places as long as it fills them.
+    """
+    if answered > 1:
+        return Group.ANSWERED
+    if silent >= max(2, sent_something):
+        return Group.SILENT
+    if sent_something:
+        return Group.SENT_SOMETHING
+    return Group.ANSWERED if answered else Group.SILENT
+
+
+class Unauthenticated(Generic[_C]):
+    """The connections without an accepted token: those that may still send one, and refused ones that are still there.
+
+    When there are too many, the oldest one of a group is evicted; `evict_from` says of which. A client with a good
+    token needs a place for a moment only, and gets it.
     """
 
-    def __init__(self, limits: Limits, push_out: Callable[[_C], None]) -> None:
-        """`push_out` ends a connection; it is no longer counted when that is called."""
+    def __init__(self, limits: Limits, evict: Callable[[_C], None]) -> None:
+        """`evict` closes a connection. When it is called, the connection is no longer counted."""
         self.limits = limits
-        self._push_out = push_out
-        self._silent: OrderedDict[_C, str | None] = OrderedDict()
-        self._speaking: OrderedDict[_C, str | None] = OrderedDict()
-        self._answered: OrderedDict[_C, str | None] = OrderedDict()
+        self._close = evict
+        #: Each group's connections, the oldest first, with the address that they count for.
+        self._groups: dict[Group, OrderedDict[_C, str | None]] = {each: OrderedDict() for each in Group}
         self._of_address: dict[str, OrderedDict[_C, None]] = {}
         #: How often each limit was reached.
         self.reached = 0
         self.reached_per_address = 0
 
     def __len__(self) -> int:
-        return len(self._silent) + len(self._speaking) + len(self._answered)
+        return sum(map(len, self._groups.values()))
 
     def at_once(self) -> int:
-        """How many may enter in one turn of the loop: each has a few turns before others can push it out."""
+        """How many connections to accept before other tasks run.
+
+        A new connection needs a few turns of the event loop to read its token. It must not be evicted before that,
+        even if all places and all of its address's places are filled again and again.
+        """
         return max(1, min(self.limits.unauthenticated // 32, self.limits.unauthenticated_per_address // 4))
 
     def enter(self, connection: _C, address: IPAddress | None) -> None:
-        """A connection was accepted."""
-        self._silent[connection] = None
+        """Count a connection that was just accepted."""
+        self._groups[Group.SILENT][connection] = None
         self._make_room()
         self.comes_from(connection, address)
 
     def comes_from(self, connection: _C, address: IPAddress | None) -> None:
-        """Its address is known, or known better: a proxy's header said so."""
-        waiting = self._silent if connection in self._silent else self._speaking
-        if connection not in waiting:
+        """Count a connection for an address; later perhaps for another, which a proxy's header names.
+
+        Nothing happens where it was evicted or answered.
+        """
+        members = self._group_of(connection)
+        if members is None or members is self._groups[Group.ANSWERED]:
             return
-        self._forget_address(connection, waiting[connection])
-        waiting[connection] = key = None if address is None else group(address)
+        self._forget_address(connection, members[connection])
+        members[connection] = key = None if address is None else group(address)
         if key is None:
             return
         same = self._of_address.setdefault(key, OrderedDict())
         same[connection] = None
         if len(same) > self.limits.unauthenticated_per_address:
             self.reached_per_address += 1
-            self._end(next(iter(same)))
+            self._evict(next(iter(same)))
 
-    def speaks(self, connection: _C) -> None:
-        """It has sent something."""
-        if connection in self._silent:
-            self._speaking[connection] = self._silent.pop(connection)
+    def sent_something(self, connection: _C) -> None:
+        """A connection has sent its first bytes."""
+        silent = self._groups[Group.SILENT]
+        if connection in silent:
+            self._groups[Group.SENT_SOMETHING][connection] = silent.pop(connection)
 
     def answered(self, connection: _C) -> None:
-        """It was refused, and may stay to read that as long as nobody needs its place. It may have left before."""
-        key = None
-        for waiting in (self._silent, self._speaking, self._answered):
-            if connection in waiting:
-                key = waiting.pop(connection)
-        self._answered[connection] = key
+        """A connection was refused. It stays to read that, until others need its place. It may have left before."""
+        members = self._group_of(connection)
+        key = None if members is None else members.pop(connection)
+        self._groups[Group.ANSWERED][connection] = key
         self._make_room()
 
     def leave(self, connection: _C) -> None:
-        """Its token was accepted, or it is over. It may have left before."""
-        for waiting in (self._silent, self._speaking, self._answered):
-            if connection in waiting:
-                self._forget_address(connection, waiting.pop(connection))
+        """A connection's token was accepted, or it is closed. It may have left before."""
+        members = self._group_of(connection)
+        if members is not None:
+            self._forget_address(connection, members.pop(connection))
 
     def give_way(self) -> None:
-        """The process has no descriptor left: some of them give theirs up, of which the next login needs two."""
+        """The process is out of descriptors: evict a quarter of the connections. The next login needs two."""
         for _ in range(math.ceil(len(self) / 4)):
-            self.reached += 1
-            self._end(next(iter(self._crowd())))
+            self._evict_oldest()
 
     def _make_room(self) -> None:
         if len(self) > self.limits.unauthenticated:
-            self.reached += 1
-            self._end(next(iter(self._crowd())))
+            self._evict_oldest()
 
-    def _crowd(self) -> OrderedDict[_C, str | None]:
-        """Of whom the oldest goes. The only one of its kind may just have come."""
-        if len(self._answered) > 1:
-            return self._answered
-        # A newcomer is silent at first. Where those that have said a byte had all places but a few, newcomers would
-        # push each other out; so neither kind goes below half of the places on the other's account.
-        if len(self._silent) >= max(2, len(self._speaking)):
-            return self._silent
-        return self._speaking or self._answered or self._silent
+    def _evict_oldest(self) -> None:
+        self.reached += 1
+        silent, sent_something, answered = (len(self._groups[each]) for each in Group)
+        self._evict(next(iter(self._groups[evict_from(silent, sent_something, answered)])))
 
-    def _end(self, connection: _C) -> None:
+    def _evict(self, connection: _C) -> None:
         self.leave(connection)
-        self._push_out(connection)
+        self._close(connection)
+
+    def _group_of(self, connection: _C) -> OrderedDict[_C, str | None] | None:
+        return next((members for members in self._groups.values() if connection in members), None)
 
     def _forget_address(self, connection: _C, key: str | None) -> None:
         if key is not None:

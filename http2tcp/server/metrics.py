@@ -34,7 +34,7 @@ def families(state: State) -> list[Family]:
         _gauge(
             "http2tcp_connections_unauthenticated",
             "Connections whose token has not been accepted yet, and refused ones that are still there.",
-            lambda: {(): len(state.waiting)},
+            lambda: {(): len(state.unauthenticated)},
         ),
         _gauge("http2tcp_sessions_open", "Tunnels that are open.", metrics.sessions_open, ["transport"]),
         metrics.sessions_opened,
@@ -116,8 +116,8 @@ def _reached(state: State) -> Mapping[Values, float]:
     metrics = state.metrics
     refused, ended, abandoned = metrics.refusals.of, metrics.sessions_ended.of, metrics.abandoned.of
     return {
-        ("max_unauthenticated",): state.waiting.reached,
-        ("max_unauthenticated_per_address",): state.waiting.reached_per_address,
+        ("max_unauthenticated",): state.unauthenticated.reached,
+        ("max_unauthenticated_per_address",): state.unauthenticated.reached_per_address,
         ("max_failures_per_minute",): state.failures.reached,
         ("max_tunnels",): state.tunnels.reached,
         ("max_tunnels_per_token",): state.tunnels.reached_per_token,

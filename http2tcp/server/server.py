@@ -77,7 +77,10 @@ class Server:
                 async with trio.open_nursery() as accepting:
                     for listener in listeners:
                         accepting.start_soon(
-                            listener.accept_forever, accepted, self.state.waiting.give_way, self.state.waiting.at_once
+                            listener.accept_forever,
+                            accepted,
+                            self.state.unauthenticated.give_way,
+                            self.state.unauthenticated.at_once,
                         )
                     task_status.started([listener.address for listener in listeners])
                     await drain.wait()

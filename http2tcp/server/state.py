@@ -19,7 +19,7 @@ from http2tcp.net.descriptors import allowed
 from http2tcp.net.dial import LookUpLimiter, LookUps
 from http2tcp.server.audit import Refusals
 from http2tcp.server.counters import Metrics
-from http2tcp.server.limits import Failures, Limits, Tunnels, Waiting, share
+from http2tcp.server.limits import Failures, Limits, Tunnels, Unauthenticated, share
 from http2tcp.server.policy import Policy, Token
 from http2tcp.server.settings import ServerSettings
 
@@ -67,7 +67,9 @@ class State:
     def __init__(self, settings: ServerSettings) -> None:
         """Raises SettingsError."""
         self.limits = _limits(settings)
-        self.waiting: Waiting[Evictable] = Waiting(self.limits, lambda connection: connection.evict())
+        self.unauthenticated: Unauthenticated[Evictable] = Unauthenticated(
+            self.limits, lambda connection: connection.evict()
+        )
         self.tunnels = Tunnels(self.limits)
         self.failures = Failures(self.limits)
         #: The open sessions.
@@ -91,7 +93,7 @@ class State:
         """
         self.settings, self.policy, self.tls = prepared
         limits = _limits(prepared.settings)
-        self.limits = self.waiting.limits = self.tunnels.limits = self.failures.limits = limits
+        self.limits = self.unauthenticated.limits = self.tunnels.limits = self.failures.limits = limits
         self.tunnels.tokens = len(self.policy.tokens)
         for session in list(self.sessions):
             session.settings_changed()

@@ -27,8 +27,8 @@ async def test_silent_connections_give_way_to_a_login_however_many_they_are() ->
             stream, _ = await open_raw(server.address, asking(where))
             await stream.send_all(b"in")
             assert await stream.receive_some() == b"in"
-        assert len(server.server.state.waiting) <= 10
-        assert server.server.state.waiting.reached >= 30
+        assert len(server.server.state.unauthenticated) <= 10
+        assert server.server.state.unauthenticated.reached >= 30
         # The oldest were closed, the newest still wait.
         with trio.fail_after(5):
             with pytest.raises(trio.BrokenResourceError):

@@ -128,7 +128,7 @@ async def test_settings_that_are_reloaded_count_for_new_connections(caplog: pyte
         waiting = await trio.open_tcp_stream(server.address.host, server.address.port)
         await waiting.send_all(b"PROXY ")
         with trio.fail_after(PATIENCE):
-            while not len(server.server.state.waiting):
+            while not len(server.server.state.unauthenticated):
                 await trio.sleep(0.001)
         server.reload(proxy_protocol=False)
         assert (await exchange(server.address, upgrade(token="wrong"))).status == 401

@@ -60,7 +60,7 @@ def the_end(caplog: pytest.LogCaptureFixture) -> Record:
 async def ended(server: Served) -> None:
     """Wait until it has no connection."""
     with trio.fail_after(10):
-        while server.server.state.sessions or len(server.server.state.waiting):
+        while server.server.state.sessions or len(server.server.state.unauthenticated):
             await trio.sleep(0.01)
     await trio.testing.wait_all_tasks_blocked(0.01)
 

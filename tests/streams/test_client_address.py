@@ -319,7 +319,7 @@ async def test_silent_connections_are_counted_for_the_client_that_the_proxy_head
             await theirs.send_all(v1(address, 51234))
             await trio.testing.wait_all_tasks_blocked()
             ends.append(theirs)
-        assert (len(server.waiting), server.waiting.reached_per_address) == (3, 1)
+        assert (len(server.unauthenticated), server.unauthenticated.reached_per_address) == (3, 1)
         with pytest.raises(trio.BrokenResourceError):
             await ends[0].receive_some()
         for end in ends:

@@ -126,7 +126,7 @@ class Stage:
             assert not end.arrived, f"bytes that no step names: {end.arrived!r}"
             assert end.end_named or not end.end, f"an end that no step names: {end.end}"
         state = self.state
-        assert (len(state.waiting), len(state.tunnels), len(state.sessions)) == (0, 0, 0)
+        assert (len(state.unauthenticated), len(state.tunnels), len(state.sessions)) == (0, 0, 0)
         assert self.ours.closed or self.ours.aborted
         metrics = state.metrics
         assert not sum(metrics.sessions_open().values())
@@ -303,7 +303,7 @@ def evicted() -> Step:
     """Others need the place of the one that has waited longest."""
 
     async def step(stage: Stage) -> None:
-        stage.state.waiting.give_way()
+        stage.state.unauthenticated.give_way()
 
     return step
 
@@ -417,6 +417,10 @@ def holds(*, unauthenticated: int = 0, tunnels: int = 0, sessions: int = 0) -> S
 
     async def step(stage: Stage) -> None:
         state = stage.state
-        assert (len(state.waiting), len(state.tunnels), len(state.sessions)) == (unauthenticated, tunnels, sessions)
+        assert (len(state.unauthenticated), len(state.tunnels), len(state.sessions)) == (
+            unauthenticated,
+            tunnels,
+            sessions,
+        )
 
     return step

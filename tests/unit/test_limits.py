@@ -6,25 +6,49 @@ from dataclasses import replace
 from ipaddress import ip_address
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from http2tcp.errors import LimitReached, TooManyRequests
-from http2tcp.server.limits import Failures, Limits, Tunnels, Waiting, group
+from http2tcp.server.limits import Failures, Group, Limits, Tunnels, Unauthenticated, evict_from, group
 from http2tcp.server.policy import Token, digest
 
 ONE, OTHER = ip_address("192.0.2.1"), ip_address("192.0.2.2")
 ALICE = Token("alice", digest("a"), max_tunnels=2)
 
 
-def waiting(**limits: int) -> tuple[Waiting[str], list[str]]:
-    pushed_out: list[str] = []
-    return Waiting(replace(Limits(), **limits), pushed_out.append), pushed_out  # type: ignore[arg-type]
+def crowd(**limits: int) -> tuple[Unauthenticated[str], list[str]]:
+    evicted: list[str] = []
+    return Unauthenticated(replace(Limits(), **limits), evicted.append), evicted  # type: ignore[arg-type]
+
+
+def examples() -> list[tuple[str, ...]]:
+    """The rows of the table that explains `evict_from`."""
+    rows = [line.split("|")[1:5] for line in (evict_from.__doc__ or "").splitlines() if line.strip().startswith("|")]
+    return [tuple(cell.strip() for cell in row) for row in rows[2:]]
+
+
+@pytest.mark.parametrize(("silent", "sent_something", "answered", "expected"), examples())
+def test_the_oldest_of_this_group_is_evicted(silent: str, sent_something: str, answered: str, expected: str) -> None:
+    assert evict_from(int(silent), int(sent_something), int(answered)) is Group(expected)
+
+
+def test_the_table_has_an_example_of_every_group() -> None:
+    assert {row[3] for row in examples()} == {each.value for each in Group}
+
+
+@given(silent=st.integers(0, 99), sent_something=st.integers(0, 99), answered=st.integers(0, 99))
+def test_a_group_of_one_is_spared_where_another_has_more(silent: int, sent_something: int, answered: int) -> None:
+    sizes = dict(zip(Group, (silent, sent_something, answered), strict=True))
+    evicted = sizes[evict_from(silent, sent_something, answered)]
+    assert evicted > 1 or evicted == max(sizes.values())
 
 
 def test_when_it_is_full_the_oldest_silent_connection_goes_and_not_the_newcomer() -> None:
-    pool, gone = waiting(unauthenticated=3)
+    pool, gone = crowd(unauthenticated=3)
     for name in "abc":
         pool.enter(name, None)
-    pool.speaks("a")
+    pool.sent_something("a")
     pool.enter("d", None)
     assert gone == ["b"]
     assert len(pool) == 3
@@ -35,37 +59,37 @@ def test_when_it_is_full_the_oldest_silent_connection_goes_and_not_the_newcomer(
 
 
 def test_where_all_others_speak_the_oldest_of_them_goes() -> None:
-    pool, gone = waiting(unauthenticated=2)
+    pool, gone = crowd(unauthenticated=2)
     for name in "ab":
         pool.enter(name, None)
-        pool.speaks(name)
+        pool.sent_something(name)
     pool.enter("c", None)
     assert gone == ["a"]
 
 
 def test_a_crowd_that_has_said_a_byte_each_does_not_make_newcomers_push_each_other_out() -> None:
     """A login is silent for as long as its request is on its way, and others come meanwhile."""
-    pool, gone = waiting(unauthenticated=100)
+    pool, gone = crowd(unauthenticated=100)
     for number in range(100):
         pool.enter(f"slow {number}", None)
-        pool.speaks(f"slow {number}")
+        pool.sent_something(f"slow {number}")
     pool.enter("login", None)
     for number in range(40):
         pool.enter(f"silent {number}", None)
-    pool.speaks("login")
+    pool.sent_something("login")
     for number in range(40):
         pool.enter(f"another {number}", None)
-        pool.speaks(f"another {number}")
+        pool.sent_something(f"another {number}")
     assert "login" not in gone
     assert len(pool) == 100
 
 
 def test_who_has_had_an_answer_goes_before_those_who_wait_for_one() -> None:
-    pool, gone = waiting(unauthenticated=4)
+    pool, gone = crowd(unauthenticated=4)
     for name in "abcd":
         pool.enter(name, None)
     for name in "cb":
-        pool.speaks(name)
+        pool.sent_something(name)
         pool.answered(name)
     pool.enter("e", None)
     assert gone == ["c"]
@@ -77,17 +101,17 @@ def test_who_has_had_an_answer_goes_before_those_who_wait_for_one() -> None:
 
 
 def test_where_descriptors_run_out_some_of_those_who_wait_give_theirs_up() -> None:
-    pool, gone = waiting()
+    pool, gone = crowd()
     pool.give_way()
     for number in range(8):
         pool.enter(str(number), None)
-    pool.speaks("0")
+    pool.sent_something("0")
     pool.give_way()
     assert gone == ["1", "2"]
 
 
 def test_a_refusal_that_is_still_to_be_read_counts_although_the_token_was_accepted() -> None:
-    pool, gone = waiting(unauthenticated=2, unauthenticated_per_address=1)
+    pool, gone = crowd(unauthenticated=2, unauthenticated_per_address=1)
     for name in "abc":
         pool.enter(name, ONE if name == "a" else None)
         pool.leave(name)
@@ -99,7 +123,7 @@ def test_a_refusal_that_is_still_to_be_read_counts_although_the_token_was_accept
 
 
 def test_the_only_place_is_the_newcomer_s() -> None:
-    pool, gone = waiting(unauthenticated=1)
+    pool, gone = crowd(unauthenticated=1)
     pool.enter("a", ONE)
     pool.answered("a")
     pool.enter("b", ONE)
@@ -113,10 +137,10 @@ def test_the_only_place_is_the_newcomer_s() -> None:
 def test_a_newcomer_has_a_few_turns_before_others_push_it_out(limits: Limits, turns: int) -> None:
     """However many come at once, and although all are of one address: it takes two to read a token."""
     gone: list[str] = []
-    pool: Waiting[str] = Waiting(limits, gone.append)
+    pool: Unauthenticated[str] = Unauthenticated(limits, gone.append)
     for number in range(limits.unauthenticated):
         pool.enter(f"slow {number}", None)
-        pool.speaks(f"slow {number}")
+        pool.sent_something(f"slow {number}")
     pool.enter("login", ONE)
     for number in range(turns * pool.at_once() - 1):
         pool.enter(f"other {number}", ONE)
@@ -124,7 +148,7 @@ def test_a_newcomer_has_a_few_turns_before_others_push_it_out(limits: Limits, tu
 
 
 def test_who_has_left_makes_room() -> None:
-    pool, gone = waiting(unauthenticated=1, unauthenticated_per_address=1)
+    pool, gone = crowd(unauthenticated=1, unauthenticated_per_address=1)
     pool.enter("a", ONE)
     pool.leave("a")
     pool.leave("a")
@@ -134,7 +158,7 @@ def test_who_has_left_makes_room() -> None:
 
 
 def test_one_address_has_its_share_and_takes_no_place_of_others() -> None:
-    pool, gone = waiting(unauthenticated=100, unauthenticated_per_address=2)
+    pool, gone = crowd(unauthenticated=100, unauthenticated_per_address=2)
     pool.enter("other", OTHER)
     for name in "abc":
         pool.enter(name, ONE)
@@ -151,7 +175,7 @@ def test_a_whole_ipv6_site_counts_as_one_client() -> None:
 
 
 def test_an_address_that_becomes_known_later_is_counted_then() -> None:
-    pool, gone = waiting(unauthenticated_per_address=1)
+    pool, gone = crowd(unauthenticated_per_address=1)
     for name in "ab":
         pool.enter(name, None)
     pool.comes_from("a", ONE)

@@ -7,7 +7,7 @@ from ipaddress import ip_address
 from hypothesis import given
 from hypothesis import strategies as st
 
-from http2tcp.server.limits import Limits, Waiting
+from http2tcp.server.limits import Limits, Unauthenticated
 
 ADDRESSES = [None, ip_address("192.0.2.1"), ip_address("2001:db8::1"), ip_address("2001:db8::2")]
 
@@ -15,7 +15,7 @@ numbers = st.integers(0, 7)
 steps = st.one_of(
     st.tuples(st.just("enter"), numbers, st.sampled_from(ADDRESSES)),
     st.tuples(st.just("comes_from"), numbers, st.sampled_from(ADDRESSES)),
-    st.tuples(st.sampled_from(["speaks", "answered", "leave"]), numbers),
+    st.tuples(st.sampled_from(["sent_something", "answered", "leave"]), numbers),
     st.tuples(st.just("give_way")),
 )
 
@@ -24,14 +24,16 @@ steps = st.one_of(
 def test_the_pool_holds_no_more_than_its_limits_and_forgets_who_has_left(
     most: int, share: int, taken: list[tuple[object, ...]]
 ) -> None:
-    pushed_out: list[int] = []
-    pool: Waiting[int] = Waiting(Limits(unauthenticated=most, unauthenticated_per_address=share), pushed_out.append)
+    evicted: list[int] = []
+    pool: Unauthenticated[int] = Unauthenticated(
+        Limits(unauthenticated=most, unauthenticated_per_address=share), evicted.append
+    )
     # Each number is a connection of its own every time that it enters.
     now: dict[int, int] = {}
     born: list[int] = []
     inside: set[int] = set()
     for what, *rest in taken:
-        gone = len(pushed_out)
+        gone = len(evicted)
         if what == "give_way":
             pool.give_way()
         else:
@@ -51,7 +53,7 @@ def test_the_pool_holds_no_more_than_its_limits_and_forgets_who_has_left(
             elif what == "leave":
                 inside.discard(now[number])
             getattr(pool, str(what))(now[number], *address)
-        for each in pushed_out[gone:]:
+        for each in evicted[gone:]:
             assert each in inside, "it was not there, or had gone already"
             inside.discard(each)
         assert len(pool) == len(inside) <= most
