@@ -17,6 +17,7 @@ from http2tcp.client.connector import Connector, Tunnel, why_it_ended
 from http2tcp.client.forwards import Forward
 from http2tcp.client.settings import ClientSettings
 from http2tcp.errors import TunnelError
+from http2tcp.net.last_answer import LINGER, send_last_answer
 from http2tcp.net.listen import Listener, open_listeners
 from http2tcp.net.relay import Traffic, relay
 from http2tcp.net.streams import SocketStream
@@ -28,9 +29,6 @@ logger = logging.getLogger("http2tcp.forwarder")
 _SOCKS_TIMEOUT = 10.0
 # The longest greeting and the longest request together.
 _SOCKS_READ = 2 + 255 + 4 + 1 + 255 + 2
-# How long a refused program may take to read the reply, and how much it may still send meanwhile.
-_LINGER = 1.0
-_LINGER_BYTES = 256 * 1024
 # A loopback port is everybody's, a file has an owner: as in ssh, nobody else gets in.
 _UNIX_MODE = 0o600
 
@@ -148,17 +146,9 @@ class _Connection:
         return destination
 
     async def _answer(self, reply: bytes) -> None:
-        """Send the reply and see it delivered: closing with bytes unread would reset it away."""
-        with trio.move_on_after(_LINGER):
-            try:
-                await self._stream.send_all(reply)
-                await self._stream.send_eof()
-                unread = _LINGER_BYTES
-                while unread > 0 and (data := await self._stream.receive_some()):
-                    unread -= len(data)
-                await self._stream.aclose()
-            except trio.BrokenResourceError:
-                return
+        """Send the reply, and wait until the program has read it, for a second at most."""
+        with trio.move_on_after(LINGER):
+            await send_last_answer(self._stream, reply)
 
 
 class _Departed(Exception):

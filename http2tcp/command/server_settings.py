@@ -118,7 +118,7 @@ def _configured(ctx: click.Context, options: dict[str, Any]) -> tuple[dict[str, 
         if "token_file" not in values:
             raise
         raise ConfigError([f"{config.path}: token_file: {error}"]) from None
-    _look_at(config.tokens, token)
+    _warn_of_expired(config.tokens, token)
     return options, config.tokens if token is None else [token, *config.tokens]
 
 
@@ -138,7 +138,7 @@ def refuse_log_file(ctx: click.Context, config: str, path: str | None) -> None:
         raise ConfigError([f"{config}: log_file: {error}"]) from None
 
 
-def _look_at(tokens: Sequence[Token], other: str | None) -> None:
+def _warn_of_expired(tokens: Sequence[Token], other: str | None) -> None:
     """Warn of those that have expired. Raises SettingsError where the other token is one of them."""
     from http2tcp.server.policy import digest
     from http2tcp.server.policy_report import expiry

@@ -33,6 +33,7 @@ from http2tcp.errors import (
 )
 from http2tcp.net.capsules import CapsuleStream
 from http2tcp.net.dial import DialError, DialFailure, Dialled, dial
+from http2tcp.net.last_answer import LINGER, send_last_answer
 from http2tcp.net.paced import PacedStream
 from http2tcp.net.relay import End, relay
 from http2tcp.net.streams import SocketStream, Stream
@@ -53,9 +54,6 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger("http2tcp.connection")
 
-# How long a refused client may take to read the refusal, and how much it may still send meanwhile.
-_LINGER = 1.0
-_LINGER_BYTES = 256 * 1024
 # Refusals that a client without a token can get. It must not hold its place for longer than an unanswered head could.
 _WITHOUT_TOKEN = (400, 401, 404, 407, 408, 426, 429, 431)
 # … but it always gets this long to read the refusal.
@@ -393,24 +391,16 @@ class Connection:
         return stream
 
     async def _deliver(self, refusal: Refusal) -> None:
-        """Send the refusal, and wait until the client has it: closing with bytes unread would reset it away."""
+        """Send the refusal, and wait until the client has read it, for a second at most."""
         if isinstance(refusal, ProxyHeaderRefused):
             return  # whatever is at the other end does not speak as configured, so it may not even speak HTTP
-        with trio.move_on_after(_LINGER) as linger:
+        with trio.move_on_after(LINGER) as linger:
             # The connection still holds a descriptor, so it can be evicted again.
             self._evictable = linger
             self._state.unauthenticated.answered(self)
             if refusal.status in _WITHOUT_TOKEN:
                 linger.deadline = min(linger.deadline, max(self._head_deadline, trio.current_time() + _SHORTEST_LINGER))
-            try:
-                await self._stream.send_all(refuse(refusal, self._session.id))
-                await self._stream.send_eof()
-                unread = _LINGER_BYTES
-                while unread > 0 and (data := await self._stream.receive_some()):
-                    unread -= len(data)
-                await self._stream.aclose()
-            except (trio.BrokenResourceError, trio.ClosedResourceError):
-                return
+            await send_last_answer(self._stream, refuse(refusal, self._session.id))
 
 
 class _Abandon(Exception):
