@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import ssl
 from collections.abc import Collection
-from typing import ClassVar
 
 import trio
 
@@ -18,8 +17,8 @@ from http2tcp.net.streams import Bytes, HalfCloseUnsupported, SocketStream, Stre
 class SSLStreamStream(Stream):
     """trio.SSLStream as the relay takes it."""
 
-    half_close: ClassVar[bool] = False
-    eof_patience: ClassVar[float] = http2tcp.net.tls.TLSStream.eof_patience
+    half_close = False
+    eof_patience = http2tcp.net.tls.TLSStream.eof_patience
 
     def __init__(self, below: SocketStream, tls: trio.SSLStream[SocketStream]) -> None:
         self._below = below

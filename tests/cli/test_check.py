@@ -9,6 +9,7 @@ import re
 import signal
 import socket
 import subprocess
+from typing import Any
 
 import pytest
 import trio
@@ -24,7 +25,7 @@ ENDPOINT = ("-c", "-e", "https://example.com/")
 ESCAPE = re.compile(r"\x1b\[[0-9;]*[mK]")
 
 
-async def ran(*arguments: str, **descriptors: object) -> tuple[int | None, str, str]:
+async def ran(*arguments: str, **descriptors: Any) -> tuple[int | None, str, str]:
     """The exit status, stdout and stderr of a client that is left to itself."""
     async with client(*arguments, stdin=subprocess.DEVNULL, **descriptors) as process:
         assert process.stdout is not None

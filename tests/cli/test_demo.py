@@ -9,6 +9,7 @@ import subprocess
 
 import pytest
 
+from http2tcp.client.connector import open_tunnel
 from http2tcp.command import demo
 from http2tcp.errors import ConnectFailed, ListenError
 from tests.support.processes import environment, http2tcp
@@ -110,7 +111,7 @@ def test_a_machine_without_loopback_is_told_so_in_one_sentence(
 def test_a_tunnel_that_should_not_open_is_a_failure(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    genuine = demo.open_tunnel
+    genuine = open_tunnel
 
     async def lax(endpoint: str, destination: str, *, token: str) -> object:
         lax.token = getattr(lax, "token", token)  # type: ignore[attr-defined]

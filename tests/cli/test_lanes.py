@@ -49,10 +49,10 @@ def start(tmp_path: Path) -> Start:
         version = subprocess.run([python, "--version"], capture_output=True, text=True, check=True).stdout
         (checkout / ".venv/recipe").write_text(f"{checkout}\n{version}requirements.lockpyproject.toml\n")
         calls.unlink(missing_ok=True)
-        path = f"{checkout / 'bin'}:{Path(python).parent}:/usr/bin:/bin"
+        search = f"{checkout / 'bin'}:{Path(python).parent}:/usr/bin:/bin"
         command = [program("bash"), str(checkout / "tests/run"), *arguments]
         done = subprocess.run(
-            command, env={"PATH": path}, stdin=subprocess.DEVNULL, capture_output=True, text=True, timeout=60
+            command, env={"PATH": search}, stdin=subprocess.DEVNULL, capture_output=True, text=True, timeout=60
         )
         lines = [line.split() for line in calls.read_text().splitlines()]
         return done.returncode, [line for line in lines if line[0] != "nproc"]

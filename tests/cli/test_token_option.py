@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 from pathlib import Path
+from typing import cast
 
 import pytest
 
@@ -19,9 +20,9 @@ BLANK = pytest.mark.parametrize("blank", ["", " ", "\t \n"], ids=["empty", "blan
 def token_of(ran: object) -> str | None:
     server, client = getattr(ran, "server_settings", None), getattr(ran, "client_settings", None)
     if server is not None:
-        return next(iter(server.tokens), None)
+        return cast("str | None", next(iter(server.tokens), None))
     assert client is not None, ran
-    return client.token
+    return cast("str | None", client.token)
 
 
 @pytest.fixture

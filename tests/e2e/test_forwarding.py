@@ -74,7 +74,7 @@ def client(site: Site, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Cli
             *("-L", f"localhost:{ports[2]}:127.0.0.1:{echo}", "-L", f"{unix}:{web}"),
         )
         with running(command, log, lambda: log.read_text().count("listening on") >= 4):
-            yield Client(*ports, unix, log)
+            yield Client(ports[0], ports[1], ports[2], unix, log)
 
 
 def curl(*arguments: str) -> subprocess.CompletedProcess[str]:

@@ -7,6 +7,7 @@ them: with UPDATE_DOCS in the environment a whole run writes it, otherwise it is
 from __future__ import annotations
 
 import hashlib
+import io
 import os
 import random
 import re
@@ -241,7 +242,7 @@ def test_100_mb_arrive_unchanged_both_ways(
     command = ground.client(ground.places[front_end.name], transport, ground.store)
     with conversation(command, stderr=subprocess.PIPE) as process:
         assert process.stdin is not None
-        assert process.stdout is not None
+        assert isinstance(process.stdout, io.BufferedReader)
         assert process.stderr is not None
         process.stdin.write(hundred_mb)
         process.stdin.flush()

@@ -93,8 +93,10 @@ def test_neither_the_token_nor_the_destination_is_in_a_log(site: Site, login: Lo
     assert login().run("ssh", "target", "echo in").stdout == b"in\n"
     assert login(site.client(site.http)).run("ssh", "target", "echo in").stdout == b"in\n"
     sshd_port = str(site.sshd.port)
-    for running_nginx in (site.nginx_https, site.nginx_http):
-        wait_until(lambda log=running_nginx: '"GET /~http2tcp/ HTTP/1.1" 101' in log.access_log, "the tunnel's line")
+    both = (site.nginx_https, site.nginx_http)
+    tunnel = '"GET /~http2tcp/ HTTP/1.1" 101'
+    wait_until(lambda: all(tunnel in running_nginx.access_log for running_nginx in both), "the tunnels' lines")
+    for running_nginx in both:
         assert site.server.token not in running_nginx.access_log + running_nginx.error_log + running_nginx.other_log
         # nginx quotes the query in its error lines, such as for an ssh that leaves before its last bytes are taken.
         assert "addr=" not in running_nginx.access_log + running_nginx.other_log

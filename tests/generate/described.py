@@ -7,8 +7,9 @@ from typing import NamedTuple
 
 import click
 
-from http2tcp.command.cli import ENV_PREFIX, command
+from http2tcp.command.cli import command
 from http2tcp.command.ssh_config import AT_FILE
+from http2tcp.command.values import ENV_PREFIX
 from http2tcp.protocol.transport import Transport
 
 # What a value may be where no click.Choice says so. An ending without a blank is the start of a value.

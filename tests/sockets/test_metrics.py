@@ -453,16 +453,16 @@ async def test_the_admin_listener_opens_no_tunnel() -> None:
 
 
 async def test_the_admin_listener_knows_the_name_that_it_was_given_and_those_that_are_listed_now() -> None:
-    async def status(host: str) -> int:
+    async def status(address: TCPAddress, host: str) -> int:
         return (await exchange(address, f"GET /healthz HTTP/1.1\r\nHost: {host}\r\n\r\n".encode())).status
 
     async with served(admin=parse_listen("localhost:0"), admin_names=["one.internal"]) as server:
         address = server.server.admin_addresses[0]
         assert isinstance(address, TCPAddress)
         hosts = ("localhost", "one.internal", "two.internal")
-        assert [await status(host) for host in hosts] == [200, 200, 403]
+        assert [await status(address, host) for host in hosts] == [200, 200, 403]
         server.reload(admin_names=["two.internal"])
-        assert [await status(host) for host in hosts] == [200, 403, 200]
+        assert [await status(address, host) for host in hosts] == [200, 403, 200]
 
 
 async def test_other_machines_that_reach_it_earn_a_warning(caplog: pytest.LogCaptureFixture) -> None:

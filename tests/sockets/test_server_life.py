@@ -472,7 +472,7 @@ async def test_one_connection_that_failed_before_it_was_accepted_does_not_stop_t
     peers: list[TCPAddress | None] = []
     async with trio.open_nursery() as nursery:
 
-        def accepted(connection: socket.socket, peer: str) -> None:
+        def accepted(connection: socket.socket, peer: TCPAddress | None) -> None:
             connection.close()
             peers.append(peer)
             nursery.cancel_scope.cancel()

@@ -7,6 +7,7 @@ import ssl
 import subprocess
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 import trio
@@ -39,7 +40,7 @@ def make(tmp_path: Path) -> Make:
     return run
 
 
-async def failure(port: int, **tls: str | None) -> TunnelError:
+async def failure(port: int, **tls: Any) -> TunnelError:
     settings = client_settings(f"https://localhost:{port}/", "db:1", tls=TLSSettings(**tls))
     with pytest.raises(TunnelError) as caught:
         await connect(settings)

@@ -410,7 +410,11 @@ async def test_closing_wakes_who_waits_in_both_directions(authority: Authority) 
 
 
 async def test_what_was_given_back_comes_before_the_eof(authority: Authority) -> None:
-    with tls_server(server_context(authority.leaf), lambda tls: (tls.sendall(b"tail"), tls.unwrap())) as port:
+    def say_and_end(tls: ssl.SSLSocket) -> None:
+        tls.sendall(b"tail")
+        tls.unwrap()
+
+    with tls_server(server_context(authority.leaf), say_and_end) as port:
         stream = await secured(port, authority)
         assert await read_all(stream) == b"tail"
         stream.unread(b"head tail")

@@ -5,6 +5,7 @@ from __future__ import annotations
 import socket
 import ssl
 import threading
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -194,7 +195,7 @@ async def test_key_updates_are_taken_in_many_turns(tmp_path: Path, side: str, pa
     wire = b"".join(peer.key_update(padded=padded) for _ in range(updates)) + peer.data(b"x")
     with theirs, trio.fail_after(PATIENCE):
         async with trio.open_nursery() as nursery:
-            nursery.start_soon(trio.to_thread.run_sync, theirs.sendall, wire)
+            nursery.start_soon(partial(trio.to_thread.run_sync, theirs.sendall, wire))
             trio.lowlevel.add_instrument(turns)
             assert await stream.receive_some() == b"x"
             trio.lowlevel.remove_instrument(turns)

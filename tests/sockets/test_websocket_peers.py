@@ -94,10 +94,11 @@ async def test_a_plain_client_may_send_fragments_and_pings() -> None:
 
 
 async def test_a_target_that_ends_closes_a_plain_client_s_connection_well() -> None:
-    def talk(connection: ClientConnection) -> tuple[bytes, Any]:
+    def talk(connection: ClientConnection) -> tuple[str | bytes, int | None]:
         greeting = connection.recv(timeout=10)
         with pytest.raises(ConnectionClosedOK) as caught:
             connection.recv(timeout=10)
+        assert caught.value.rcvd is not None
         return greeting, caught.value.rcvd.code
 
     async with target(greet_and_close) as where, served() as server:

@@ -196,8 +196,9 @@ async def test_of_two_winners_in_one_moment_the_second_is_closed(
         nursery.start_soon(accept)
         dialled = await dial_first([candidate("10.0.0.1"), candidate("10.0.0.2")])
     assert len(hosts.made) == 2
-    assert [stream.aborted for stream in hosts.made if stream is not dialled.stream] == [True]
-    assert [stream.aborted for stream in hosts.made if stream is dialled.stream] == [False]
+    winner: object = dialled.stream
+    assert [stream.aborted for stream in hosts.made if stream is not winner] == [True]
+    assert [stream.aborted for stream in hosts.made if stream is winner] == [False]
 
 
 async def test_a_dial_that_is_cancelled_as_it_connects_leaves_no_connection(

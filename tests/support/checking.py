@@ -11,7 +11,7 @@ from typing import Any
 
 import trio
 
-from http2tcp.client.check.hops import Hop, State, Verdict
+from http2tcp.client.check.hops import Hop, Report, State, Verdict
 from http2tcp.client.check.report import JSONReport, TextReport
 from http2tcp.client.check.walk import check
 from http2tcp.client.connector import connect, why_it_ended
@@ -50,7 +50,7 @@ class _Listener:
     def __init__(self, checked: Checked) -> None:
         self._checked = checked
         self._for_people, self._for_programs = io.StringIO(), io.StringIO()
-        self._reports = [TextReport(self._for_people), JSONReport(self._for_programs)]
+        self._reports: list[Report] = [TextReport(self._for_people), JSONReport(self._for_programs)]
 
     def begin(self, endpoint: str, destinations: Sequence[str]) -> None:
         for report in self._reports:

@@ -5,13 +5,13 @@ from __future__ import annotations
 import gc
 import os
 
-from http2tcp.net import splice
+from http2tcp.net.pipes import pipes
 
 
 def open_descriptors() -> dict[int, str]:
     """Each open descriptor and what it is, but for the pipes that the splice pump keeps on purpose."""
     gc.collect()
-    kept = {fd for pipe in splice.pipes._spare for fd in (pipe.entry, pipe.exit)}
+    kept = {fd for pipe in pipes._spare for fd in (pipe.entry, pipe.exit)}
     found = {}
     for name in os.listdir("/proc/self/fd"):
         try:

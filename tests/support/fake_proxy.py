@@ -182,5 +182,5 @@ class Names(trio.abc.HostnameResolver):
             for address in self._names[name]
         ]
 
-    async def getnameinfo(self, sockaddr: tuple[str, int], flags: int) -> tuple[str, str]:
+    async def getnameinfo(self, sockaddr: tuple[str, int] | tuple[str, int, int, int], flags: int) -> tuple[str, str]:
         raise NotImplementedError

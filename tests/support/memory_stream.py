@@ -32,8 +32,8 @@ class MemoryStream(Stream):
     """One end of a connection in memory. Make a connection with `memory_pair`."""
 
     def __init__(self, outgoing: _Wire, incoming: _Wire, half_close: bool, eof_patience: float) -> None:
-        self.half_close = half_close  # type: ignore[misc]
-        self.eof_patience = eof_patience  # type: ignore[misc]
+        self.half_close = half_close
+        self.eof_patience = eof_patience
         self._outgoing = outgoing
         self._incoming = incoming
         #: Bytes that this end took, and the most that one `send_all` was given.

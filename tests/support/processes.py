@@ -123,7 +123,7 @@ def conversation(command: Sequence[str], *, stderr: int | None = None) -> Iterat
             pass
 
 
-def end(process: subprocess.Popen[bytes], stop: signal.Signals = signal.SIGTERM) -> None:
+def end(process: subprocess.Popen[bytes] | subprocess.Popen[str], stop: signal.Signals = signal.SIGTERM) -> None:
     """End the process, kindly first."""
     if process.poll() is None:
         process.send_signal(stop)

@@ -9,6 +9,7 @@ import tempfile
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 from tests.support.processes import free_port, listens, program, running
@@ -46,6 +47,10 @@ WITHOUT_LOGIN = ["http squid", "https squid", "http tinyproxy", "socks5 microsoc
 WITH_LOGIN = [f"{name}-login" for name in WITHOUT_LOGIN]
 
 
+def _all_listen(ports: list[int]) -> bool:
+    return all(map(listens, ports))
+
+
 @contextmanager
 def run_proxies(directory: Path, certificate: Path) -> Iterator[Proxies]:
     """Start all of them. `certificate` has the key too, and is for `localhost`."""
@@ -68,7 +73,7 @@ def run_proxies(directory: Path, certificate: Path) -> Iterator[Proxies]:
                 command = [program("microsocks"), "-i", "127.0.0.1", "-p", str(ports[name])]
                 command += ["-u", USER, "-P", PASSWORD] if login else []
             ready = [ports[name]] + ([ports[f"{name}-tls"]] if name.startswith("squid") else [])
-            stack.enter_context(running(command, home / "output.log", lambda ready=ready: all(map(listens, ready))))
+            stack.enter_context(running(command, home / "output.log", partial(_all_listen, ready)))
         yield Proxies(ports, squid_logs[0])
 
 

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Callable
 
 import pytest
 
 from http2tcp.address import (
     MAX_UNIX_PATH,
+    Address,
     Endpoint,
     TCPAddress,
     UnixAddress,
@@ -56,7 +58,7 @@ def test_a_destination_is_understood(text: str, host: str, port: int) -> None:
 
 
 @pytest.mark.parametrize("parse", [parse_destination, parse_listen])
-def test_a_unix_socket_is_a_destination_and_a_listener(parse) -> None:
+def test_a_unix_socket_is_a_destination_and_a_listener(parse: Callable[[str], Address]) -> None:
     assert parse("unix:/run/sshd 1.sock") == UnixAddress("/run/sshd 1.sock")
     assert str(parse("unix:/run/a:22")) == "unix:/run/a:22"
 

@@ -491,7 +491,7 @@ def verification_error(code: int, message: str = "") -> ssl.SSLCertVerificationE
 
 def ssl_error(reason: str | None, kind: type[ssl.SSLError] = ssl.SSLError) -> ssl.SSLError:
     error = kind(1, f"[SSL: {reason}]")
-    error.reason = reason
+    error.reason = reason  # type: ignore[assignment]  # typeshed leaves out None, which OpenSSL may well give
     return error
 
 

@@ -19,7 +19,7 @@ ALICE = Token("alice", digest("a"), max_tunnels=2)
 
 def crowd(**limits: int) -> tuple[Unauthenticated[str], list[str]]:
     evicted: list[str] = []
-    return Unauthenticated(replace(Limits(), **limits), evicted.append), evicted  # type: ignore[arg-type]
+    return Unauthenticated(replace(Limits(), **limits), evicted.append), evicted
 
 
 def examples() -> list[tuple[str, ...]]:

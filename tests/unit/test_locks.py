@@ -21,7 +21,7 @@ def locked(name: str) -> dict[str, tuple[str, frozenset[str]]]:
     """Of a lock file, each project with its one release and the hashes of that release's files."""
     text = (ROOT / name).read_text()
     lines = [line for line in text.replace("\\\n", " ").splitlines() if not line.startswith("#")]
-    found = {}
+    found: dict[str, tuple[str, frozenset[str]]] = {}
     for line in lines:
         words, *hashes = line.split(" --hash=sha256:")
         requirement = Requirement(words)

@@ -68,7 +68,7 @@ def test_a_server_with_rules_for_every_token_says_so() -> None:
 
 
 def test_a_server_names_those_tokens_that_no_rule_holds() -> None:
-    tokens = [named("alice", "db:22"), named("bob"), "s3cret"]
+    tokens: list[str | Token] = [named("alice", "db:22"), named("bob"), "s3cret"]
     words = said(ServerSettings(tokens=tokens))
     assert words.startswith("what the rules allow, with any of 3 tokens; ")
     assert words.endswith("metadata addresses: bob, the token without a name")

@@ -7,7 +7,7 @@ import math
 
 import pytest
 
-from http2tcp.address import TCPAddress, UnixAddress, parse_endpoint, parse_listen
+from http2tcp.address import Address, TCPAddress, UnixAddress, parse_endpoint, parse_listen
 from http2tcp.client.settings import ClientSettings, TLSSettings
 from http2tcp.errors import SettingsError
 from http2tcp.fields import check_token
@@ -62,7 +62,7 @@ def test_the_admin_listener_may_be_beside_the_other(listen: str, admin: str) -> 
 
 
 @pytest.mark.parametrize("destination", [SSHD, UnixAddress("/run/sshd.sock")])
-def test_a_server_without_a_token_starts_where_the_destination_is_pinned(destination) -> None:
+def test_a_server_without_a_token_starts_where_the_destination_is_pinned(destination: Address) -> None:
     assert ServerSettings(destination=destination).tokens == ()
 
 

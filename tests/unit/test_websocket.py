@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import pytest
 
 from http2tcp.protocol.websocket import MAX_MESSAGE, MAX_SENT, WebSocket, WebSocketError
@@ -78,7 +80,7 @@ def test_a_key_that_is_not_16_bytes_in_base64_is_none(value: bytes) -> None:
 
 @pytest.mark.parametrize("size", [1, 125, 126, 65535, 65536, 65537, 300_000])
 @pytest.mark.parametrize("make", [client, server])
-def test_bytes_go_out_in_messages_that_every_peer_takes(make: type[WebSocket], size: int) -> None:
+def test_bytes_go_out_in_messages_that_every_peer_takes(make: Callable[[], WebSocket], size: int) -> None:
     data = bytes(range(256)) * (size // 256 + 1)
     data = data[:size]
     sent = frames(b"".join(make().messages(data)))
