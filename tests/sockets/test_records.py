@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import socket
 
 import pytest
 import trio
@@ -270,12 +271,12 @@ async def test_a_client_whose_tunnel_was_cut_says_which_record_of_the_server_tel
         await stream.send_all(b"x")
         reset(stream)
 
-    ours, theirs = trio.socket.socketpair()
+    ours, theirs = socket.socketpair()
     async with target(habit) as where, served() as running:
         tunnel = await client.connect(client_settings(running.url, where, transport=transport))
         traffic = Traffic()
         with theirs:
-            outcome = await relay(SocketStream(ours._sock), tunnel.stream, traffic)  # type: ignore[attr-defined]
+            outcome = await relay(SocketStream(ours), tunnel.stream, traffic)
         failure = client.why_it_ended(tunnel, outcome, traffic)
         await ended(running)
     assert isinstance(failure, TunnelCut)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import socket
 import time
 from collections.abc import Callable
 from typing import Any
@@ -76,11 +77,11 @@ async def test_whoever_uses_a_tunnel_that_the_server_ends_is_told_why(
 
 
 async def by_relay(tunnel: client.Tunnel) -> str:
-    ours, theirs = trio.socket.socketpair()
+    ours, theirs = socket.socketpair()
     traffic = Traffic()
     with theirs:
-        await theirs.send(b"x")
-        outcome = await relay(SocketStream(ours._sock), tunnel.stream, traffic)  # type: ignore[attr-defined]
+        theirs.send(b"x")
+        outcome = await relay(SocketStream(ours), tunnel.stream, traffic)
     failure = client.why_it_ended(tunnel, outcome, traffic)
     assert isinstance(failure, TunnelCut)
     assert failure.exit_code == 71
