@@ -8,12 +8,14 @@ import secrets
 import socket
 import subprocess
 import urllib.request
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
 
 from tests.support.loopback import asking
 from tests.support.processes import environment, free_port, http2tcp, listens, running
+from tests.support.targets import target
 
 
 def forms(secret: str) -> list[bytes]:
@@ -33,11 +35,34 @@ def exchange(port: int, request: bytes) -> bytes:
     return answer
 
 
+Command = tuple[list[str], dict[str, str] | None]
+
+
+def client(file: Path, port: int, where: str, token: str, in_file: bool, *more: str) -> Command:
+    """A client's command line and environment; the token is in the one or in the other."""
+    file.write_text(token)
+    file.chmod(0o600)
+    command = http2tcp("-c", "-v", "-e", f"http://127.0.0.1:{port}/", "-d", where, *more)
+    if in_file:
+        return [*command, "--token-file", str(file)], environment()
+    return command, environment(HTTP2TCP_TOKEN=token)
+
+
+def side_by_side(commands: dict[str, Command]) -> dict[str, bytes]:
+    """What each of them says. A check waits for its target for seconds, so that they run at the same time."""
+
+    def run(command: Command) -> bytes:
+        ran = subprocess.run(command[0], env=command[1], input=b"", capture_output=True, timeout=60, check=False)
+        return ran.stdout + ran.stderr
+
+    with ThreadPoolExecutor(len(commands)) as threads:
+        return dict(zip(commands, threads.map(run, commands.values()), strict=True))
+
+
 @pytest.mark.parametrize("log_format", ["text", "json"])
 def test_no_token_shows_anywhere_but_in_the_file_that_holds_it(log_format: str, tmp_path: Path) -> None:
     good, named, expired, wrong = (secrets.token_urlsafe(24) for _ in range(4))
-    port, admin, target = free_port(), free_port(), socket.create_server(("127.0.0.1", 0))
-    where = f"127.0.0.1:{target.getsockname()[1]}"
+    port, admin = free_port(), free_port()
     token_file = tmp_path / "token"
     token_file.write_text(good)
     token_file.chmod(0o600)
@@ -52,7 +77,11 @@ def test_no_token_shows_anywhere_but_in_the_file_that_holds_it(log_format: str, 
     command += ["-l", f"127.0.0.1:{port}", "--admin", f"127.0.0.1:{admin}", "--log-format", log_format]
     said: dict[str, bytes] = {}
     log = tmp_path / "log"
-    with target, running(command, log, lambda: listens(port) and listens(admin)) as server:
+    # The target greets and closes: one that is silent holds up a check, and then the server's end.
+    with (
+        target(lambda connection: connection.sendall(b"hello\n")) as where,
+        running(command, log, lambda: listens(port) and listens(admin)) as server,
+    ):
         for number, token in enumerate((good, named, expired, wrong)):
             said[f"answer {number}"] = exchange(port, asking("127.0.0.1:1", token=token))
             basic = base64.b64encode(f"user:{token}".encode()).decode()
@@ -63,32 +92,16 @@ def test_no_token_shows_anywhere_but_in_the_file_that_holds_it(log_format: str, 
             said[f"answer to nonsense {number}"] = exchange(port, bad.encode())
         said["metrics"] = urllib.request.urlopen(f"http://127.0.0.1:{admin}/metrics", timeout=20).read()
         said["command line"] = Path(f"/proc/{server.pid}/cmdline").read_bytes()
-        for number, (token, in_file, more) in enumerate(
-            [
-                (good, True, ["--check"]),
-                (good, False, ["--check", "--json"]),
-                (wrong, True, []),
-                (wrong, False, ["--check"]),
-            ]
-        ):
-            client_file = tmp_path / f"client{number}"
-            client_file.write_text(token)
-            client_file.chmod(0o600)
-            ran = subprocess.run(
-                http2tcp("-c", "-v", "-e", f"http://127.0.0.1:{port}/", "-d", where, *more)
-                + (["--token-file", str(client_file)] if in_file else []),
-                input=b"",
-                capture_output=True,
-                timeout=60,
-                env=environment() if in_file else environment(HTTP2TCP_TOKEN=token),
-                check=False,
-            )
-            said[f"client {number}"] = ran.stdout + ran.stderr
-        for way in ([], ["--as", "named", where]):
-            ran = subprocess.run(
-                http2tcp("-s", "--check", "--config", str(config), *way), capture_output=True, timeout=60, check=False
-            )
-            said[f"server's check {way}"] = ran.stdout + ran.stderr
+        said |= side_by_side(
+            {
+                "client 0": client(tmp_path / "client0", port, where, good, True, "--check"),
+                "client 1": client(tmp_path / "client1", port, where, good, False, "--check", "--json"),
+                "client 2": client(tmp_path / "client2", port, where, wrong, True),
+                "client 3": client(tmp_path / "client3", port, where, wrong, False, "--check"),
+                "server's check": (http2tcp("-s", "--check", "--config", str(config)), None),
+                "server's answer": (http2tcp("-s", "--check", "--config", str(config), "--as", "named", where), None),
+            }
+        )
     said["log"] = log.read_bytes()
     assert b" 502 " in said["answer 0"]
     assert b" 502 " in said["answer 1"]
