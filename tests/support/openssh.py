@@ -33,6 +33,7 @@ def sshd(directory: Path) -> Iterator[Sshd]:
     if os.getuid() == 0:
         # Where its unprivileged part lives; the system creates it at its own sshd's start.
         Path("/run/sshd").mkdir(mode=0o755, exist_ok=True)
+    (directory / "home").mkdir()
     for name in ("host", "user"):
         keygen = [program("ssh-keygen"), "-q", "-t", "ed25519", "-N", "", "-C", name, "-f", str(directory / name)]
         subprocess.run(keygen, check=True, timeout=20)
@@ -55,6 +56,8 @@ def sshd(directory: Path) -> Iterator[Sshd]:
         "MaxStartups 200",
         "PrintMotd no",
         "PrintLastLog no",
+        # Else bash runs the user's own .bashrc at each login, which may be slow, or fail where two run it at once.
+        f"SetEnv HOME={directory / 'home'}",
     ]
     configuration.write_text("\n".join([*lines, "PerSourcePenalties no", ""]))
     check = [program("sshd"), "-t", "-f", str(configuration)]
