@@ -27,10 +27,7 @@ from tests.support.pod import Pod
 from tests.support.processes import conversation, environment, http2tcp, program, running, wait_until
 
 # debootstrap, two builds with packages of Debian and PyPI.
-pytestmark = [
-    pytest.mark.timeout(900),
-    pytest.mark.alone("runs a cluster of pods, and takes 2 GB of memory for their images"),
-]
+pytestmark = pytest.mark.timeout(900)
 
 each_route = pytest.mark.parametrize("route", ["http-route.yaml", "ingress.yaml"])
 

@@ -20,7 +20,7 @@ from tests.support.processes import conversation, environment, http2tcp, program
 ROOT = Path(__file__).parents[2]
 
 # debootstrap, and builds with packages of Debian and PyPI.
-pytestmark = [pytest.mark.timeout(900), pytest.mark.alone("boots systemd, and takes 2 GB of memory for its image")]
+pytestmark = pytest.mark.timeout(900)
 
 
 def commands() -> list[str]:

@@ -19,11 +19,7 @@ from tests.support.processes import environment, program, running
 from .conftest import ROOT, Built, run
 
 # debootstrap unpacks a hundred packages, on a slow machine too.
-pytestmark = [
-    pytest.mark.usefixtures("index"),
-    pytest.mark.timeout(900),
-    pytest.mark.alone("debootstrap keeps the disk and a core busy"),
-]
+pytestmark = [pytest.mark.usefixtures("index"), pytest.mark.timeout(900)]
 
 
 def mirror() -> tuple[str, str]:
