@@ -70,6 +70,9 @@ def folders(*names: str, ignored: bool = False) -> str:
 
 
 FAST, PROCESS = ("unit", "property", "streams"), ("sockets", "cli")
+MEASURED = ("unit", "streams", "sockets", "cli")
+#: Two for each core, of which there are two here.
+BESIDE = "-m not alone --numprocesses 4 --dist loadfile --no-loadscope-reorder"
 
 
 def test_the_fast_lane_asks_for_no_package_and_starts_nothing_but_its_tests(start: Start) -> None:
@@ -90,14 +93,20 @@ def test_the_other_lanes_run_side_by_side_what_can_and_the_rest_alone(start: Sta
     status, calls = start(lane)
     assert status == 0
     assert [call for call in calls if "apt-get" in call]
-    assert chosen(calls) == [f"-m not alone --numprocesses 2 --dist loadfile {what}", f"-m alone {what}"]
+    assert chosen(calls) == [f"{BESIDE} {what}", f"-m alone {what}"]
     assert not [call for call in calls if call[0] in ("coverage", "ruff", "mypy", "lint-imports")]
 
 
 def test_without_a_word_everything_runs_and_the_coverage_is_judged(start: Start) -> None:
     status, calls = start()
     assert status == 0
-    assert chosen(calls) == ["-m not alone --numprocesses 2 --dist loadfile", "-m alone"]
+    # Each test once.
+    assert chosen(calls) == [
+        f"{BESIDE} {folders(*MEASURED)}",
+        f"{BESIDE} {folders(*MEASURED, ignored=True)}",
+        "-m alone",
+    ]
+    assert [call[0] for call in calls if "pytest" in call] == ["coverage", "pytest", "pytest"]
     ours = [" ".join(call) for call in calls if call[0] in _OURS and "pytest" not in call]
     assert ours == [
         "ruff check .",
