@@ -17,7 +17,7 @@ Calls = list[list[str]]
 Start = Callable[..., tuple[int, Calls]]
 
 _PROGRAM = """#!/bin/sh
-echo "${0##*/} $*" >> CALLS
+echo "${0##*/} $*${PYTHONDONTWRITEBYTECODE:+ without compiled files}" >> CALLS
 cat > /dev/null
 [ "${0##*/} $1" != "dpkg-query --query" ] || echo unknown
 [ "${0##*/}" != nproc ] || echo 2
@@ -52,7 +52,12 @@ def start(tmp_path: Path) -> Start:
         search = f"{checkout / 'bin'}:{Path(python).parent}:/usr/bin:/bin"
         command = [program("bash"), str(checkout / "tests/run"), *arguments]
         done = subprocess.run(
-            command, env={"PATH": search}, stdin=subprocess.DEVNULL, capture_output=True, text=True, timeout=60
+            command,
+            env={"PATH": search, "PYTHONDONTWRITEBYTECODE": "1"},
+            stdin=subprocess.DEVNULL,
+            capture_output=True,
+            text=True,
+            timeout=60,
         )
         lines = [line.split() for line in calls.read_text().splitlines()]
         return done.returncode, [line for line in lines if line[0] != "nproc"]
