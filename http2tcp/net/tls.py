@@ -234,18 +234,24 @@ class TLSStream(Stream):
             return
         if self._torn:
             raise trio.BrokenResourceError(_TORN)
-        while not self._said_all:
+        await self._send_close_notify()
+        # Whatever comes now is nobody's: the stream gives nothing more, and takes nothing.
+        self._said_all = self._ended = self._torn = True
+
+    async def _send_close_notify(self) -> None:
+        """Wait until the kernel has room for it. Where the peer is gone nothing is raised: receiving tells."""
+        while True:
             if self.socket.fileno() < 0:
                 raise trio.ClosedResourceError("this stream was already closed")
             try:
                 self.socket.unwrap()
             except ssl.SSLWantWriteError:
+                # OpenSSL has made it already, and makes no second one.
                 await self._writable()
-                continue
-            except (OSError, ValueError):
-                pass  # it waits for the peer's answer, and ours is sent; or nobody is there to be told
-            # Without TLS the socket would give and take whatever anybody puts on the wire.
-            self._said_all = self._ended = self._torn = True
+            except OSError:
+                return  # SSLWantReadError: it is sent, and the peer's has not come. Anything else: the peer is gone
+            else:
+                return  # it is sent, and the peer's came before
 
     def abort(self) -> None:
         """Close without close_notify, with RST."""

@@ -196,7 +196,11 @@ class ServerTLSStream(TLSStream):
     eof_patience = math.inf
 
     async def send_eof(self) -> None:
-        """Send close_notify and go on receiving (RFC 8446, section 6.1). Raises BrokenResourceError."""
+        """Send close_notify and go on receiving (RFC 8446, section 6.1).
+
+        Raises BrokenResourceError after a send that was cancelled half-way. A client that is gone is no error here:
+        receiving tells.
+        """
         await trio.lowlevel.checkpoint()
         if self.socket.fileno() < 0:
             raise trio.ClosedResourceError("this stream was already closed")
@@ -209,24 +213,12 @@ class ServerTLSStream(TLSStream):
         # OpenSSL takes decrypted bytes that nobody has fetched yet for a breach of the protocol.
         while size := self.socket.pending():
             self._ahead += self.socket.recv(size)
-        await self._when_ready(self._close_notify)
+        await self._send_close_notify()
         self._said_all = True
 
     async def finish(self) -> None:
         """As `send_eof`, which the peer may have been told before."""
         await self.send_eof()
-
-    def _close_notify(self) -> None:
-        try:
-            self.socket.unwrap()
-        except ssl.SSLWantReadError:
-            return  # it waits for the peer's
-        except ssl.SSLWantWriteError:
-            raise
-        except OSError:
-            return  # whoever receives finds out why
-        # The peer's came first.
-        self._ended = True
 
     async def linger(self) -> None:
         """See `Stream.linger`. It says close_notify first, which the peer may be waiting for."""

@@ -436,6 +436,111 @@ async def test_an_eof_after_the_clients_own_or_to_a_client_that_is_gone_is_no_er
         stream.abort()
 
 
+@pytest.mark.parametrize("version", VERSIONS)
+@pytest.mark.parametrize(
+    ("before", "after", "received", "end"),
+    [
+        # What the client does before our EOF, what it does after that, what we receive, how that ends.
+        ("", "bytes, eof", b"bytes", "eof"),
+        ("bytes", "eof", b"bytes", "eof"),
+        ("bytes", "bytes, eof", b"bytesbytes", "eof"),
+        ("eof", "", b"", "eof"),
+        ("bytes, eof", "", b"bytes", "eof"),
+        ("half a record", "the other half, eof", b"halves", "eof"),
+        ("", "close", b"", "broken"),
+        ("bytes", "reset", b"bytes", "broken"),
+        ("close", "", b"", "broken"),
+        ("reset", "", b"", "broken"),
+    ],
+)
+async def test_what_becomes_of_our_eof(
+    before: str, after: str, received: bytes, end: str, version: ssl.TLSVersion, identity: Identity
+) -> None:
+    """It is sent at once, it never fails, and what the client sent before or sends after it arrives in its order."""
+    stream, theirs = connection()
+    client = BIOClient(identity.client(version), theirs)
+    record = b""
+
+    def do(deeds: str) -> None:
+        nonlocal record
+        for deed in filter(None, deeds.split(", ")):
+            match deed:
+                case "bytes":
+                    client.send(b"bytes")
+                case "eof":
+                    client.send_eof()
+                case "half a record":
+                    client.tls.write(b"halves")
+                    record = client.made()
+                    theirs.sendall(record[:9])
+                case "the other half":
+                    theirs.sendall(record[9:])
+                case "close":
+                    theirs.close()
+                case "reset":
+                    theirs.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
+                    theirs.close()
+
+    with theirs:
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(trio.to_thread.run_sync, lambda: client.handshake())
+            secured = await accept_tls(stream, identity.context)
+        do(before)
+        with trio.fail_after(PATIENCE):
+            await secured.send_eof()
+            if theirs.fileno() >= 0:
+                assert await trio.to_thread.run_sync(client.read_all) == b""
+            do(after)
+            if end == "eof":
+                assert await read_all(secured) == received
+                assert await secured.receive_some() == b""
+                await secured.aclose()
+            else:
+                assert await read_until_broken(secured) in (received, b"")
+                secured.abort()
+
+
+@pytest.mark.parametrize("version", VERSIONS)
+async def test_our_eof_waits_for_room_and_comes_behind_all_that_was_sent(
+    version: ssl.TLSVersion, identity: Identity
+) -> None:
+    full, sent, heard = threading.Event(), 0, b""
+    piece = bytes(4 * 16384)
+    stream, theirs = connection()
+    stream.socket.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, 32768)
+
+    def talk() -> None:
+        nonlocal heard
+        client = BIOClient(identity.client(version), theirs)
+        client.handshake()
+        full.wait(PATIENCE)
+        heard = client.read_all()
+        client.send_eof()
+
+    with theirs:
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(trio.to_thread.run_sync, talk)
+            secured = await accept_tls(stream, identity.context)
+            for _ in range(3):
+                with suppress(ssl.SSLWantWriteError):
+                    while True:
+                        secured.socket.send(piece)
+                        sent += len(piece)
+                # The client's kernel still takes some of what ours has.
+                await trio.sleep(0.03)
+            async with trio.open_nursery() as ending:
+                ending.start_soon(secured.send_eof)
+                await trio.testing.wait_all_tasks_blocked(0.01)
+                done = not ending.child_tasks
+                full.set()
+            assert not done, "it says that it is sent, and it is not"
+            with trio.fail_after(PATIENCE):
+                assert await secured.receive_some() == b""
+            await secured.aclose()
+    # OpenSSL has taken the last piece too, which the kernel had no room for.
+    assert len(heard) == sent + len(piece)
+
+
 def suppressed_unwrap(tls: ssl.SSLSocket) -> None:
     with suppress(*CUT):
         tls.unwrap()

@@ -237,6 +237,10 @@ class BIOClient:
         for start in range(0, len(flight), piece):
             self._socket.sendall(flight[start : start + piece])
 
+    def made(self) -> bytes:
+        """What TLS has to say, for the caller to send."""
+        return self._outgoing.read()
+
     def _receive(self) -> None:
         data = self._socket.recv(65536)
         if data:
