@@ -36,7 +36,7 @@ from http2tcp.errors import (
     TunnelError,
     UpgradeNotPassed,
 )
-from http2tcp.net.dial import DialError, dial_first, resolve
+from http2tcp.net.dial import Candidate, DialError, dial
 from http2tcp.net.relay import End, Outcome, Traffic
 from http2tcp.net.streams import SocketStream, Stream
 from http2tcp.protocol.client_handshake import Answer, AnswerReader, Refused, Switched, request
@@ -282,18 +282,23 @@ async def dial_endpoint(
     late: TunnelError = ResolveFailed(
         f"cannot find {endpoint.host}: no answer within {seconds:g} s; check this machine's DNS"
     )
-    with trio.move_on_after(seconds):
-        try:
-            candidates = await resolve(TCPAddress(endpoint.host, endpoint.port), head_start)
-        except DialError as error:
-            raise ResolveFailed(f"cannot find {endpoint.host}: {error}; check -e, and this machine's DNS") from error
+    known = False
+
+    def resolved(candidates: Sequence[Candidate]) -> None:
+        nonlocal known, late
+        known = True
         logger.debug("addresses of %s: %d", endpoint.host, len(candidates))
         if progress is not None:
             progress.resolved(endpoint.host, [candidate.sockaddr[0] for candidate in candidates])
         late = ConnectFailed(f"no answer from {where} within {seconds:g} s: a firewall may drop the connection")
+
+    with trio.move_on_after(seconds):
         try:
-            dialled = await dial_first(candidates)
+            dialled = await dial(TCPAddress(endpoint.host, endpoint.port), resolved=resolved, head_start=head_start)
         except DialError as error:
+            if not known:
+                words = f"cannot find {endpoint.host}: {error}; check -e, and this machine's DNS"
+                raise ResolveFailed(words) from error
             raise ConnectFailed(f"cannot connect to {where}: {error}; check -e, and that the site is up") from error
         logger.debug("connected to %s", dialled.address)
         if progress is not None:

@@ -48,10 +48,10 @@ def answer(state: State, name: str, destination: Address) -> tuple[int, str]:
 
 async def _addresses(destination: TCPAddress, patience: float) -> Sequence[IPAddress]:
     """As the server would look them up, here and now. Raises DialError, trio.TooSlowError."""
-    from http2tcp.net.dial import resolve
+    from http2tcp.net.dial import LAST_WAIT, resolve
 
     with trio.fail_after(patience):
-        return [candidate.ip for candidate in await resolve(destination)]
+        return [candidate.ip for candidate in await resolve(destination, patience=LAST_WAIT)]
 
 
 def grant_of(policy: Policy, name: str) -> Grant:

@@ -19,22 +19,36 @@ import trio
 
 from http2tcp.address import Address, TCPAddress, UnixAddress
 from http2tcp.errors import os_reason
-from http2tcp.net.preconnect import LOCALHOST, LOOPBACK, HeadStart
+from http2tcp.net.preconnect import (
+    FAMILIES,
+    RESOLUTION_DELAY,
+    AddressInfo,
+    HeadStart,
+    known_without_resolver,
+    look_up,
+    other,
+    prefers_ipv6,
+)
 from http2tcp.net.streams import SocketStream, reset_on_close
 
 # RFC 8305, section 5: the recommended delay between two attempts.
 STAGGER = 0.25
+# How long, in seconds, to wait for a family whose look-up has not ended, once every address of the other has failed or
+# is forbidden. Without a limit, a resolver that drops one family would turn each refusal into a time-out.
+LAST_WAIT = 1.0
 # Attempts under way beyond one for each dial. A name can have more addresses that do not answer than there are
 # descriptors.
 _further = trio.CapacityLimiter(32)
 _EXHAUSTED = (errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM)
-# A name may have thousands, each to be judged by every rule. In ten seconds 40 can be tried, one a `STAGGER`.
+# Of each family: a name may have thousands of addresses, and every rule judges each of them. In ten seconds 40 can be
+# tried, one every `STAGGER`.
 _MAX_ADDRESSES = 40
 # A Unix listener whose backlog is full says so at once, where TCP would wait.
 _BACKLOG_PAUSE = 0.02
 
 IPAddress = IPv4Address | IPv6Address
 Permits = Callable[[IPAddress], bool]
+Resolved = Callable[[Sequence["Candidate"]], None]
 
 
 class DialFailure(Enum):
@@ -68,24 +82,23 @@ class Dialled(NamedTuple):
 async def dial(
     destination: Address,
     permits: Permits | None = None,
-    resolved: Callable[[], None] | None = None,
+    resolved: Resolved | None = None,
     limiter: LookUpLimiter | None = None,
+    head_start: HeadStart | None = None,
 ) -> Dialled:
     """Connect to the first of the destination's permitted addresses that accepts (RFC 8305).
 
-    `resolved` is called once the name is known, whose look-up waits for a place in `limiter`. The caller sets the
-    deadline. Raises DialError.
+    `resolved` is called once, with the first addresses that are known of the name. Look-ups wait for places in
+    `limiter`; those of `head_start` are under way already. The caller sets the deadline. Raises DialError.
     """
     if isinstance(destination, UnixAddress):
         return Dialled(await _dial_unix(destination), destination)
-    candidates = await resolve(destination, limiter=limiter)
-    if resolved is not None:
-        resolved()
-    if permits is not None:
-        candidates = [candidate for candidate in candidates if permits(candidate.ip)]
-        if not candidates:
-            raise DialError(DialFailure.PROHIBITED, "none of its addresses is allowed")
-    return await dial_first(candidates)
+    race = _Race(permits, resolved)
+    known = head_start.known if head_start is not None else known_without_resolver(destination.host, destination.port)
+    if known:
+        race.add(_candidates(known, head_start))
+        return await race.run()
+    return await race.run(_LookUp(destination, limiter, head_start))
 
 
 class Candidate(NamedTuple):
@@ -93,7 +106,7 @@ class Candidate(NamedTuple):
 
     family: socket.AddressFamily
     sockaddr: Any
-    #: Has begun to connect to it.
+    #: The head start that has begun to connect to it.
     head_start: HeadStart | None = None
 
     @property
@@ -153,51 +166,132 @@ class LookUps:
         return limiter
 
 
-async def _look_up(host: bytes, port: int, limiter: LookUpLimiter | None) -> list[Any]:
-    if limiter is None:
-        return await trio.socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)
-    try:
-        # An address takes no thread.
-        return socket.getaddrinfo(host, port, type=socket.SOCK_STREAM, flags=socket.AI_NUMERICHOST)
-    except socket.gaierror:
-        pass
-    return await trio.to_thread.run_sync(
-        lambda: socket.getaddrinfo(host, port, type=socket.SOCK_STREAM),
-        abandon_on_cancel=True,
-        limiter=limiter,  # type: ignore[arg-type]  # all that is asked of one is these two methods
-    )
+def _candidates(found: Sequence[AddressInfo], head_start: HeadStart | None) -> list[Candidate]:
+    """The addresses in the resolver's order, but first the one that `head_start` is connecting to."""
+    begun_to = None if head_start is None else head_start.settle()
+    candidates = [
+        Candidate(family, sockaddr, head_start if sockaddr == begun_to else None) for family, _, _, _, sockaddr in found
+    ]
+    return sorted(candidates, key=lambda candidate: candidate.head_start is None)
 
 
-async def resolve(
-    destination: TCPAddress, head_start: HeadStart | None = None, limiter: LookUpLimiter | None = None
-) -> list[Candidate]:
-    """The name's first addresses in the resolver's order, which `head_start` may know already. Raises DialError."""
-    try:
-        if head_start is not None:
-            return await _resolved_before(head_start)
-        if destination.host in LOCALHOST:
-            return [Candidate(family, (address, destination.port)) for family, address in LOOPBACK]
-        # Bytes, since a str is put through the idna codec, whose import costs time and which knows fewer names.
-        host = destination.host.encode("ascii")
-        found = await _look_up(host, destination.port, limiter)
-    except socket.gaierror as error:
+class _LookUp:
+    """The two look-ups of one name, a task each: what they have found so far (RFC 8305, section 3).
+
+    IPv6 is handed out as soon as it is known, unless this machine prefers IPv4 for it. The other family waits
+    `RESOLUTION_DELAY` for the preferred one, so that a resolver that drops one family's questions costs no more.
+    """
+
+    def __init__(self, destination: TCPAddress, limiter: LookUpLimiter | None, head_start: HeadStart | None) -> None:
+        self._host, self._port = destination
+        self._limiter = limiter
+        self._head_start = head_start
+        self._found: dict[socket.AddressFamily, list[AddressInfo]] = {}
+        self._answered = {family: trio.Event() for family in FAMILIES}
+        self._ipv6_first = False
+        # How many tasks have not ended, and whether one has since `more` was asked last.
+        self._running = len(FAMILIES)
+        self._ended = trio.Event()
+        #: Whether `more` returns addresses at once.
+        self.has_news = False
+        self._errors: list[OSError | UnicodeError] = []
+
+    def start(self, nursery: trio.Nursery) -> None:
+        """Ask for both families."""
+        for family in FAMILIES:
+            nursery.start_soon(self._run, family)
+
+    async def _run(self, family: socket.AddressFamily) -> None:
+        try:
+            found = await self._ask(family)
+        except (OSError, UnicodeError) as error:
+            self._errors.append(error)
+        else:
+            if family == socket.AF_INET6:
+                self._ipv6_first = prefers_ipv6([sockaddr for *_, sockaddr in found])
+            self._found[family] = found
+        self._answered[family].set()
+        if family in self._found and not (family == socket.AF_INET6 and self._ipv6_first):
+            with trio.move_on_after(RESOLUTION_DELAY):
+                await self._answered[other(family)].wait()
+        # Unless the other family's addresses took these along.
+        self.has_news = self.has_news or family in self._found
+        self._running -= 1
+        self._ended.set()
+
+    async def _ask(self, family: socket.AddressFamily) -> list[AddressInfo]:
+        if self._head_start is not None:
+            if self._head_start.done(family):
+                return self._head_start.answer(family)
+            return await trio.to_thread.run_sync(self._head_start.answer, family, abandon_on_cancel=True)
+        if self._limiter is None:
+            # As `look_up`, but a resolver that was set for trio is asked.
+            host = self._host.encode("ascii")
+            return await trio.socket.getaddrinfo(host, self._port, family, socket.SOCK_STREAM)
+        if family == socket.AF_INET6:
+            # IPv4 takes its place in the limiter's queue first, always: with one place left, a resolver that drops
+            # the questions for IPv6 would otherwise hold up IPv4 by chance.
+            await trio.lowlevel.checkpoint()
+        return await trio.to_thread.run_sync(
+            look_up,
+            self._host,
+            self._port,
+            family,
+            abandon_on_cancel=True,
+            limiter=self._limiter,  # type: ignore[arg-type]  # run_sync calls no more than its two methods
+        )
+
+    async def more(self) -> list[Candidate]:
+        """Wait for the next addresses; empty where none will come, which `error` explains."""
+        while self._running and not self.has_news:
+            await self._ended.wait()
+            self._ended = trio.Event()
+        self.has_news = False
+        found: list[AddressInfo] = []
+        for family in sorted(self._found, reverse=self._ipv6_first):
+            found += self._found.pop(family)[:_MAX_ADDRESSES]
+        return _candidates(found, self._head_start)
+
+    def error(self) -> DialError:
+        """Why there is no address: of two reasons, the one that says more."""
+        reasons = [_explain_look_up(error) for error in self._errors] or [_no_address()]
+        return min(reasons, key=lambda reason: _TELLING.index(reason.failure))
+
+
+def _no_address() -> DialError:
+    return DialError(DialFailure.NAME, "the name has no address")
+
+
+def _explain_look_up(error: OSError | UnicodeError) -> DialError:
+    reason = _no_address()
+    if isinstance(error, socket.gaierror):
         if error.errno in (socket.EAI_AGAIN, socket.EAI_FAIL):
-            raise DialError(DialFailure.NAME_TEMPORARY, "the name server did not answer") from error
-        raise DialError(DialFailure.NAME, "the name has no address") from error
-    except (OSError, UnicodeError) as error:
-        if isinstance(error, OSError) and error.errno in _EXHAUSTED:
-            raise _explain(error) from error
-        raise DialError(DialFailure.NAME, "the name has no address") from error
-    return [Candidate(family, sockaddr) for family, _, _, _, sockaddr in found[:_MAX_ADDRESSES]]
+            reason = DialError(DialFailure.NAME_TEMPORARY, "the name server did not answer")
+    elif isinstance(error, OSError) and error.errno in _EXHAUSTED:
+        reason = _explain(error)
+    reason.__cause__ = error
+    return reason
 
 
-async def _resolved_before(head_start: HeadStart) -> list[Candidate]:
-    if head_start.done:
-        found = head_start.addresses()
-    else:
-        found = await trio.to_thread.run_sync(head_start.addresses, abandon_on_cancel=True)
-    candidates = [Candidate(family, sockaddr) for family, _, _, _, sockaddr in found]
-    return [candidates[0]._replace(head_start=head_start), *candidates[1:]]
+async def resolve(destination: TCPAddress, *, patience: float = RESOLUTION_DELAY) -> list[Candidate]:
+    """The name's first addresses, in the order in which to try them. Raises DialError.
+
+    `patience`: how long, in seconds, the family that answers first waits for the other one.
+    """
+    known = known_without_resolver(destination.host, destination.port)
+    if known:
+        return _candidates(known, None)
+    names = _LookUp(destination, None, None)
+    found: list[Candidate] = []
+    async with trio.open_nursery() as nursery:
+        names.start(nursery)
+        found += await names.more()
+        with trio.move_on_after(patience):
+            found += await names.more()
+        nursery.cancel_scope.cancel()
+    if not found:
+        raise names.error()
+    return found
 
 
 def interleave(candidates: Sequence[Candidate]) -> list[Candidate]:
@@ -210,50 +304,155 @@ def interleave(candidates: Sequence[Candidate]) -> list[Candidate]:
 
 async def dial_first(candidates: Sequence[Candidate]) -> Dialled:
     """Connect to the first that accepts (RFC 8305, section 5). The caller sets the deadline. Raises DialError."""
-    if len(candidates) == 1:
-        # Without a race: it would be a sixth of what a tunnel costs the server.
-        return await _dial_only(candidates[0])
-    winner: Dialled | None = None
-    failures: list[OSError] = []
-    begun = 0
+    race = _Race()
+    race.add(candidates)
+    return await race.run()
 
-    async def attempt(candidate: Candidate, failed: trio.Event) -> None:
-        nonlocal winner, begun
-        alone = begun == len(failures)
-        begun += 1
+
+class _Race:
+    """Attempts to connect to the addresses of one name; the first connection wins (RFC 8305, sections 4 and 5).
+
+    One attempt after the other would wait for minutes at an address that drops packets; all at once would be unkind
+    to the target and to the limit of descriptors. So the next attempt starts when the latest has failed, or when it
+    has gone on for `STAGGER` without an end. Attempts that were overtaken go on: a slow first address may still win.
+
+    That is a queue and a loop. The loop (`_try_all`) takes the next address from the queue (`start_next`) and waits for
+    one of two things: the failure of the attempt that it has just started, or the delay. An attempt ends in `won` or
+    in `lost`. `won` cancels the nursery, which ends the loop, the look-ups and all other attempts; a second one that
+    connects in the same turn finds a winner and closes its connection. `lost` keeps the error.
+
+    With the queue empty, the loop waits for a family whose look-up has not ended. Once everything that is known has
+    failed or is forbidden, it waits for it no longer than `LAST_WAIT`. Where nothing is left to wait for, the nursery
+    waits for the attempts, and without a winner the most telling error is raised.
+    """
+
+    def __init__(self, permits: Permits | None = None, resolved: Resolved | None = None) -> None:
+        self._permits = permits
+        self._resolved = resolved
+        self._queue: list[Candidate] = []
+        self._prohibited = False
+        self._under_way = 0
+        self._failures: list[OSError] = []
+        self._winner: Dialled | None = None
+        # How long to wait for more addresses.
+        self._patience = trio.CancelScope()
+
+    def add(self, candidates: Sequence[Candidate]) -> None:
+        """Queue what is permitted of these addresses, which have become known. They take turns with those queued."""
+        if candidates and self._resolved is not None:
+            self._resolved(candidates)
+            self._resolved = None
+        if self._permits is not None:
+            permitted = [candidate for candidate in candidates if self._permits(candidate.ip)]
+            self._prohibited = self._prohibited or len(permitted) < len(candidates)
+            candidates = permitted
+        self._queue = interleave([*candidates, *self._queue])
+
+    async def run(self, names: _LookUp | None = None) -> Dialled:
+        """Connect to one of the addresses that were added or that `names` finds. Raises DialError."""
+        if names is None and len(self._queue) == 1:
+            # Without a nursery, which would be a sixth of what a tunnel costs the server.
+            return await _dial_only(self._queue[0])
+        raised: Exception | None = None
         try:
-            async with nullcontext() if alone else _further:
+            async with trio.open_nursery() as self._nursery:
+                try:
+                    await self._try_all(names)
+                except Exception as error:
+                    # It is a callback's, and leaves the nursery as it is: not in a group.
+                    raised = error
+                    self._nursery.cancel_scope.cancel()
+            if raised is not None:
+                raise raised
+            await trio.lowlevel.checkpoint_if_cancelled()
+        except BaseException:
+            # A callback failed, or the dial was cancelled: alone, or as the nursery's group of cancellations.
+            if self._winner is not None:
+                self._winner.stream.abort()
+            raise
+        if self._winner is None:
+            raise self._why(names)
+        return self._winner
+
+    async def _try_all(self, names: _LookUp | None) -> None:
+        if names is not None:
+            names.start(self._nursery)
+        while self._queue or (names is not None and await self._found_more(names)):
+            failed = self.start_next()
+            with trio.move_on_after(STAGGER):
+                await failed.wait()
+            if names is not None and names.has_news:
+                self.add(await names.more())
+
+    async def _found_more(self, names: _LookUp) -> bool:
+        """Wait for addresses to queue; False where there will be none."""
+        while not self._queue:
+            with trio.CancelScope() as self._patience:
+                self._limit_patience()
+                found = await names.more()
+            if self._patience.cancelled_caught:
+                # The look-up that has not ended: nothing else is under way.
+                self._nursery.cancel_scope.cancel()
+                return False
+            if not found:
+                return False
+            self.add(found)
+        return True
+
+    def _limit_patience(self) -> None:
+        if not self._under_way and (self._failures or self._prohibited):
+            self._patience.deadline = trio.current_time() + LAST_WAIT
+
+    def start_next(self) -> trio.Event:
+        """Start an attempt at the queue's first address; the event is its failure."""
+        failed = trio.Event()
+        self._nursery.start_soon(self._attempt, self._queue.pop(0), failed)
+        # Counted here, since the task runs later.
+        self._under_way += 1
+        return failed
+
+    async def _attempt(self, candidate: Candidate, failed: trio.Event) -> None:
+        try:
+            async with nullcontext() if self._under_way == 1 else _further:
                 stream = await _connect(candidate)
         except OSError as error:
-            failures.append(error)
+            self.lost(error)
             failed.set()
-            return
-        if winner is None:
-            winner = Dialled(stream, _address(candidate))
-            race.cancel_scope.cancel()
         else:
-            stream.abort()
+            self.won(Dialled(stream, _address(candidate)))
 
-    try:
-        async with trio.open_nursery() as race:
-            for candidate in interleave(candidates):
-                failed = trio.Event()
-                race.start_soon(attempt, candidate, failed)
-                with trio.move_on_after(STAGGER):
-                    await failed.wait()
-        await trio.lowlevel.checkpoint_if_cancelled()
-    except BaseException:
-        # Cancelled, alone or as the nursery's group of them.
-        if winner is not None:
-            winner.stream.abort()
-        raise
-    if winner is None:
-        raise min(map(_explain, failures), key=lambda error: _TELLING.index(error.failure))
-    return winner
+    def won(self, dialled: Dialled) -> None:
+        """An attempt has a connection."""
+        if self._winner is None:
+            self._winner = dialled
+            self._nursery.cancel_scope.cancel()
+        else:
+            dialled.stream.abort()
+
+    def lost(self, error: OSError) -> None:
+        """An attempt has failed."""
+        self._failures.append(error)
+        self._under_way -= 1
+        self._limit_patience()
+
+    def _why(self, names: _LookUp | None) -> DialError:
+        if self._failures:
+            return min(map(_explain, self._failures), key=lambda error: _TELLING.index(error.failure))
+        if self._prohibited or names is None:
+            return DialError(DialFailure.PROHIBITED, "none of its addresses is allowed")
+        return names.error()
 
 
-# Where a name's addresses fail in different ways, the earliest here is what to tell.
-_TELLING = [DialFailure.EXHAUSTED, DialFailure.REFUSED, DialFailure.TIMEOUT, DialFailure.OTHER, DialFailure.UNROUTABLE]
+# Where a name's addresses or look-ups fail in different ways, the earliest here is what to report.
+_TELLING = [
+    DialFailure.EXHAUSTED,
+    DialFailure.REFUSED,
+    DialFailure.TIMEOUT,
+    DialFailure.OTHER,
+    DialFailure.UNROUTABLE,
+    DialFailure.NAME_TEMPORARY,
+    DialFailure.NAME,
+]
 
 
 async def _dial_only(candidate: Candidate) -> Dialled:

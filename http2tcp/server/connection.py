@@ -340,14 +340,14 @@ class Connection:
         try:
             with trio.fail_at(deadline):
                 try:
-                    return await dial(destination, permits, known.set, limiter)
+                    return await dial(destination, permits, lambda _: known.set(), limiter)
                 except DialError as error:
                     if error.failure is not DialFailure.EXHAUSTED:
                         raise
                     # Out of descriptors: close some unauthenticated connections, then try once more.
                     self._state.unauthenticated.give_way()
                     await trio.sleep(_EXHAUSTED_PAUSE)
-                    return await dial(destination, permits, known.set, limiter)
+                    return await dial(destination, permits, lambda _: known.set(), limiter)
         except trio.TooSlowError:
             raise too_slow(admission, self._settings.connect_timeout, named=known.is_set()) from None
         except DialError as error:

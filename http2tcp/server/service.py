@@ -31,7 +31,7 @@ from http2tcp.server.systemd import Notifier, inherited_sockets
 
 logger = logging.getLogger("http2tcp.service")
 
-# Names that the server looks up at once. A thread that waits costs 30 kB.
+# Look-ups under way at once, of which a name takes two, one for each family. A thread that waits costs 30 kB.
 _LOOK_UPS = 256
 # What a socket unit calls the admin listener's socket (FileDescriptorName=).
 _ADMIN = "admin"

@@ -144,7 +144,7 @@ async def test_a_target_that_does_not_answer_is_a_504(monkeypatch: pytest.Monkey
     async def never(*_: object) -> None:
         await trio.sleep_forever()
 
-    monkeypatch.setattr("http2tcp.net.dial.dial_first", never)
+    monkeypatch.setattr("http2tcp.net.dial._connect", never)
     async with served(connect=True, connect_timeout=0.05) as server:
         answer = await exchange(server.address, connect("127.0.0.1:22", BASIC))
     assert_refused(answer, 504, "connection_timeout")

@@ -23,6 +23,7 @@ from http2tcp.client.proxy_choice import parse_proxy
 from http2tcp.client.settings import ClientSettings, TLSSettings
 from http2tcp.client.through_proxy import dial_through
 from http2tcp.errors import ProxyFailed, ResolveFailed, SettingsError, TLSFailed, TunnelError
+from http2tcp.net import dial as dial_module
 from http2tcp.net.streams import HalfCloseUnsupported, SocketStream
 from http2tcp.net.tls import TLSStream
 from http2tcp.net.tls_over import TLSOverStream
@@ -144,7 +145,10 @@ async def test_socks5_is_given_an_address_that_was_looked_up_here() -> None:
     assert proxy.asked == ["ip 192.0.2.1:80"]
 
 
-async def test_socks5_tries_a_name_s_other_addresses_where_the_proxy_cannot_reach_one() -> None:
+async def test_socks5_tries_a_name_s_other_addresses_where_the_proxy_cannot_reach_one(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(dial_module, "prefers_ipv6", lambda _: True)
     addresses = ["2001:db8::1", "192.0.2.1", "192.0.2.2"]
     trio.socket.set_custom_hostname_resolver(Names(**{"127.0.0.1": ["127.0.0.1"]}, site=addresses))
     async with target(echo) as where, served() as server:

@@ -10,17 +10,21 @@ from typing import Any
 import pytest
 import trio
 
+from http2tcp.net.preconnect import other
 from http2tcp.server.policy import Token, digest
 from http2tcp.server.rules import parse_rule
 from tests.support.loopback import TOKEN, Answer, asking, echo, exchange, open_raw, served, target
 
 
 class Names(trio.abc.HostnameResolver):
-    """Answers from a table; a name with several answers gives the next one each time."""
+    """Answers from a table; a name with several answers gives the next one each time that IPv4 is asked for."""
 
     def __init__(self, **names: list[list[str]]) -> None:
         self._names = {name.replace("_", "."): list(answers) for name, answers in names.items()}
+        #: The names whose IPv4 addresses were asked for; IPv6 is asked for beside that.
         self.asked: list[str] = []
+        #: A family that is never answered for.
+        self.dropped: int | None = None
 
     async def getaddrinfo(
         self, host: Any, port: Any, family: int = 0, type: int = 0, proto: int = 0, flags: int = 0
@@ -29,15 +33,19 @@ class Names(trio.abc.HostnameResolver):
         name = host.decode() if isinstance(host, bytes) else str(host)
         if name == "127.0.0.1":
             return [(socket.AF_INET, socket.SOCK_STREAM, 6, "", (name, port))]
-        self.asked.append(name)
-        if name == "slow.example":
+        if family == socket.AF_INET:
+            self.asked.append(name)
+        if name == "slow.example" or family == self.dropped:
             await trio.sleep_forever()
         if name == "broken.example":
             raise socket.gaierror(socket.EAI_AGAIN, "Temporary failure")
         if name not in self._names:
             raise socket.gaierror(socket.EAI_NONAME, "Name or service not known")
         answers = self._names[name]
-        found = answers.pop(0) if len(answers) > 1 else answers[0]
+        given = answers.pop(0) if len(answers) > 1 and family == socket.AF_INET else answers[0]
+        found = [address for address in given if (":" in address) == (family == socket.AF_INET6)]
+        if not found:
+            raise socket.gaierror(socket.EAI_NONAME, "Name or service not known")
         return [
             (socket.AF_INET6, socket.SOCK_STREAM, 6, "", (address, port, 0, 0))
             if ":" in address
@@ -132,6 +140,25 @@ async def test_the_log_has_the_rule_that_closed_an_address(
         assert (await exchange(server.address, asking(destination))).status == 403
     (record,) = [record for record in caplog.messages if "status=403" in record]
     assert record.endswith(f" rule='{rule}'")
+
+
+@pytest.mark.parametrize("dropped", [socket.AF_INET, socket.AF_INET6])
+@pytest.mark.parametrize("permitted", [True, False])
+async def test_the_rules_hold_where_the_resolver_drops_one_family(permitted: bool, dropped: int) -> None:
+    names = Names(both_example=[["127.0.0.1", "::1"]])
+    names.dropped = dropped
+    trio.socket.set_custom_hostname_resolver(names)
+    host = "::1" if dropped == socket.AF_INET else "127.0.0.1"
+    async with served(tokens=[token(deny=[] if permitted else ["127.0.0.0/8:*", "[::1]:*"])]) as server:
+        with socket.create_server((host, 0), family=other(socket.AddressFamily(dropped))) as listener:
+            request = asking(f"both.example:{listener.getsockname()[1]}")
+            with trio.fail_after(5):
+                if permitted:
+                    stream, _ = await open_raw(server.address, request)
+                    await stream.aclose()
+                else:
+                    refused = await exchange(server.address, request)
+                    assert (refused.status, refused.error) == (403, "destination_ip_prohibited")
 
 
 async def test_names_that_no_rule_could_allow_are_not_even_looked_up() -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import errno
 import os
 import socket
+import threading
 from collections.abc import Callable
 from ipaddress import ip_address
 from typing import Any
@@ -15,7 +16,17 @@ import trio.testing
 
 from http2tcp.address import TCPAddress, UnixAddress
 from http2tcp.net import dial as dial_module
-from http2tcp.net.dial import Candidate, DialError, DialFailure, IPAddress, dial, dial_first, interleave, resolve
+from http2tcp.net.dial import (
+    Candidate,
+    DialError,
+    DialFailure,
+    IPAddress,
+    LookUpLimiter,
+    dial,
+    dial_first,
+    interleave,
+    resolve,
+)
 from http2tcp.server.policy import forbidden
 
 
@@ -24,6 +35,7 @@ class Resolver(trio.abc.HostnameResolver):
 
     def __init__(self, **names: list[str] | list[list[str]]) -> None:
         self.names = {name.replace("_", "."): addresses for name, addresses in names.items()}
+        #: The names whose IPv4 addresses were asked for; IPv6 is asked for beside that.
         self.asked: list[str] = []
 
     async def getaddrinfo(
@@ -31,13 +43,14 @@ class Resolver(trio.abc.HostnameResolver):
     ) -> list[Any]:
         await trio.lowlevel.checkpoint()
         name = host.decode() if isinstance(host, bytes) else host
-        self.asked.append(name)
-        if name not in self.names:
+        if family == socket.AF_INET:
+            self.asked.append(name)
+        addresses: list[Any] = self.names.get(name, [])
+        if addresses and isinstance(addresses[0], list):
+            addresses = addresses.pop(0) if len(addresses) > 1 and family == socket.AF_INET else addresses[0]
+        found = [each for each in (candidate(address, port) for address in addresses) if family in (0, each.family)]
+        if not found:
             raise socket.gaierror(socket.EAI_NONAME, "Name or service not known")
-        addresses: list[Any] = self.names[name]
-        if isinstance(addresses[0], list):
-            addresses = addresses.pop(0) if len(addresses) > 1 else addresses[0]
-        found = [candidate(address, port) for address in addresses]
         return [(c.family, socket.SOCK_STREAM, socket.IPPROTO_TCP, "", c.sockaddr) for c in found]
 
     async def getnameinfo(self, sockaddr: Any, flags: int) -> tuple[str, str]:
@@ -241,6 +254,237 @@ async def test_a_host_that_does_not_answer_is_left_at_the_deadline(
         with trio.fail_after(10):
             await dial_first([candidate("10.0.0.1"), candidate("10.0.0.2")])
     assert trio.current_time() == pytest.approx(10)
+
+
+# --- one look-up for each family --------------------------------------------------------------
+
+V4, V6 = socket.AF_INET, socket.AF_INET6
+NEVER = float("inf")
+Answer = tuple[float, list[str] | int]
+NO_NAME: Answer = (0, socket.EAI_NONAME)
+
+
+class Families(trio.abc.HostnameResolver):
+    """Answers for one name, family by family: after so many seconds, with addresses or an error."""
+
+    def __init__(self, ipv4: Answer, ipv6: Answer) -> None:
+        self._answers = {V4: ipv4, V6: ipv6}
+
+    async def getaddrinfo(
+        self, host: Any, port: Any, family: int = 0, type: int = 0, proto: int = 0, flags: int = 0
+    ) -> list[Any]:
+        after, answer = self._answers[socket.AddressFamily(family)]
+        await trio.sleep(after)
+        if answer == errno.EMFILE:
+            raise OSError(errno.EMFILE, os.strerror(errno.EMFILE))
+        if isinstance(answer, int):
+            raise socket.gaierror(answer, "failed")
+        return [(family, type, 6, "", candidate(address, port).sockaddr) for address in answer]
+
+    async def getnameinfo(self, sockaddr: Any, flags: int) -> tuple[str, str]:
+        raise NotImplementedError
+
+
+@pytest.fixture
+def routes(monkeypatch: pytest.MonkeyPatch) -> Callable[[bool], None]:
+    """Whether this machine has a route for IPv6; at first it has."""
+
+    def are(ipv6: bool) -> None:
+        monkeypatch.setattr(dial_module, "prefers_ipv6", lambda sockaddrs: ipv6 and bool(sockaddrs))
+
+    are(True)
+    return are
+
+
+SITE = TCPAddress("site.example", 443)
+A4, A6 = "192.0.2.1", "2001:db8::1"
+
+
+@pytest.mark.parametrize(
+    ("ipv4", "ipv6", "tried"),
+    [
+        # The preferred family is dialled as soon as it is known, and the other joins the race.
+        ((3, [A4]), (0.1, [A6]), [(0.1, A6), (3, A4)]),
+        ((0.1, [A4]), (0.1, [A6]), [(0.1, A6), (0.35, A4)]),
+        # The other family waits 50 ms for it.
+        ((0.1, [A4]), (0.12, [A6]), [(0.12, A6), (0.37, A4)]),
+        ((0.1, [A4]), (0.2, [A6]), [(0.15, A4), (0.4, A6)]),
+        ((0.1, [A4, "192.0.2.2"]), (0.2, [A6]), [(0.15, A4), (0.4, A6), (0.65, "192.0.2.2")]),
+        # One family that is never answered costs nothing.
+        ((0.1, [A4]), (NEVER, [A6]), [(0.15, A4)]),
+        ((NEVER, [A4]), (0.1, [A6]), [(0.1, A6)]),
+        # One that fails costs nothing either, and the wait for it ends with it.
+        ((0.1, [A4]), (0.11, socket.EAI_NONAME), [(0.11, A4)]),
+        ((0.1, [A4]), (0, socket.EAI_AGAIN), [(0.1, A4)]),
+        ((0, socket.EAI_AGAIN), (2, [A6]), [(2, A6)]),
+        ((2, [A4]), (0, errno.EMFILE), [(2, A4)]),
+    ],
+)
+async def test_a_name_is_dialled_when_the_first_family_is_known(
+    ipv4: Answer,
+    ipv6: Answer,
+    tried: list[tuple[float, str]],
+    hosts: Hosts,
+    routes: object,
+    autojump_clock: trio.testing.MockClock,
+) -> None:
+    use(Families(ipv4, ipv6))
+    known: list[str] = []
+    with trio.move_on_after(9):
+        await dial(SITE, resolved=lambda candidates: known.extend(each.sockaddr[0] for each in candidates))
+    assert [host for _, host in hosts.tried] == [host for _, host in tried]
+    assert [when for when, _ in hosts.tried] == pytest.approx([when for when, _ in tried])
+    assert known[0] == tried[0][1]
+
+
+async def test_where_there_is_no_route_for_ipv6_it_comes_second(
+    hosts: Hosts, routes: Callable[[bool], None], autojump_clock: trio.testing.MockClock
+) -> None:
+    routes(False)
+    use(Families((0.03, [A4]), (0, [A6])))
+    with trio.move_on_after(9):
+        await dial(SITE)
+    assert [host for _, host in hosts.tried] == [A4, A6]
+    assert hosts.tried[0][0] == pytest.approx(0.03)
+
+
+@pytest.mark.parametrize(
+    ("ipv4", "ipv6", "after", "failure", "words"),
+    [
+        (NO_NAME, NO_NAME, 0, DialFailure.NAME, "the name has no address"),
+        (NO_NAME, (2, socket.EAI_AGAIN), 2, DialFailure.NAME_TEMPORARY, "the name server did not answer"),
+        ((2, socket.EAI_FAIL), NO_NAME, 2, DialFailure.NAME_TEMPORARY, "the name server did not answer"),
+        ((0, errno.EMFILE), (0, socket.EAI_AGAIN), 0, DialFailure.EXHAUSTED, "too many open files"),
+        ((0, []), (0, []), 0, DialFailure.NAME, "the name has no address"),
+    ],
+)
+async def test_two_look_ups_that_fail_are_one_failure(
+    ipv4: Answer,
+    ipv6: Answer,
+    after: float,
+    failure: DialFailure,
+    words: str,
+    autojump_clock: trio.testing.MockClock,
+) -> None:
+    for ask in (dial, resolve):
+        began = trio.current_time()
+        use(Families(ipv4, ipv6))
+        with pytest.raises(DialError) as caught:
+            await ask(SITE)
+        assert trio.current_time() - began == pytest.approx(after)
+        assert caught.value.failure is failure
+        assert words in str(caught.value)
+        trio.socket.set_custom_hostname_resolver(None)
+
+
+async def test_an_address_that_refuses_is_told_soon_though_the_other_family_is_never_answered(
+    hosts: Hosts, routes: object, autojump_clock: trio.testing.MockClock
+) -> None:
+    use(Families((0, [A4]), (NEVER, [])))
+    hosts.fails(A4, errno.ECONNREFUSED, after=0.5)
+    with pytest.raises(DialError, match="connection refused"):
+        await dial(SITE)
+    assert trio.current_time() == pytest.approx(0.05 + 0.5 + 1)
+
+
+async def test_an_address_that_refuses_waits_for_the_other_family(
+    hosts: Hosts, routes: object, autojump_clock: trio.testing.MockClock
+) -> None:
+    use(Families((0, [A4]), (0.9, [A6])))
+    hosts.fails(A4, errno.ECONNREFUSED)
+    hosts.accepts(A6)
+    dialled = await dial(SITE)
+    assert dialled.address == TCPAddress(A6, 443)
+    assert trio.current_time() == pytest.approx(0.9)
+
+
+@pytest.mark.parametrize("late", [0.9, NEVER])
+async def test_every_address_of_the_late_family_is_judged_too(
+    late: float, hosts: Hosts, routes: object, autojump_clock: trio.testing.MockClock
+) -> None:
+    use(Families((0, ["169.254.169.254"]), (late, ["fd00:ec2::254", A6])))
+    hosts.accepts(A6)
+
+    def permits(address: IPAddress) -> bool:
+        return allowed(address) and address != ip_address(A6)
+
+    with pytest.raises(DialError) as caught:
+        await dial(SITE, permits)
+    assert caught.value.failure is DialFailure.PROHIBITED
+    assert hosts.tried == []
+    assert trio.current_time() == pytest.approx(min(late, 1.05))
+    if late < NEVER:
+        use(Families((0, ["169.254.169.254"]), (late, ["fd00:ec2::254", A6])))
+        assert (await dial(SITE, allowed)).address == TCPAddress(A6, 443)
+    assert [host for _, host in hosts.tried] == [A6] * (late < NEVER)
+
+
+async def test_what_a_callback_raises_is_raised_as_it_is(
+    hosts: Hosts, routes: object, autojump_clock: trio.testing.MockClock
+) -> None:
+    def report(candidates: object) -> None:
+        raise BrokenPipeError
+
+    use(Families((0, [A4]), (NEVER, [])))
+    with pytest.raises(BrokenPipeError):
+        await dial(SITE, resolved=report)
+    assert hosts.tried == []
+
+
+async def test_neither_family_answered_waits_for_the_deadline(
+    hosts: Hosts, autojump_clock: trio.testing.MockClock
+) -> None:
+    use(Families((NEVER, []), (0, socket.EAI_NONAME)))
+    with pytest.raises(trio.TooSlowError):
+        with trio.fail_after(10):
+            await dial(SITE)
+    assert hosts.tried == []
+
+
+async def test_a_list_of_addresses_has_both_families_if_they_come_together(
+    routes: object, autojump_clock: trio.testing.MockClock
+) -> None:
+    for ipv6, patience, found in (
+        (0.04, 0.05, [A6, A4]),
+        (0.5, 0.05, [A4]),
+        (0.5, 1, [A4, A6]),
+        (NEVER, 1, [A4]),
+    ):
+        use(Families((0, [A4]), (ipv6, [A6])))
+        assert [each.sockaddr[0] for each in await resolve(SITE, patience=patience)] == found
+        trio.socket.set_custom_hostname_resolver(None)
+
+
+async def test_look_ups_take_their_places_one_each_and_ipv4_is_never_behind_ipv6(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """With one place for all look-ups of an owner, a resolver that drops IPv6 holds up no first name."""
+    asked: list[int] = []
+    answer = threading.Event()
+
+    def getaddrinfo(host: Any, port: Any, family: int = 0, type: int = 0, proto: int = 0, flags: int = 0) -> Any:
+        if flags:
+            raise socket.gaierror(socket.EAI_NONAME, "not numeric")
+        asked.append(family)
+        if family == V6:
+            answer.wait(10)
+        return [(family, socket.SOCK_STREAM, 6, "", candidate("127.0.0.1", port).sockaddr)]
+
+    monkeypatch.setattr(socket, "getaddrinfo", getaddrinfo)
+    limiter = LookUpLimiter(1)
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        try:
+            with trio.fail_after(5):
+                dialled = await dial(TCPAddress("site.example", listener.getsockname()[1]), limiter=limiter)
+                dialled.stream.abort()
+            # The connection is made, and the place of the other look-up is not free before its thread is.
+            assert not limiter.idle
+        finally:
+            answer.set()
+    with trio.fail_after(5):
+        while not limiter.idle:
+            await trio.sleep(0.001)
+    assert asked == [V4, V6]
 
 
 # --- names that lead astray -------------------------------------------------------------------

@@ -169,10 +169,11 @@ async def test_a_name_that_leads_to_forbidden_addresses_alone_is_a_403_that_says
     class Metadata(trio.abc.HostnameResolver):
         async def getaddrinfo(self, *arguments: Any, **more: Any) -> Any:
             await trio.lowlevel.checkpoint()
+            family = arguments[2]
             return [
                 (socket.AF_INET6, socket.SOCK_STREAM, 6, "", ("::ffff:169.254.169.254", 80, 0, 0)),
                 (socket.AF_INET, socket.SOCK_STREAM, 6, "", ("169.254.169.254", 80)),
-            ]
+            ][family == socket.AF_INET :][:1]
 
         async def getnameinfo(self, sockaddr: Any, flags: int) -> Any:
             raise NotImplementedError

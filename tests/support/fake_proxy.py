@@ -175,12 +175,14 @@ class Names(trio.abc.HostnameResolver):
     ):
         name = host.decode() if isinstance(host, bytes) else host
         self.asked.append(name)
-        if name not in self._names:
-            raise socket.gaierror(socket.EAI_NONAME, "no such name")
-        return [
+        found = [
             (socket.AF_INET6 if ":" in address else socket.AF_INET, type, 6, "", (address, port))
-            for address in self._names[name]
+            for address in self._names.get(name, [])
         ]
+        found = [each for each in found if family in (0, each[0])]
+        if not found:
+            raise socket.gaierror(socket.EAI_NONAME, "no such name")
+        return found
 
     async def getnameinfo(self, sockaddr: tuple[str, int] | tuple[str, int, int, int], flags: int) -> tuple[str, str]:
         raise NotImplementedError
