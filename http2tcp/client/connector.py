@@ -37,6 +37,7 @@ from http2tcp.errors import (
     UpgradeNotPassed,
 )
 from http2tcp.net.dial import Candidate, DialError, dial
+from http2tcp.net.framed import framed
 from http2tcp.net.relay import End, Outcome, Traffic
 from http2tcp.net.streams import SocketStream, Stream
 from http2tcp.protocol.client_handshake import Answer, AnswerReader, Refused, Switched, request
@@ -245,22 +246,15 @@ async def _attempt(
             stream = await _secure(settings, stream, progress)
         answer = await _upgrade(settings, transport, stream, stream.receive_some, progress, any_transport=any_transport)
         stream.unread(answer.trailing_data)
-        keepalive = settings.keepalive or math.inf
-        if answer.transport is Transport.WEBSOCKET:
-            from http2tcp.net.websocket import WebSocketStream
-
-            # Capsules break the silence themselves.
-            stream = WebSocketStream(stream, client=True, keepalive=math.inf if answer.capsules else keepalive)
-        if answer.capsules:
-            from http2tcp.net.capsules import CapsuleStream
-
-            stream = CapsuleStream(
-                stream,
-                keepalive=keepalive,
-                peer_keepalive=answer.keepalive,
-                confirms=answer.confirms,
-                client=True,
-            )
+        stream = framed(
+            stream,
+            answer.transport,
+            client=True,
+            capsules=answer.capsules,
+            keepalive=settings.keepalive or math.inf,
+            peer_keepalive=answer.keepalive,
+            confirms=answer.confirms,
+        )
         # The original's server answers before it dials. What it could not reach shows as an EOF at once.
         stream.empty_is_broken = answer.transport is Transport.HTTP2TCP and not answer.from_http2tcp
         return Tunnel(stream, answer.transport, answer.from_http2tcp, answer.session)

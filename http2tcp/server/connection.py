@@ -7,7 +7,6 @@ What outlives the connection is its `Session`; what all connections share is the
 from __future__ import annotations
 
 import logging
-import math
 import ssl
 import time
 from ipaddress import ip_address
@@ -31,8 +30,8 @@ from http2tcp.errors import (
     Unauthorized,
     UpgradeRequired,
 )
-from http2tcp.net.capsules import CapsuleStream
 from http2tcp.net.dial import DialError, DialFailure, Dialled, dial
+from http2tcp.net.framed import framed
 from http2tcp.net.last_answer import LINGER, send_last_answer
 from http2tcp.net.paced import PacedStream
 from http2tcp.net.relay import End, relay
@@ -41,7 +40,6 @@ from http2tcp.protocol.capsule import ResetCode
 from http2tcp.protocol.forwarded import Peer, client_address, is_trusted, unmapped
 from http2tcp.protocol.proxy_protocol import ProxyHeaderError, ProxyHeaderReader
 from http2tcp.protocol.server_handshake import CONTINUE, MAX_HEAD, RequestReader, TunnelRequest, accept, refuse
-from http2tcp.protocol.transport import Transport
 from http2tcp.server.dial_refusals import dial_refusal, too_slow
 from http2tcp.server.outcome import Abandoned, Ended, NoSession, Outcome, Reason, Refused
 from http2tcp.server.policy import Admission, Grant
@@ -376,19 +374,15 @@ class Connection:
 
     def _framed(self, request: TunnelRequest) -> Stream:
         """The stream of the tunnel's bytes, without the framing that the transport puts around them."""
-        stream: Stream = self._stream
-        keepalive = self._settings.keepalive
-        if request.transport is Transport.WEBSOCKET:
-            # Imported here, so that a server without WebSocket clients does not load wsproto.
-            from http2tcp.net.websocket import WebSocketStream
-
-            # Capsules have keepalives of their own.
-            stream = WebSocketStream(stream, client=False, keepalive=math.inf if request.capsules else keepalive)
-        if request.capsules:
-            stream = CapsuleStream(
-                stream, keepalive=keepalive, peer_keepalive=request.keepalive, confirms=request.confirms
-            )
-        return stream
+        return framed(
+            self._stream,
+            request.transport,
+            client=False,
+            capsules=request.capsules,
+            keepalive=self._settings.keepalive,
+            peer_keepalive=request.keepalive,
+            confirms=request.confirms,
+        )
 
     async def _deliver(self, refusal: Refusal) -> None:
         """Send the refusal, and wait until the client has read it, for a second at most."""

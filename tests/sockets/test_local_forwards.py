@@ -346,7 +346,7 @@ async def test_a_program_that_leaves_while_its_tunnel_opens_leaves_nothing_open(
     async def late(*arguments: Any) -> Any:
         asked.set()
         await go_on.wait()
-        return await dial(*arguments)
+        return await dial_module.dial(*arguments)
 
     monkeypatch.setattr("http2tcp.server.connection.dial", late)
     async with target(echo) as where, served() as server, socks_proxy(server.url) as local:

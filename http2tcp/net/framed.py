@@ -1,0 +1,38 @@
+"""The framing of a tunnel's transport, put on the stream that was upgraded. The client and the server share it."""
+
+from __future__ import annotations
+
+import math
+
+from http2tcp.net.streams import Stream
+from http2tcp.protocol.transport import Transport
+
+
+def framed(
+    stream: Stream,
+    transport: Transport | None,
+    *,
+    client: bool,
+    capsules: bool,
+    keepalive: float,
+    peer_keepalive: float | None,
+    confirms: bool,
+) -> Stream:
+    """The stream of the tunnel's payload, over `stream`, which it owns. Raw transports get `stream` itself.
+
+    `client`: this end is the client. `capsules`: both ends agreed to put the payload into capsules.
+    `keepalive`, `peer_keepalive` and `confirms` are those of `http2tcp.net.capsules.CapsuleStream`.
+    """
+    # Each framing is imported by its first tunnel: an import costs a login milliseconds, wsproto the most.
+    if transport is Transport.WEBSOCKET:
+        from http2tcp.net.websocket import WebSocketStream
+
+        # Capsules have keepalives of their own, so pings would only repeat them.
+        stream = WebSocketStream(stream, client=client, keepalive=math.inf if capsules else keepalive)
+    if capsules:
+        from http2tcp.net.capsules import CapsuleStream
+
+        stream = CapsuleStream(
+            stream, keepalive=keepalive, peer_keepalive=peer_keepalive, confirms=confirms, client=client
+        )
+    return stream
