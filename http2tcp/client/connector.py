@@ -406,25 +406,25 @@ async def _upgrade(
 
 def why_it_ended(tunnel: Tunnel, outcome: Outcome, traffic: Traffic) -> TunnelError | None:
     """The failure that ended a relay, with our own side at the left. That our side left is none."""
-    if outcome.end is End.LEFT_BROKE:
+    if outcome.end is End.CLIENT_BROKE:
         return None
-    if traffic.right_to_left == 0 and tunnel.transport is Transport.HTTP2TCP and not tunnel.target_accepted:
+    if traffic.bytes_down == 0 and tunnel.transport is Transport.HTTP2TCP and not tunnel.target_accepted:
         return target_refused()
     match outcome.end:
-        case End.RIGHT_BROKE:
+        case End.TARGET_BROKE:
             return cut_off(tunnel, outcome.words)
-        case End.UNTOLD_EOF:
+        case End.EOF_NOT_RELAYED:
             carrier = "WebSocket" if tunnel.transport is Transport.WEBSOCKET else "raw bytes over TLS"
             return TunnelCut(
                 f"the target sent nothing for {tunnel.stream.eof_patience:g} s after our end of input, "
                 f"which {carrier} cannot tell it: connect-tcp can"
             )
-        case End.LEFT_SILENT:
+        case End.CLIENT_SILENT:
             # On raw bytes a front end makes the same FIN of whatever has ended the tunnel.
             raw = tunnel.transport.raw
             ending = "the target, or something on the way, has ended the tunnel" if raw else "the target has ended"
             sentence = (
-                f"{ending}, but the input stayed open and silent for {traffic.forth.patience:g} s more: "
+                f"{ending}, but the input stayed open and silent for {traffic.up.patience:g} s more: "
                 "the tunnel was cut, so that the target does not take the input for complete"
             )
             return InputSilent(_with_session(sentence, tunnel))
@@ -435,8 +435,8 @@ def why_it_ended(tunnel: Tunnel, outcome: Outcome, traffic: Traffic) -> TunnelEr
 def cut_off(tunnel: Tunnel, words: str) -> TunnelCut:
     """The failure of a tunnel that broke. `words` are what was seen of it, which are for us where they say no cause."""
     logger.debug("the tunnel was cut: %s", words)
-    if tunnel.stream.told:
-        sentence = tunnel.stream.told
+    if tunnel.stream.peer_reason:
+        sentence = tunnel.stream.peer_reason
     elif words.startswith(_BARE_ENDS):
         sentence = f"{_LOST})"
     elif words.startswith("TLS ended"):

@@ -92,7 +92,7 @@ class _Connection:
             failure = why_it_ended(tunnel, outcome, traffic)
             if failure is not None:
                 raise failure
-            logger.debug("%s: done, %d bytes up, %d down", self._peer, traffic.left_to_right, traffic.right_to_left)
+            logger.debug("%s: done, %d bytes up, %d down", self._peer, traffic.bytes_up, traffic.bytes_down)
         except _Departed:
             logger.debug("%s: left before its tunnel was open", self._peer)
         except SocksError as error:

@@ -40,7 +40,7 @@ async def run_stdio(settings: ClientSettings, stdio: StdioStream, head_start: He
             nonlocal reader_left
             await stdio.reader_gone()
             reader_left = True
-            traffic.forth.hurry(LAST_WORDS / 2)
+            traffic.up.limit_silence(LAST_WORDS / 2)
             nursery.cancel_scope.deadline = trio.current_time() + LAST_WORDS
 
         nursery.start_soon(end_with_the_reader)
@@ -49,7 +49,7 @@ async def run_stdio(settings: ClientSettings, stdio: StdioStream, head_start: He
             outcome = await relay(stdio, tunnel.stream, traffic)
             if stdio.fault:
                 failure = StdioFailed(stdio.fault)
-            elif not (reader_left and outcome.end is End.LEFT_SILENT):
+            elif not (reader_left and outcome.end is End.CLIENT_SILENT):
                 failure = why_it_ended(tunnel, outcome, traffic)
         except TunnelError as error:
             failure = error

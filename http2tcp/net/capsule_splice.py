@@ -57,7 +57,7 @@ class _ToCapsules(Pump):
 
     async def _empty(self, pipe: Pipe) -> None:
         try:
-            async with self._stream.turn:
+            async with self._stream.send_lock:
                 await self._write(data_header(pipe.held))
                 await super()._empty(pipe)
         except trio.BrokenResourceError as error:

@@ -6,7 +6,7 @@ import math
 
 import trio
 
-from http2tcp.net.send_lock import Turn
+from http2tcp.net.send_lock import SendLock
 from http2tcp.net.streams import CHUNK, UNSAID_END, Bytes, Queue, Stream
 from http2tcp.protocol.capsule import (
     DONE,
@@ -53,7 +53,7 @@ class CapsuleStream(Stream):
         self._keepalive = keepalive
         self._peer_patience = math.inf if peer_keepalive is None else _MISSED * peer_keepalive
         #: Whoever sends, by us or by our descriptor, does it in a turn of its own.
-        self.turn = Turn()
+        self.send_lock = SendLock()
         self._client = client
         self._confirms = confirms
         # Set when it is true and not before: a send can be cancelled, and then it is to be done, or the stream is torn.
@@ -101,8 +101,8 @@ class CapsuleStream(Stream):
             return
         if not self._client:
             raise trio.BrokenResourceError("the client broke it off before both sides were done")
-        self.told = _told(self.reader.reset)
-        raise trio.BrokenResourceError(self.told)
+        self.peer_reason = _told(self.reader.reset)
+        raise trio.BrokenResourceError(self.peer_reason)
 
     async def decode(self, data: bytes) -> bytes:
         """The payload in what `inner` received. Raises BrokenResourceError for an EOF too early, and for nonsense."""
@@ -134,7 +134,7 @@ class CapsuleStream(Stream):
 
     async def send_whole(self, capsules: Bytes) -> None:
         """Send whole capsules; nothing of ours comes between their bytes."""
-        async with self.turn:
+        async with self.send_lock:
             await self.inner.send_all(capsules)
 
     async def attend(self) -> None:
@@ -149,14 +149,14 @@ class CapsuleStream(Stream):
     async def _keep_alive(self) -> None:
         try:
             while True:
-                silent_since = trio.current_time() if self.turn.taken else self.turn.ended_at
+                silent_since = trio.current_time() if self.send_lock.held else self.send_lock.released_at
                 with trio.move_on_at(silent_since + self._keepalive):
                     await self._owing.wait()
                 if self._owing.is_set():
                     await self._send_done()
                 elif self._done_sent and self._final_sent:
                     await trio.sleep_forever()  # that was our last word
-                elif not self.turn.taken and trio.current_time() >= self.turn.ended_at + self._keepalive:
+                elif not self.send_lock.held and trio.current_time() >= self.send_lock.released_at + self._keepalive:
                     await self.send_whole(KEEPALIVE)
         except trio.BrokenResourceError:
             return  # whoever receives finds out why
@@ -165,24 +165,24 @@ class CapsuleStream(Stream):
         """Send DONE, once. `attend` may be at it when `finish` wants it sent: then that is waited for."""
         if self._done_sent:
             return
-        async with self.turn:
+        async with self.send_lock:
             if not self._done_sent:
                 await self.inner.send_all(DONE)
                 self._done_sent = True
                 self._owing = trio.Event()
 
-    def confirm(self) -> None:
-        """See `Stream.confirm`. `attend` sends it, or `finish`."""
+    def acknowledge_eof(self) -> None:
+        """See `Stream.acknowledge_eof`. `attend` sends it, or `finish`."""
         if self._confirms and not self._done_sent:
             self._owing.set()
 
     @property
-    def vouched(self) -> bool:
-        """See `Stream.vouched`."""
+    def eof_acknowledged(self) -> bool:
+        """See `Stream.eof_acknowledged`."""
         return self._done_sent
 
-    async def watch(self) -> None:
-        """See `Stream.watch`. Returns at once where the peer confirms nothing."""
+    async def wait_acknowledged(self) -> None:
+        """See `Stream.wait_acknowledged`. Returns at once where the peer confirms nothing."""
         while self._confirms and not self.reader.done:
             data = await self._receive()
             if not data:
@@ -194,15 +194,15 @@ class CapsuleStream(Stream):
         """As the stream below."""
         await self.inner.wait_send_all_might_not_block()
 
-    async def explain(self, why: str, code: int = 0) -> None:
+    async def send_reason(self, why: str, code: int = 0) -> None:
         """Send RESET, but to a peer that was told that all is well; the stream below has words of its own."""
         with trio.move_on_after(_CLOSING):
             try:
-                if not (self.turn.taken or (self._final_sent and self._done_sent)):
+                if not (self.send_lock.held or (self._final_sent and self._done_sent)):
                     await self.send_whole(reset(code or (ResetCode.LEAVING if self._client else 0), why))
             except (trio.BrokenResourceError, trio.ClosedResourceError):
                 pass  # it is gone
-        await self.inner.explain(why, code)
+        await self.inner.send_reason(why, code)
 
     async def flush(self) -> None:
         """As the stream below."""
@@ -243,7 +243,7 @@ class CapsuleStream(Stream):
         await self.send_eof()
         if self._confirms:
             await self._send_done()
-            await self.watch()
+            await self.wait_acknowledged()
         elif not self._heard_out:
             with trio.move_on_after(_CLOSING):
                 # After its FINAL_DATA a peer still sends keepalives, which nobody has read.

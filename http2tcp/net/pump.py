@@ -41,7 +41,7 @@ class Flow:
         """The scope to cancel when patience runs out."""
         self._scope = scope
 
-    def hurry(self, patience: float) -> None:
+    def limit_silence(self, patience: float) -> None:
         """From now on the source may be silent for so many seconds only."""
         self.patience = patience
         if self._waiting:

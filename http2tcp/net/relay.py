@@ -34,15 +34,15 @@ class End(Enum):
     """Why a relay ended."""
 
     CLOSED = "closed"
-    LEFT_BROKE = "left broke"
-    RIGHT_BROKE = "right broke"
+    CLIENT_BROKE = "client broke"
+    TARGET_BROKE = "target broke"
     #: One side's EOF could not be passed on, and the other stayed silent for its `eof_patience`.
-    UNTOLD_EOF = "untold eof"
-    #: The right had ended, and the left neither ended nor sent anything for as long as it may.
-    LEFT_SILENT = "left silent"
-    #: The left had ended, and the right neither ended nor sent anything for as long as it may.
-    RIGHT_SILENT = "right silent"
-    #: Its `Term` was over.
+    EOF_NOT_RELAYED = "eof not relayed"
+    #: The target had ended, and the client neither ended nor sent anything for as long as it may.
+    CLIENT_SILENT = "client silent"
+    #: The client had ended, and the target neither ended nor sent anything for as long as it may.
+    TARGET_SILENT = "target silent"
+    #: Its `Lifetime` was over.
     TERMINATED = "terminated"
 
 
@@ -56,27 +56,27 @@ class Outcome(NamedTuple):
 class Traffic:
     """Bytes that were handed to the receiving side's kernel, by direction. It can be read at any time."""
 
-    __slots__ = ("back", "forth")
+    __slots__ = ("down", "up")
 
     def __init__(self) -> None:
-        self.forth = Flow()
-        self.back = Flow()
+        self.up = Flow()
+        self.down = Flow()
 
     def watch(self) -> tuple[WatchedFlow, WatchedFlow]:
         """Know when the last byte moved, too. Before any has."""
-        self.forth, self.back = flows = WatchedFlow(), WatchedFlow()
+        self.up, self.down = flows = WatchedFlow(), WatchedFlow()
         return flows
 
     @property
-    def left_to_right(self) -> int:
-        return self.forth.bytes
+    def bytes_up(self) -> int:
+        return self.up.bytes
 
     @property
-    def right_to_left(self) -> int:
-        return self.back.bytes
+    def bytes_down(self) -> int:
+        return self.down.bytes
 
 
-class Term:
+class Lifetime:
     """How long a relay may go on, where something outside of it may end it. Times are trio's, in seconds."""
 
     __slots__ = ("_idle", "_on_silence", "_scope", "cause", "words")
@@ -112,16 +112,16 @@ class Term:
             self.words, self.cause = words, cause
             self._scope.cancel()
 
-    async def hold(self, left: _Side, right: _Side, traffic: Traffic) -> Outcome:
+    async def hold(self, client: _Side, target: _Side, traffic: Traffic) -> Outcome:
         """The conversation's outcome, or TERMINATED where this was over before."""
         with self._scope:
             if self._idle == math.inf:
-                return await _converse(left, right, traffic)
+                return await _converse(client, target, traffic)
             with trio.CancelScope() as silence:
                 flows = traffic.watch()
                 async with trio.open_nursery() as nursery:
-                    nursery.start_soon(_await_silence, self._idle, silence, flows, (left.stream, right.stream))
-                    outcome = await _converse(left, right, traffic)
+                    nursery.start_soon(_await_silence, self._idle, silence, flows, (client.stream, target.stream))
+                    outcome = await _converse(client, target, traffic)
                     nursery.cancel_scope.cancel()
                 return outcome
             self.words, self.cause = self._on_silence
@@ -149,26 +149,28 @@ async def _await_silence(
 
 
 async def relay(
-    left: Stream,
-    right: Stream,
+    client: Stream,
+    target: Stream,
     traffic: Traffic,
-    term: Term | None = None,
+    lifetime: Lifetime | None = None,
     codes: Mapping[object, int] = MappingProxyType({}),
 ) -> Outcome:
     """Carry bytes both ways until both directions have ended, then close both streams.
 
-    Cancelling it aborts both. Where its `term` is over first, what had arrived is delivered before that. `codes`: what
-    a side is told, besides words, where the other broke or the term is over, by the `End` or the term's cause.
+    `client` is the side that asked for the tunnel and `target` the side that it leads to: for a client, these are its
+    own program and the tunnel. Cancelling it aborts both streams. Where its `lifetime` is over first, what had arrived
+    is delivered before that. `codes` has the `ResetCode` that a side is sent where the other side broke (by its `End`)
+    or where the lifetime is over (by its cause).
     """
-    sides = _Side(left, End.LEFT_BROKE, End.LEFT_SILENT), _Side(right, End.RIGHT_BROKE, End.RIGHT_SILENT)
-    left.guard()
-    right.guard()
+    sides = _Side(client, End.CLIENT_BROKE, End.CLIENT_SILENT), _Side(target, End.TARGET_BROKE, End.TARGET_SILENT)
+    client.reset_on_exit()
+    target.reset_on_exit()
     try:
-        outcome = await (term.hold(*sides, traffic) if term else _converse(*sides, traffic))
+        outcome = await (lifetime.hold(*sides, traffic) if lifetime else _converse(*sides, traffic))
         if all(side.finished for side in sides):
-            outcome = Outcome(End.CLOSED)  # it was told to both before the term was over
+            outcome = Outcome(End.CLOSED)  # it was told to both before the lifetime was over
         else:
-            ended_by = term.cause if term and outcome.end is End.TERMINATED else outcome.end
+            ended_by = lifetime.cause if lifetime and outcome.end is End.TERMINATED else outcome.end
             await _deliver([side for side in sides if not side.broken], outcome.words, codes.get(ended_by, 0))
     finally:
         await _close(*sides)
@@ -178,7 +180,7 @@ async def relay(
 class _Side:
     """One of the two streams, what broke it, and what it was told."""
 
-    __slots__ = ("broke", "finished", "flushed", "silent", "stream", "untold", "words")
+    __slots__ = ("broke", "eof_not_relayed", "finished", "flushed", "silent", "stream", "words")
 
     def __init__(self, stream: Stream, broke: End, silent: End) -> None:
         self.stream = stream
@@ -187,7 +189,7 @@ class _Side:
         #: What broke it; None where nothing did.
         self.words: str | None = None
         #: An EOF could not be passed on to it.
-        self.untold = False
+        self.eof_not_relayed = False
         #: It has everything, and was told that this is all.
         self.finished = False
         #: Its kernel has everything.
@@ -208,40 +210,40 @@ class _Side:
         return Outcome(self.broke, self.words or "")
 
 
-async def _converse(left: _Side, right: _Side, traffic: Traffic) -> Outcome:
+async def _converse(client: _Side, target: _Side, traffic: Traffic) -> Outcome:
     # One function more around the pumps would be 0.3 KiB more for each idle tunnel.
-    if not (left.stream.needs_attention or right.stream.needs_attention):
-        outcome = await _pump_both(left, right, traffic)
-        return await _finish((left, right)) if outcome.end is End.CLOSED else outcome
+    if not (client.stream.needs_attention or target.stream.needs_attention):
+        outcome = await _pump_both(client, target, traffic)
+        return await _finish((client, target)) if outcome.end is End.CLOSED else outcome
     async with trio.open_nursery() as attendants:
-        for side in (left, right):
+        for side in (client, target):
             if side.stream.needs_attention:
                 attendants.start_soon(side.stream.attend)
         # To the last word: who attends may be in the middle of saying it, and its keepalives go on until then.
-        outcome = await _pump_both(left, right, traffic)
+        outcome = await _pump_both(client, target, traffic)
         if outcome.end is End.CLOSED:
-            outcome = await _finish((left, right))
+            outcome = await _finish((client, target))
         attendants.cancel_scope.cancel()
     return outcome
 
 
-async def _pump_both(left: _Side, right: _Side, traffic: Traffic) -> Outcome:
+async def _pump_both(client: _Side, target: _Side, traffic: Traffic) -> Outcome:
     async with trio.open_nursery() as nursery:
         scope = nursery.cancel_scope
-        traffic.forth.within(scope)
-        traffic.back.within(scope)
+        traffic.up.within(scope)
+        traffic.down.within(scope)
         # One direction runs in this task: an idle tunnel is cheaper by a task.
-        nursery.start_soon(_carry, right, left, traffic.back, traffic.forth, scope)
-        await _carry(left, right, traffic.forth, traffic.back, scope)
-    for side in (left, right):
+        nursery.start_soon(_carry, target, client, traffic.down, traffic.up, scope)
+        await _carry(client, target, traffic.up, traffic.down, scope)
+    for side in (client, target):
         if side.broken:
             return side.outcome
     if not scope.cancelled_caught:
         return Outcome(End.CLOSED)
-    if left.untold or right.untold:
-        return Outcome(End.UNTOLD_EOF)
+    if client.eof_not_relayed or target.eof_not_relayed:
+        return Outcome(End.EOF_NOT_RELAYED)
     # Nobody broke, so the silence of one direction was too long.
-    side, flow = (left, traffic.forth) if traffic.forth.ran_out else (right, traffic.back)
+    side, flow = (client, traffic.up) if traffic.up.ran_out else (target, traffic.down)
     if side.stream.silence_is_end:
         return Outcome(End.CLOSED)
     return Outcome(side.silent, f"it was silent for {flow.patience:g} s after the other side had ended")
@@ -259,10 +261,10 @@ async def _carry(source: _Side, sink: _Side, flow: Flow, opposite: Flow, scope: 
         if sink.stream.half_close:
             await sink.stream.send_eof()
         else:
-            sink.untold = True
-        opposite.hurry(min(sink.stream.eof_patience, EOF_PATIENCE if source.stream.eof_is_last else math.inf))
+            sink.eof_not_relayed = True
+        opposite.limit_silence(min(sink.stream.eof_patience, EOF_PATIENCE if source.stream.eof_is_last else math.inf))
         if source.stream.needs_attention:
-            source.stream.confirm()
+            source.stream.acknowledge_eof()
             await _watch(source)
     except SourceBroke as error:
         source.fail(error)
@@ -270,7 +272,7 @@ async def _carry(source: _Side, sink: _Side, flow: Flow, opposite: Flow, scope: 
     except (SinkBroke, trio.BrokenResourceError) as error:
         # What it had sent before is still received, by the other pump.
         sink.fail(error)
-        opposite.hurry(_BROKEN_LINGER)
+        opposite.limit_silence(_BROKEN_LINGER)
 
 
 async def _finish(sides: tuple[_Side, _Side]) -> Outcome:
@@ -287,7 +289,7 @@ async def _finish(sides: tuple[_Side, _Side]) -> Outcome:
 async def _watch(source: _Side) -> None:
     """Its EOF has come; that it is still there, and gets what the other side sends, is to be seen all the same."""
     try:
-        await source.stream.watch()
+        await source.stream.wait_acknowledged()
     except trio.BrokenResourceError as error:
         raise SourceBroke(str(error)) from error
 
@@ -295,24 +297,24 @@ async def _watch(source: _Side) -> None:
 async def _deliver(sides: list[_Side], why: str, code: int) -> None:
     with trio.move_on_after(_FLUSH):
         for side in sides:
-            await side.stream.explain(why, code)
+            await side.stream.send_reason(why, code)
             await side.stream.flush()
             side.flushed = True
 
 
-async def _close(left: _Side, right: _Side) -> None:
+async def _close(client: _Side, target: _Side) -> None:
     """Well where both were told that it is whole. A reset otherwise, which drops nothing that was vouched for."""
-    well = left.finished and right.finished
+    well = client.finished and target.finished
     # Shielded, since an abort here could still undo what was told.
     with trio.move_on_after(_FLUSH, shield=True):
-        for side, other in ((left, right), (right, left)):
-            if well or (other.stream.vouched and not (side.flushed or side.broken)):
+        for side, other in ((client, target), (target, client)):
+            if well or (other.stream.eof_acknowledged and not (side.flushed or side.broken)):
                 try:
                     await side.stream.aclose()
                 except trio.BrokenResourceError:
                     pass  # `finish` has said all that the peer needs
-    left.stream.abort()
-    right.stream.abort()
+    client.stream.abort()
+    target.stream.abort()
 
 
 def pump_for(source: Stream, sink: Stream) -> Callable[[Stream, Stream, Flow], Awaitable[None]]:

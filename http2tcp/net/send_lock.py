@@ -5,20 +5,20 @@ from __future__ import annotations
 import trio
 
 
-class Turn:
+class SendLock:
     """Whose turn it is to send. A keepalive that waits for room must not end up inside somebody's bytes."""
 
-    __slots__ = ("_ended", "_torn", "ended_at", "taken")
+    __slots__ = ("_ended", "_torn", "held", "released_at")
 
     def __init__(self) -> None:
-        self.taken = False
+        self.held = False
         #: When the last one ended, on trio's clock.
-        self.ended_at = trio.current_time()
+        self.released_at = trio.current_time()
         self._ended: trio.Event | None = None
         self._torn = False
 
     async def __aenter__(self) -> None:
-        while self.taken:
+        while self.held:
             if self._ended is None:
                 self._ended = trio.Event()
             await self._ended.wait()
@@ -26,12 +26,12 @@ class Turn:
             raise trio.BrokenResourceError("an earlier send was not done to its end")
         # A cancel comes here, where it tears nothing, or while bytes wait for room.
         await trio.lowlevel.checkpoint_if_cancelled()
-        self.taken = True
+        self.held = True
 
     async def __aexit__(self, kind: type[BaseException] | None, *_: object) -> None:
-        self.taken = False
+        self.held = False
         self._torn = kind is not None
-        self.ended_at = trio.current_time()
+        self.released_at = trio.current_time()
         if self._ended is not None:
             self._ended.set()
             self._ended = None

@@ -84,7 +84,7 @@ class Stream(trio.abc.HalfCloseableStream):
     empty_is_broken: bool = False
 
     #: A sentence with what the peer said of why it ended, fit for a terminal; empty where it said nothing.
-    told: str = ""
+    peer_reason: str = ""
 
     _ahead: bytes = b""
 
@@ -115,7 +115,7 @@ class Stream(trio.abc.HalfCloseableStream):
     def abort(self) -> None:
         """Close at once, as a reset where the transport has one, so that the peer takes nothing for whole."""
 
-    async def explain(self, why: str, code: int = 0) -> None:
+    async def send_reason(self, why: str, code: int = 0) -> None:
         """Before `abort`: tell the peer why, where the transport has words for it. The caller bounds it.
 
         `code` is one of `http2tcp.protocol.capsule.ResetCode`, for transports that have codes.
@@ -128,18 +128,18 @@ class Stream(trio.abc.HalfCloseableStream):
         """What its kernel has of what was sent. All zeros where it does not tell."""
         return Queue()
 
-    def guard(self) -> None:
+    def reset_on_exit(self) -> None:
         """From now on the end of the process is a reset to the peer, until `aclose`: it took a part, not the whole."""
 
-    def confirm(self) -> None:
+    def acknowledge_eof(self) -> None:
         """All that was received has been handed on, its EOF included; the peer may know."""
 
     @property
-    def vouched(self) -> bool:
+    def eof_acknowledged(self) -> bool:
         """Whether the peer was told that all it has sent was handed on: none of that may be dropped then."""
         return False
 
-    async def watch(self) -> None:
+    async def wait_acknowledged(self) -> None:
         """After the peer's EOF: wait until it has confirmed ours. Raises BrokenResourceError where it is gone."""
 
     async def finish(self) -> None:
@@ -168,7 +168,7 @@ class SocketStream(Stream):
     def __init__(self, sock: socket.socket) -> None:
         sock.setblocking(False)
         self.socket = sock
-        self._guarded = False
+        self._resets_on_exit = False
         if sock.family != getattr(socket, "AF_UNIX", None):
             _tune(sock)
 
@@ -226,9 +226,9 @@ class SocketStream(Stream):
             if error.errno not in (errno.ENOTCONN, errno.EPIPE, errno.ECONNRESET):
                 raise broken(error) from error
 
-    def guard(self) -> None:
-        """See `Stream.guard`. The kernel says FIN for a process that was killed, unless it is told otherwise."""
-        self._guarded = True
+    def reset_on_exit(self) -> None:
+        """See `Stream.reset_on_exit`. Without it, the kernel sends FIN for a process that was killed."""
+        self._resets_on_exit = True
         reset_on_close(self.socket)
 
     async def linger(self) -> None:
@@ -253,7 +253,7 @@ class SocketStream(Stream):
 
     async def aclose(self) -> None:
         """Close; what was sent is still delivered."""
-        if self._guarded and self.socket.fileno() >= 0:
+        if self._resets_on_exit and self.socket.fileno() >= 0:
             deliver_on_close(self.socket)
         self._close()
         await trio.lowlevel.checkpoint()

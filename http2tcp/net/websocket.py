@@ -10,7 +10,7 @@ from collections.abc import Awaitable, Callable
 
 import trio
 
-from http2tcp.net.send_lock import Turn
+from http2tcp.net.send_lock import SendLock
 from http2tcp.net.streams import CHUNK, EOF_PATIENCE, Bytes, HalfCloseUnsupported, Queue, Stream
 from http2tcp.protocol.websocket import MAX_SENT, Code, WebSocket, WebSocketError
 
@@ -46,7 +46,7 @@ class WebSocketStream(Stream):
         self._machine = WebSocket(client=client)
         self._failure = Code.LEAVING if client else Code.FAILED
         self._keepalive = keepalive
-        self._turn = Turn()
+        self._send_lock = SendLock()
         self._receiving = False
         self._attended = False
         self._owing = trio.Event()
@@ -98,7 +98,7 @@ class WebSocketStream(Stream):
 
     async def send_all(self, data: Bytes) -> None:
         """Send it as binary messages. Raises BrokenResourceError where the peer takes no more."""
-        async with self._turn:
+        async with self._send_lock:
             if self._machine.can_send:
                 for message in self._machine.messages(data):
                     await self.inner.send_all(message)
@@ -117,7 +117,7 @@ class WebSocketStream(Stream):
         Cancelled, it has said all of it or nothing. A frame that was made and sent in part could not be made good.
         """
         cancelled: trio.Cancelled | None = None
-        async with self._turn:
+        async with self._send_lock:
             try:
                 await self.inner.wait_send_all_might_not_block()
             except trio.Cancelled as error:
@@ -163,13 +163,13 @@ class WebSocketStream(Stream):
         self._attended = True
         try:
             while True:
-                silent_since = trio.current_time() if self._turn.taken else self._turn.ended_at
+                silent_since = trio.current_time() if self._send_lock.held else self._send_lock.released_at
                 with trio.move_on_at(silent_since + self._keepalive):
                     await self._owing.wait()
                 if self._owing.is_set():
                     self._owing = trio.Event()
                     await self._say(self._machine.answer)
-                elif not self._turn.taken and trio.current_time() >= self._turn.ended_at + self._keepalive:
+                elif not self._send_lock.held and trio.current_time() >= self._send_lock.released_at + self._keepalive:
                     await self._say(self._machine.ping)
         except trio.BrokenResourceError:
             return  # whoever receives finds out why
@@ -179,13 +179,13 @@ class WebSocketStream(Stream):
     async def _pay_at_once(self) -> None:
         # Shielded, since a program that gives up receiving has not given up the stream, and a torn one is no use.
         with trio.move_on_after(_PONG_PATIENCE, shield=True):
-            if not self._turn.taken:
+            if not self._send_lock.held:
                 try:
                     await self._say(self._machine.answer)
                 except trio.BrokenResourceError:
                     pass  # there may still be something to receive
 
-    async def explain(self, why: str, code: int = 0) -> None:
+    async def send_reason(self, why: str, code: int = 0) -> None:
         """Say Close with a code that tells that this is no good end, and why."""
         self._shut = True
         await self._part(self._failure, why, self._hear_close)
@@ -194,7 +194,7 @@ class WebSocketStream(Stream):
         """Say Close and hear the peer out, for a moment: to close with bytes unread would reset what was said."""
         with trio.move_on_after(_CLOSING):
             try:
-                if not self._turn.taken:
+                if not self._send_lock.held:
                     await self._say(lambda: self._machine.close(code, why))
                 await hear()
             except (trio.BrokenResourceError, trio.ClosedResourceError):

@@ -182,8 +182,8 @@ class SessionRecords:
                 self._ended(self._record(Event.ABANDONED), reason, detail)
             case Ended(reason, detail):
                 record = self._record(Event.ENDED)
-                record["bytes_up"] = self.traffic.left_to_right
-                record["bytes_down"] = self.traffic.right_to_left
+                record["bytes_up"] = self.traffic.bytes_up
+                record["bytes_down"] = self.traffic.bytes_down
                 record["seconds"] = round(time.monotonic() - self._opened_at, 3)
                 self._ended(record, reason, detail)
 

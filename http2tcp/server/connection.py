@@ -407,16 +407,16 @@ class _Abandon(Exception):
 
 _REASONS = {
     End.CLOSED: Reason.CLOSED,
-    End.LEFT_BROKE: Reason.CLIENT_BROKE,
-    End.RIGHT_BROKE: Reason.TARGET_BROKE,
-    End.LEFT_SILENT: Reason.CLIENT_BROKE,
-    End.RIGHT_SILENT: Reason.TARGET_BROKE,
+    End.CLIENT_BROKE: Reason.CLIENT_BROKE,
+    End.TARGET_BROKE: Reason.TARGET_BROKE,
+    End.CLIENT_SILENT: Reason.CLIENT_BROKE,
+    End.TARGET_SILENT: Reason.TARGET_BROKE,
 }
 
 
 # The code of the capsule that tells the client why its tunnel was ended.
 _CODES: dict[object, int] = {
-    End.RIGHT_BROKE: ResetCode.TARGET,
+    End.TARGET_BROKE: ResetCode.TARGET,
     Reason.REVOKED: ResetCode.REVOKED,
     Reason.EXPIRED: ResetCode.EXPIRED,
     Reason.IDLE: ResetCode.IDLE,

@@ -50,10 +50,10 @@ class _Traffic(Protocol):
     """What `net.relay.Traffic` is here."""
 
     @property
-    def left_to_right(self) -> int: ...
+    def bytes_up(self) -> int: ...
 
     @property
-    def right_to_left(self) -> int: ...
+    def bytes_down(self) -> int: ...
 
 
 class Metrics:
@@ -127,8 +127,8 @@ class Metrics:
             case Ended(reason):
                 del self._open[traffic]
                 self.sessions_ended.add(reason.value)
-                self._bytes_up += traffic.left_to_right
-                self._bytes_down += traffic.right_to_left
+                self._bytes_up += traffic.bytes_up
+                self._bytes_down += traffic.bytes_down
 
     def reloaded(self, now: float) -> None:
         """A configuration that was read anew is in force."""
@@ -149,6 +149,6 @@ class Metrics:
     def bytes(self) -> Mapping[Values, float]:
         """Bytes in each direction, those of the open tunnels included."""
         return {
-            ("up",): self._bytes_up + sum(traffic.left_to_right for traffic in self._open),
-            ("down",): self._bytes_down + sum(traffic.right_to_left for traffic in self._open),
+            ("up",): self._bytes_up + sum(traffic.bytes_up for traffic in self._open),
+            ("down",): self._bytes_down + sum(traffic.bytes_down for traffic in self._open),
         }

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 
 import trio
 
-from http2tcp.net.relay import Term, Traffic
+from http2tcp.net.relay import Lifetime, Traffic
 from http2tcp.server.audit import SessionRecords
 from http2tcp.server.outcome import Abandoned, Ended, NoSession, Outcome, Reason
 
@@ -43,7 +43,7 @@ class Session:
         self._state = state
         self.records = SessionRecords(peer, state.refusals)
         #: What ends the tunnel from outside.
-        self.lifetime = Term()
+        self.lifetime = Lifetime()
         self.phase = Phase.REQUESTED
         #: What the client may do, once a destination was admitted.
         self.grant: Grant | None = None

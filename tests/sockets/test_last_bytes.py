@@ -141,7 +141,7 @@ async def test_a_peer_that_has_confirmed_ends_the_tunnel_well() -> None:
 
 async def test_a_peer_that_leaves_without_having_confirmed_has_not_got_it_all() -> None:
     outcome = await ending(peer_says=FINAL, then_closes=True)
-    assert outcome.end is End.LEFT_BROKE
+    assert outcome.end is End.CLIENT_BROKE
     assert "confirmed" in outcome.words
 
 

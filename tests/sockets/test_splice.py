@@ -85,7 +85,7 @@ async def test_bulk_arrives_whole_both_ways(pump_kind: str, right_pair: tuple[So
         nursery.start_soon(one_way, client, target)
         nursery.start_soon(one_way, target, client)
     assert whole == [True, True]
-    assert (traffic.left_to_right, traffic.right_to_left) == (BULK, BULK)
+    assert (traffic.bytes_up, traffic.bytes_down) == (BULK, BULK)
     await client.aclose()
     await target.aclose()
 
@@ -142,7 +142,7 @@ async def test_a_reset_in_the_middle_of_bulk_is_a_reset_on_the_other_side(pump_k
             raise AssertionError("an EOF")
         reset(target)
         await read_until_broken(client)
-    assert outcome[0].end is End.RIGHT_BROKE
+    assert outcome[0].end is End.TARGET_BROKE
     await client.aclose()
 
 
@@ -166,7 +166,7 @@ async def test_a_stalled_reader_holds_up_its_sender_and_takes_no_memory(pump_kin
         while received < pushed:
             received += len(await target.receive_some(1 << 20))
         assert trio.current_time() - resumed < 30
-        assert traffic.left_to_right <= received + len(chunk)
+        assert traffic.bytes_up <= received + len(chunk)
         nursery.cancel_scope.cancel()
     await client.aclose()
     await target.aclose()

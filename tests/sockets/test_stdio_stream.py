@@ -369,7 +369,7 @@ async def test_after_the_targets_end_a_silent_input_breaks_the_tunnel_after_thre
         started = trio.current_time()
         outcome = await relay(stream, right, Traffic())
         assert trio.current_time() - started == pytest.approx(3, abs=0.2)
-    assert outcome.end is End.LEFT_SILENT
+    assert outcome.end is End.CLIENT_SILENT
     assert os.read(ends.reader, 10) == b"bye"
     with pytest.raises(trio.BrokenResourceError):
         await peer.receive_some()

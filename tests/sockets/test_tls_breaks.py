@@ -83,6 +83,6 @@ async def test_a_relay_whose_session_breaks_behind_data_resets_the_target(
             nursery.start_soon(run)
             nursery.start_soon(trio.to_thread.run_sync, target)
             peer.socket.sendall(peer.data(b"good") + breaking(peer, how))
-    assert outcomes[0].end is End.LEFT_BROKE
+    assert outcomes[0].end is End.CLIENT_BROKE
     assert "TLS failed" in outcomes[0].words
     assert (bytes(heard), reset.is_set()) == (b"good", True)

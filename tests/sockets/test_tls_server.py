@@ -670,5 +670,5 @@ async def test_a_target_that_breaks_cuts_the_client(identity: Identity) -> None:
             await target.send_all(b"hello")
             await trio.testing.wait_all_tasks_blocked(0.02)
             target.abort()
-    assert outcomes[0].end is End.RIGHT_BROKE
+    assert outcomes[0].end is End.TARGET_BROKE
     assert heard == b"hello"

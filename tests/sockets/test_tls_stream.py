@@ -458,12 +458,12 @@ async def test_bytes_before_a_reset_cross_tls_before_the_reset_does(
 
             nursery.start_soon(run)
             await application.send_all(data)
-            while traffic.left_to_right < len(data):
+            while traffic.bytes_up < len(data):
                 await trio.testing.wait_all_tasks_blocked(0.01)
             application.abort()
             await trio.testing.wait_all_tasks_blocked(0.05)
             broken.set()
-    assert outcomes[0].end is End.LEFT_BROKE
+    assert outcomes[0].end is End.CLIENT_BROKE
     assert len(heard) == len(data)
     assert heard == data
 

@@ -347,7 +347,7 @@ async def test_silence_after_the_end_of_input_towards_a_plain_server_is_a_failur
         await application.send_eof()
         with trio.fail_after(10):
             outcome = await relay(near, tunnel.stream, Traffic())
-        assert outcome.end is End.UNTOLD_EOF
+        assert outcome.end is End.EOF_NOT_RELAYED
         assert await application.receive_some() == b"question"
 
 

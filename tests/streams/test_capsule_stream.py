@@ -190,7 +190,7 @@ async def test_a_tunnel_that_was_cut_resets_the_other_side(autojump_clock: trio.
     await peer.send_all(data_header(100) + b"part")
     await peer.send_eof()
     outcome = await relay(stream, right, Traffic())
-    assert outcome.end is End.LEFT_BROKE
+    assert outcome.end is End.CLIENT_BROKE
     assert "FINAL_DATA" in outcome.words
     assert await application.receive_some() == b"part"
     with pytest.raises(trio.BrokenResourceError):

@@ -11,7 +11,7 @@ import trio.testing
 
 from http2tcp.net.capsules import CapsuleStream
 from http2tcp.net.pump import Flow, SourceBroke
-from http2tcp.net.relay import End, Outcome, Term, Traffic, can_splice, pump_for, relay
+from http2tcp.net.relay import End, Lifetime, Outcome, Traffic, can_splice, pump_for, relay
 from http2tcp.net.streams import Bytes, SocketStream, Stream
 from http2tcp.net.websocket import WebSocketStream
 from http2tcp.protocol.capsule import DONE, FINAL, KEEPALIVE, ResetCode, data_header, reset
@@ -95,7 +95,7 @@ async def test_a_last_word_that_was_cancelled_is_not_taken_for_said(
     right, target = memory_pair()
     await target.send_eof()
     outcome = await relay(stream, right, Traffic())
-    assert outcome.end is End.LEFT_BROKE
+    assert outcome.end is End.CLIENT_BROKE
     assert (await read_until_broken(peer), await read_until_broken(target)) == (b"", b"")
 
 
@@ -139,7 +139,7 @@ async def test_a_client_that_never_takes_the_last_word_is_no_good_end(autojump_c
     """And a limit ends what would wait for it for ever."""
     stream, peer = confirming()
     right, target = memory_pair()
-    term = Term()
+    term = Lifetime()
     term.until(trio.current_time() + 60, "too long", "longest")
     await peer.send_all(data_header(2) + b"up" + DONE)
     outcomes = []
@@ -164,7 +164,7 @@ async def test_a_term_that_is_over_after_both_were_told_undoes_nothing(autojump_
     left, client = memory_pair()
     right, target = memory_pair()
     right.__class__ = Slow
-    term = Term()
+    term = Lifetime()
     await client.send_eof()
     await target.send_eof()
     assert await relay(left, right, Traffic(), term) == Outcome(End.CLOSED)
@@ -187,7 +187,7 @@ async def test_what_was_vouched_for_is_never_thrown_away(autojump_clock: trio.te
         await trio.sleep(1)
         target.stall()
         peer.abort()
-    assert outcomes[0].end is End.LEFT_BROKE
+    assert outcomes[0].end is End.CLIENT_BROKE
     assert DONE in await read_until_broken(peer)
     assert right.closed
     assert not right.aborted
@@ -269,7 +269,7 @@ async def test_a_reset_says_why_after_what_came_before_it(autojump_clock: trio.t
     for _ in range(2):
         with pytest.raises(trio.BrokenResourceError, match="the server ended the tunnel: the token was taken away"):
             await stream.receive_some()
-    assert stream.told == "the server ended the tunnel: the token was taken away"
+    assert stream.peer_reason == "the server ended the tunnel: the token was taken away"
 
 
 @pytest.mark.parametrize(
@@ -300,7 +300,7 @@ async def test_a_clients_reset_is_a_break_and_its_words_are_for_no_log(autojump_
     right, target = memory_pair()
     await peer.send_all(data_header(2) + b"up" + reset(ResetCode.REVOKED, "root logged in"))
     outcome = await relay(stream, right, Traffic())
-    assert outcome.end is End.LEFT_BROKE
+    assert outcome.end is End.CLIENT_BROKE
     assert "client" in outcome.words
     assert "root" not in outcome.words
     assert await read_until_broken(target) == b"up"
@@ -311,7 +311,7 @@ async def test_a_reset_after_the_peers_end_is_a_break_too(autojump_clock: trio.t
     near, application = memory_pair()
     await peer.send_all(data_header(2) + b"hi" + FINAL + reset(ResetCode.STOPPED, "the server was stopped"))
     outcome = await relay(near, stream, Traffic())
-    assert outcome.end is End.RIGHT_BROKE
+    assert outcome.end is End.TARGET_BROKE
     assert "the server was stopped" in outcome.words
     assert await application.receive_some() == b"hi"
 
@@ -319,7 +319,7 @@ async def test_a_reset_after_the_peers_end_is_a_break_too(autojump_clock: trio.t
 async def test_a_term_that_is_over_is_told_with_its_code(autojump_clock: trio.testing.MockClock) -> None:
     stream, peer = confirming()
     right, _target = memory_pair()
-    term = Term()
+    term = Lifetime()
     term.until(trio.current_time() + 60, "the token has expired", "expired")
     outcome = await relay(stream, right, Traffic(), term, {"expired": ResetCode.EXPIRED})
     assert outcome.end is End.TERMINATED
@@ -332,6 +332,6 @@ async def test_a_peer_that_was_told_that_all_is_well_is_told_nothing_else(
     stream, peer = confirming()
     await peer.send_all(DONE)
     await stream.finish()
-    await stream.explain("too late", ResetCode.STOPPED)
+    await stream.send_reason("too late", ResetCode.STOPPED)
     stream.abort()
     assert await read_until_broken(peer) == FINAL + DONE

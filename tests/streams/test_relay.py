@@ -12,7 +12,7 @@ import pytest
 import trio
 import trio.testing
 
-from http2tcp.net.relay import End, Outcome, Term, Traffic, relay
+from http2tcp.net.relay import End, Lifetime, Outcome, Traffic, relay
 from http2tcp.net.streams import CHUNK, Queue
 from tests.support.memory_stream import MemoryStream, memory_pair
 
@@ -64,7 +64,7 @@ async def test_the_reply_still_arrives_after_either_side_has_half_closed(
         assert await early.read_all() == b"answer"
         await world.ended.wait()
         assert world.outcome == Outcome(End.CLOSED)
-        assert {world.traffic.left_to_right, world.traffic.right_to_left} == {8, 6}
+        assert {world.traffic.bytes_up, world.traffic.bytes_down} == {8, 6}
 
 
 @pytest.mark.parametrize("broken", ["client", "target"])
@@ -80,7 +80,7 @@ async def test_a_reset_on_one_side_is_a_reset_on_the_other_after_what_came_befor
             await other.receive_some()
         await world.ended.wait()
         assert world.outcome is not None
-        assert world.outcome.end is (End.LEFT_BROKE if broken == "client" else End.RIGHT_BROKE)
+        assert world.outcome.end is (End.CLIENT_BROKE if broken == "client" else End.TARGET_BROKE)
         assert "reset in memory" in world.outcome.words
 
 
@@ -99,7 +99,7 @@ async def test_a_reset_after_an_eof_is_still_a_reset(broken: str, autojump_clock
 
 
 @pytest.mark.parametrize("broken", ["client", "target"])
-@pytest.mark.parametrize("where", ["receive_some", "send_all", "send_eof", "watch", "finish"])
+@pytest.mark.parametrize("where", ["receive_some", "send_all", "send_eof", "wait_acknowledged", "finish"])
 async def test_a_break_without_words_is_a_break(
     where: str, broken: str, monkeypatch: pytest.MonkeyPatch, autojump_clock: trio.testing.MockClock
 ) -> None:
@@ -111,7 +111,7 @@ async def test_a_break_without_words_is_a_break(
         one, own = (world.client, world.left) if broken == "client" else (world.target, world.right)
         other, across = (world.target, world.right) if broken == "client" else (world.client, world.left)
         monkeypatch.setattr(own, where, breaks)
-        monkeypatch.setattr(own, "needs_attention", where == "watch")
+        monkeypatch.setattr(own, "needs_attention", where == "wait_acknowledged")
         with suppress(trio.ClosedResourceError):  # a side that breaks at once takes the other with it
             await other.send_all(b"for nobody")
             await other.send_eof()
@@ -119,7 +119,7 @@ async def test_a_break_without_words_is_a_break(
             await one.send_eof()
         await world.ended.wait()
     assert world.outcome is not None
-    assert world.outcome.end is (End.LEFT_BROKE if broken == "client" else End.RIGHT_BROKE)
+    assert world.outcome.end is (End.CLIENT_BROKE if broken == "client" else End.TARGET_BROKE)
     assert world.outcome.words == "the connection broke"
     assert across.aborted
 
@@ -185,7 +185,7 @@ async def test_a_side_that_broke_and_hangs_is_given_up_after_a_few_seconds(
     started = trio.current_time()
     outcome = await relay(left, right, Traffic())
     assert trio.current_time() - started == pytest.approx(5)
-    assert outcome == Outcome(End.RIGHT_BROKE, "the connection broke: broken pipe")
+    assert outcome == Outcome(End.TARGET_BROKE, "the connection broke: broken pipe")
 
 
 async def test_a_side_that_cannot_be_told_of_an_eof_is_left_after_its_patience(
@@ -201,7 +201,7 @@ async def test_a_side_that_cannot_be_told_of_an_eof_is_left_after_its_patience(
         assert not world.ended.is_set()
         await trio.sleep(2)
         assert world.ended.is_set()
-        assert world.outcome == Outcome(End.UNTOLD_EOF)
+        assert world.outcome == Outcome(End.EOF_NOT_RELAYED)
         with pytest.raises(trio.BrokenResourceError):
             await world.client.receive_some()
 
@@ -263,7 +263,7 @@ async def test_a_silent_input_that_has_not_ended_is_no_end_for_the_target(
         await world.ended.wait()
         assert trio.current_time() - started == pytest.approx(3)
         assert world.outcome is not None
-        assert world.outcome.end is End.LEFT_SILENT
+        assert world.outcome.end is End.CLIENT_SILENT
         assert await world.target.receive_some() == b"half a "
         with pytest.raises(trio.BrokenResourceError):
             await world.target.receive_some()
@@ -365,7 +365,7 @@ async def test_idle_tunnels_stay_open_for_days(autojump_clock: trio.testing.Mock
 
 
 @asynccontextmanager
-async def limited(term: Term, autojump_clock: trio.testing.MockClock) -> AsyncIterator[Relayed]:
+async def limited(term: Lifetime, autojump_clock: trio.testing.MockClock) -> AsyncIterator[Relayed]:
     left, client = memory_pair()
     right, target = memory_pair()
     world = Relayed(client, target, left, right)
@@ -383,7 +383,7 @@ async def limited(term: Term, autojump_clock: trio.testing.MockClock) -> AsyncIt
 async def test_a_relay_ends_at_its_time_and_both_sides_see_that_it_was_cut(
     autojump_clock: trio.testing.MockClock,
 ) -> None:
-    term = Term()
+    term = Lifetime()
     term.until(trio.current_time() + 60, "too late", "late")
     term.until(trio.current_time() + 50, "in time", "early")
     term.until(trio.current_time() + 70, "later still", "late")
@@ -399,7 +399,7 @@ async def test_a_relay_ends_at_its_time_and_both_sides_see_that_it_was_cut(
 
 
 async def test_a_renewed_term_forgets_the_times_before(autojump_clock: trio.testing.MockClock) -> None:
-    term = Term()
+    term = Lifetime()
     term.until(trio.current_time() + 10, "expired", "old")
     async with limited(term, autojump_clock) as world:
         await trio.sleep(5)
@@ -412,7 +412,7 @@ async def test_a_renewed_term_forgets_the_times_before(autojump_clock: trio.test
 
 
 async def test_a_relay_that_is_ended_delivers_what_had_arrived(autojump_clock: trio.testing.MockClock) -> None:
-    term = Term()
+    term = Lifetime()
     async with limited(term, autojump_clock) as world:
         await world.target.send_all(b"x" * 1000)
         await trio.testing.wait_all_tasks_blocked()
@@ -424,7 +424,7 @@ async def test_a_relay_that_is_ended_delivers_what_had_arrived(autojump_clock: t
 
 @pytest.mark.parametrize("speaker", ["client", "target"])
 async def test_only_silence_in_both_directions_is_idle(speaker: str, autojump_clock: trio.testing.MockClock) -> None:
-    term = Term()
+    term = Lifetime()
     term.idle(60, "idle for 60 s", "idle")
     async with limited(term, autojump_clock) as world:
         sender, receiver = (world.client, world.target) if speaker == "client" else (world.target, world.client)
@@ -435,7 +435,7 @@ async def test_only_silence_in_both_directions_is_idle(speaker: str, autojump_cl
         assert not world.ended.is_set()
     assert trio.current_time() == pytest.approx(310, abs=0.1)
     assert (world.outcome, term.cause) == (Outcome(End.TERMINATED, "idle for 60 s"), "idle")
-    assert world.traffic.left_to_right + world.traffic.right_to_left == 5
+    assert world.traffic.bytes_up + world.traffic.bytes_down == 5
 
 
 @pytest.mark.parametrize("slow", ["client", "target"])
@@ -448,7 +448,7 @@ async def test_a_peer_whose_kernel_takes_what_ours_has_kept_for_it_is_not_silent
         taken = min(5, int(trio.current_time() / 50))
         return Queue(5 - taken, taken)
 
-    term = Term()
+    term = Lifetime()
     term.idle(60, "idle for 60 s", "idle")
     async with limited(term, autojump_clock) as world:
         monkeypatch.setattr(world.left if slow == "client" else world.right, "queue", queue)
@@ -463,7 +463,7 @@ async def test_a_queue_that_is_empty_or_stands_still_is_silence(
     def queue() -> Queue:
         return Queue(kept, 7 if kept else int(trio.current_time()))
 
-    term = Term()
+    term = Lifetime()
     term.idle(60, "idle for 60 s", "idle")
     async with limited(term, autojump_clock) as world:
         monkeypatch.setattr(world.left, "queue", queue)
@@ -472,7 +472,7 @@ async def test_a_queue_that_is_empty_or_stands_still_is_silence(
 
 
 async def test_a_tunnel_whose_peer_takes_nothing_is_idle_too(autojump_clock: trio.testing.MockClock) -> None:
-    term = Term()
+    term = Lifetime()
     term.idle(60, "idle for 60 s", "idle")
     async with limited(term, autojump_clock) as world:
         world.target.stall()

@@ -10,7 +10,7 @@ import trio
 import trio.testing
 
 from http2tcp.net.capsules import CapsuleStream
-from http2tcp.net.relay import End, Outcome, Term, Traffic, relay
+from http2tcp.net.relay import End, Lifetime, Outcome, Traffic, relay
 from http2tcp.net.streams import CHUNK, Bytes, HalfCloseUnsupported, Stream
 from http2tcp.net.websocket import WebSocketStream
 from http2tcp.protocol.websocket import MAX_MESSAGE
@@ -312,7 +312,7 @@ async def test_a_control_frame_that_is_cancelled_anywhere_is_sent_whole_or_not_a
     await peer.send_all(close(1000))
     assert await stream.receive_some() == b""
     with trio.fail_after(1):
-        await stream.explain("")
+        await stream.send_reason("")
         stream.abort()
     assert len(frames(await read_until_broken(peer))) == 1
 
@@ -324,7 +324,7 @@ async def test_a_close_that_found_no_room_is_no_clean_end(autojump_clock: trio.t
     await application.send_eof()
     await peer.send_all(frame(BINARY, b"all of it", key=None) + close(1000, key=None))
     outcome = await relay(left, stream, Traffic())
-    assert outcome.end is End.RIGHT_BROKE
+    assert outcome.end is End.TARGET_BROKE
     assert "Close" in outcome.words
     assert await read_until_broken(application) == b"all of it"
 
@@ -438,7 +438,7 @@ async def test_a_target_that_ignores_its_clients_end_is_left_after_a_while(
     await peer.send_all(close(1000))
     started = trio.current_time()
     outcome = await relay(stream, right, Traffic())
-    assert outcome.end is End.RIGHT_SILENT
+    assert outcome.end is End.TARGET_SILENT
     assert trio.current_time() - started == pytest.approx(30, abs=1)
     # What it had still to say is not known: 1000 would tell the client that it has the whole reply.
     assert close_of(await peer.receive_some())[0] == 1011
@@ -471,7 +471,7 @@ async def test_a_client_that_never_answers_a_close_is_left(autojump_clock: trio.
     started = trio.current_time()
     outcome = await relay(stream, right, Traffic())
     # Nobody knows what it got, nor whether it had more to send.
-    assert outcome.end is End.LEFT_SILENT
+    assert outcome.end is End.CLIENT_SILENT
     assert right.aborted
     assert 5 <= trio.current_time() - started <= 7
 
@@ -506,7 +506,7 @@ async def test_no_end_but_a_whole_one_is_told_as_1000(
 
     stream, peer = server()
     right, _target = memory_pair()
-    term = Term()
+    term = Lifetime()
     match cause:
         case "stopped":
             term.until(trio.current_time() + 3, "the server was stopped", cause)
@@ -529,7 +529,7 @@ async def test_a_cut_websocket_resets_the_target(autojump_clock: trio.testing.Mo
     await peer.send_all(frame(BINARY, b"part"))
     await peer.send_eof()
     outcome = await relay(stream, right, Traffic())
-    assert outcome.end is End.LEFT_BROKE
+    assert outcome.end is End.CLIENT_BROKE
     assert await read_until_broken(target) == b"part"
 
 

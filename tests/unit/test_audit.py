@@ -57,8 +57,8 @@ def opened() -> SessionRecords:
 
 def test_a_session_has_a_record_when_it_opens_and_one_when_it_ends(records: Lines) -> None:
     session = opened()
-    session.traffic.forth.bytes = 1000
-    session.traffic.back.bytes = 7
+    session.traffic.up.bytes = 1000
+    session.traffic.down.bytes = 7
     session.over(Ended(Reason.CLOSED))
     first, last = records()
     where = f"session={session.id} client=192.0.2.1 port=40000 token=alice target=db:5432 dialled=10.0.0.7:5432"
