@@ -256,7 +256,8 @@ async def _attempt(
             confirms=answer.confirms,
         )
         # The original's server answers before it dials. What it could not reach shows as an EOF at once.
-        stream.empty_is_broken = answer.transport is Transport.HTTP2TCP and not answer.from_http2tcp
+        if answer.transport is Transport.HTTP2TCP and not answer.from_http2tcp:
+            stream.ends = stream.ends._replace(empty_is_broken=True)
         return Tunnel(stream, answer.transport, answer.from_http2tcp, answer.session)
     except BaseException:
         stream.abort()
@@ -416,7 +417,7 @@ def why_it_ended(tunnel: Tunnel, outcome: Outcome, traffic: Traffic) -> TunnelEr
         case End.EOF_NOT_RELAYED:
             carrier = "WebSocket" if tunnel.transport is Transport.WEBSOCKET else "raw bytes over TLS"
             return TunnelCut(
-                f"the target sent nothing for {tunnel.stream.eof_patience:g} s after our end of input, "
+                f"the target sent nothing for {tunnel.stream.ends.eof_patience:g} s after our end of input, "
                 f"which {carrier} cannot tell it: connect-tcp can"
             )
         case End.CLIENT_SILENT:

@@ -244,7 +244,7 @@ async def _pump_both(client: _Side, target: _Side, traffic: Traffic) -> Outcome:
         return Outcome(End.EOF_NOT_RELAYED)
     # Nobody broke, so the silence of one direction was too long.
     side, flow = (client, traffic.up) if traffic.up.ran_out else (target, traffic.down)
-    if side.stream.silence_is_end:
+    if side.stream.ends.silence_is_end:
         return Outcome(End.CLOSED)
     return Outcome(side.silent, f"it was silent for {flow.patience:g} s after the other side had ended")
 
@@ -256,13 +256,14 @@ async def _carry(source: _Side, sink: _Side, flow: Flow, opposite: Flow, scope: 
         await pump(source.stream, sink.stream, flow)
         if source.broken:
             return  # what looks like its EOF is what is left of it
-        if source.stream.empty_is_broken and not flow.bytes:
+        if source.stream.ends.empty_is_broken and not flow.bytes:
             raise SourceBroke("it ended before its first byte")
-        if sink.stream.half_close:
+        if sink.stream.ends.half_close:
             await sink.stream.send_eof()
         else:
             sink.eof_not_relayed = True
-        opposite.limit_silence(min(sink.stream.eof_patience, EOF_PATIENCE if source.stream.eof_is_last else math.inf))
+        patience = EOF_PATIENCE if source.stream.ends.eof_is_last else math.inf
+        opposite.limit_silence(min(sink.stream.ends.eof_patience, patience))
         if source.stream.needs_attention:
             source.stream.acknowledge_eof()
             await _watch(source)

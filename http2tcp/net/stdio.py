@@ -19,7 +19,7 @@ from abc import ABC, abstractmethod
 import trio
 
 from http2tcp.errors import os_reason
-from http2tcp.net.streams import CHUNK, PORTABLE, Bytes, Stream, broken
+from http2tcp.net.streams import CHUNK, PORTABLE, Bytes, Ends, Stream, broken
 
 # How long, in seconds, stdin may stay open and silent after the target's end. ssh closes its pipe within milliseconds.
 SILENCE = 3.0
@@ -36,8 +36,8 @@ class StdioStream(Stream):
     """
 
     def __init__(self, input_fd: int = 0, output_fd: int = 1, *, portable: bool = PORTABLE) -> None:
-        self.silence_is_end = os.isatty(input_fd)
-        self.eof_patience = TERMINAL_SILENCE if self.silence_is_end else SILENCE
+        terminal = os.isatty(input_fd)
+        self.ends = Ends(eof_patience=TERMINAL_SILENCE if terminal else SILENCE, silence_is_end=terminal)
         self._input = _open_input(input_fd, portable)
         self._output = _open_output(output_fd, portable)
         self._output_closed = False

@@ -2,7 +2,7 @@
 
 `Stream` is trio's HalfCloseableStream and five things more: `abort`, which tells the peer that what it
 got is not all; `explain`, which says why; `flush`, which waits until the peer's kernel has what was sent;
-`half_close`, which says whether `send_eof` can be told from the end of both directions; and `unread`, for
+`ends`, which says what the end of one direction means; and `unread`, for
 whoever reads a head and gets some of what follows it.
 """
 
@@ -59,29 +59,40 @@ class Queue(NamedTuple):
     acknowledged: int = 0
 
 
+class Ends(NamedTuple):
+    """What the end of a direction means on a stream, which the relay acts on."""
+
+    #: Whether `send_eof` ends one direction only. Otherwise it raises HalfCloseUnsupported: it would end both.
+    half_close: bool = True
+    #: How long, in seconds, the peer may stay silent once the other side of the relay has sent its EOF.
+    eof_patience: float = math.inf
+    #: Whether such a silence is the peer's end. Otherwise the tunnel counts as cut, since the peer may have had more to
+    #: say.
+    silence_is_end: bool = False
+    #: Whether the peer's EOF soon ends both directions, whatever the other side of the relay does.
+    eof_is_last: bool = False
+    #: Whether an EOF before the first byte is a break: the peer never reached what it stands for.
+    empty_is_broken: bool = False
+
+
+#: Of a stream that ends as TCP does.
+TCP_ENDS = Ends()
+
+
 class Stream(trio.abc.HalfCloseableStream):
     """What one side of a relay is."""
 
-    #: False where `send_eof` would end both directions.
-    half_close: bool = True
+    #: What the end of a direction means on this stream.
+    ends: Ends = TCP_ENDS
 
     #: True where `source_fd` and `sink_fd` carry capsules and not the payload alone.
     framed: bool = False
     #: Whether `attend` has something to do.
     needs_attention: bool = False
-    #: How long, in seconds, a stream that was sent an EOF may stay silent before it counts as ended.
-    eof_patience: float = math.inf
-    #: Whether that silence is its end. Otherwise the conversation was cut: what it still had to say is not known.
-    silence_is_end: bool = False
     #: How much it takes at a time best.
     chunk: int = CHUNK
     #: How much a pump hands it at most, where what it has taken counts only once it has taken all of it.
     piece: int = CHUNK
-    #: True where its own EOF ends both directions soon, whatever the other side does.
-    eof_is_last: bool = False
-
-    #: An EOF before the first byte says that it never opened: it is a break.
-    empty_is_broken: bool = False
 
     #: A sentence with what the peer said of why it ended, fit for a terminal; empty where it said nothing.
     peer_reason: str = ""
@@ -159,7 +170,7 @@ class Stream(trio.abc.HalfCloseableStream):
 
 
 class HalfCloseUnsupported(Http2tcpError):
-    """`send_eof` on a stream whose `half_close` is False."""
+    """`send_eof` on a stream whose `ends.half_close` is False."""
 
 
 class SocketStream(Stream):

@@ -22,6 +22,7 @@ from http2tcp.net.streams import (
     EOF_PATIENCE,
     UNSAID_END,
     Bytes,
+    Ends,
     HalfCloseUnsupported,
     Queue,
     SocketStream,
@@ -47,6 +48,9 @@ _HANDSHAKE_TURN: trio.lowlevel.RunVar[trio.StrictFIFOLock] = trio.lowlevel.RunVa
 # How long closing may wait for room for a close_notify.
 _CLOSING = 1.0
 _TORN = "an earlier send was cancelled half-way"
+
+#: Of a session on which nobody half-closes: its peer is not told of an EOF, and may wait for it in vain.
+TLS_ENDS = Ends(half_close=False, eof_patience=EOF_PATIENCE)
 
 _T = TypeVar("_T")
 
@@ -130,8 +134,7 @@ def beginnings(files: Sequence[tuple[str, str | None]]) -> list[tuple[str, str, 
 class TLSStream(Stream):
     """A TLS session on a socket that it owns. Make one with `open_tls`."""
 
-    half_close = False
-    eof_patience = EOF_PATIENCE
+    ends = TLS_ENDS
 
     def __init__(self, tls: TLSSocket) -> None:
         self.socket = tls

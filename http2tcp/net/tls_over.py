@@ -11,8 +11,8 @@ from collections.abc import Collection
 
 import trio
 
-from http2tcp.net.streams import CHUNK, EOF_PATIENCE, UNSAID_END, Bytes, HalfCloseUnsupported, Queue, Stream
-from http2tcp.net.tls import check_pin, what_broke
+from http2tcp.net.streams import CHUNK, UNSAID_END, Bytes, HalfCloseUnsupported, Queue, Stream
+from http2tcp.net.tls import TLS_ENDS, check_pin, what_broke
 from http2tcp.net.tls_session import BARREN, MAX_BARREN, MAX_HANDSHAKE, RECORD, Records, TooManyRecords
 
 
@@ -63,8 +63,7 @@ _CLOSING = 1.0
 class TLSOverStream(Stream):
     """A TLS session on a stream that it owns. Make one with `open_tls_over`."""
 
-    half_close = False
-    eof_patience = EOF_PATIENCE
+    ends = TLS_ENDS
 
     def __init__(self, carrier: Stream, records: ByRecords, tls: trio.SSLStream[ByRecords]) -> None:
         self._carrier = carrier

@@ -8,7 +8,6 @@ refuse it there; what it then sends is refused as no HTTP/1.1.
 from __future__ import annotations
 
 import logging
-import math
 import os
 import re
 import socket
@@ -21,7 +20,7 @@ from typing import NoReturn
 import trio
 
 from http2tcp.errors import SettingsError, TLSRequired, os_reason
-from http2tcp.net.streams import SocketStream, broken
+from http2tcp.net.streams import TCP_ENDS, SocketStream, broken
 from http2tcp.net.tls import TLSStream, bare_context, is_cut
 from http2tcp.net.tls_session import TLSSocket
 from http2tcp.protocol.certificate import CertificateError, parse_certificate
@@ -192,8 +191,7 @@ class ServerTLSStream(TLSStream):
     to whoever reads it: our own client, for one, which still sends what its stdin has.
     """
 
-    half_close = True
-    eof_patience = math.inf
+    ends = TCP_ENDS
 
     async def send_eof(self) -> None:
         """Send close_notify and go on receiving (RFC 8446, section 6.1).

@@ -11,7 +11,7 @@ from collections.abc import Awaitable, Callable
 import trio
 
 from http2tcp.net.send_lock import SendLock
-from http2tcp.net.streams import CHUNK, EOF_PATIENCE, Bytes, HalfCloseUnsupported, Queue, Stream
+from http2tcp.net.streams import CHUNK, EOF_PATIENCE, Bytes, Ends, HalfCloseUnsupported, Queue, Stream
 from http2tcp.protocol.websocket import MAX_SENT, Code, WebSocket, WebSocketError
 
 # Less than elsewhere: each byte is copied some times over, and larger pieces go back to the system in between.
@@ -22,6 +22,10 @@ _CLOSING_BYTES = CHUNK
 # How long a client that was told Close may be silent before it counts as gone, and how long finishing may wait for
 # room for our own.
 _CLOSE_PATIENCE = 5.0
+# A server whose target has ended sends Close, and takes what the client sends until the client's own Close. A client
+# that did so would lose the reply, since a server answers it by ending both directions.
+_SERVER_ENDS = Ends(eof_patience=_CLOSE_PATIENCE, eof_is_last=True)
+_CLIENT_ENDS = Ends(half_close=False, eof_patience=EOF_PATIENCE, eof_is_last=True)
 # How long a pong may hold up a program that receives, and does not attend, where the kernel has no room for it.
 _PONG_PATIENCE = 0.1
 
@@ -33,16 +37,12 @@ class WebSocketStream(Stream):
     """
 
     needs_attention = True
-    eof_is_last = True
     # A message, less the head of a capsule.
     chunk = MAX_SENT - 16
 
     def __init__(self, inner: Stream, *, client: bool, keepalive: float) -> None:
         self.inner = inner
-        # A server whose target has ended says Close, and takes what the client sends until its own Close. A
-        # client that did so would lose the reply.
-        self.half_close = not client
-        self.eof_patience = EOF_PATIENCE if client else _CLOSE_PATIENCE
+        self.ends = _CLIENT_ENDS if client else _SERVER_ENDS
         self._machine = WebSocket(client=client)
         self._failure = Code.LEAVING if client else Code.FAILED
         self._keepalive = keepalive
@@ -141,7 +141,7 @@ class WebSocketStream(Stream):
 
         Raises BrokenResourceError where the peer's mistake was answered by a Close before.
         """
-        if not self.half_close:
+        if not self.ends.half_close:
             raise HalfCloseUnsupported("a client's Close would end both directions")
         if not self._shut and self._machine.closed:
             raise self._over()

@@ -11,14 +11,13 @@ from collections.abc import Collection
 import trio
 
 import http2tcp.net.tls
-from http2tcp.net.streams import Bytes, HalfCloseUnsupported, SocketStream, Stream
+from http2tcp.net.streams import Bytes, Ends, HalfCloseUnsupported, SocketStream, Stream
 
 
 class SSLStreamStream(Stream):
     """trio.SSLStream as the relay takes it."""
 
-    half_close = False
-    eof_patience = http2tcp.net.tls.TLSStream.eof_patience
+    ends: ClassVar[Ends] = http2tcp.net.tls.TLSStream.ends
 
     def __init__(self, below: SocketStream, tls: trio.SSLStream[SocketStream]) -> None:
         self._below = below

@@ -15,7 +15,7 @@ from tests.support.loopback import echo, greet_and_close, read_all, served, targ
 from tests.support.tls_front import TLSFront, tls_front
 
 # The patience of a user in a test: half a minute is for users.
-IMPATIENT = "import http2tcp.net.tls as tls; tls.TLSStream.eof_patience = 1.0"
+IMPATIENT = "import http2tcp.net.tls as tls; tls.TLSStream.ends = tls.TLS_ENDS._replace(eof_patience=1.0)"
 
 
 def raw(front: TLSFront) -> tuple[str, ...]:

@@ -187,7 +187,7 @@ def _raw(pair: Pair, data: bytes) -> None:
 
 
 async def _ends(pair: Pair) -> None:
-    await (pair.theirs.send_eof() if pair.theirs.half_close else pair.theirs.aclose())
+    await (pair.theirs.send_eof() if pair.theirs.ends.half_close else pair.theirs.aclose())
 
 
 async def _closes(pair: Pair) -> None:
@@ -281,7 +281,7 @@ class Walk:
                 self.found.append(f"{name}: ClosedResourceError")
             return False
         except HalfCloseUnsupported:
-            if name != "send_eof" or self.stream.half_close:
+            if name != "send_eof" or self.stream.ends.half_close:
                 self.found.append(f"{name}: HalfCloseUnsupported")
             return False
         except Exception as error:
@@ -392,7 +392,7 @@ async def test_a_relay_over_it_has_an_outcome_and_raises_nothing(
 
                     nursery.start_soon(run)
                     nursery.start_soon(_behave, far, far_side)
-                    if half_closes and pair.theirs.half_close:
+                    if half_closes and pair.theirs.ends.half_close:
                         await pair.theirs.send_eof()
                     await trio.testing.wait_all_tasks_blocked()
                     await _meanwhile(pair, way)
@@ -408,7 +408,7 @@ async def test_a_relay_over_it_has_an_outcome_and_raises_nothing(
                     pair.theirs.abort()
                 far.abort()
             assert len(outcomes) == 1, (way, far_side, half_closes)
-            if not _may_end(kind, way) and not (half_closes and pair.theirs.half_close):
+            if not _may_end(kind, way) and not (half_closes and pair.theirs.ends.half_close):
                 assert outcomes[0].end is not End.CLOSED, (way, far_side, half_closes)
 
 

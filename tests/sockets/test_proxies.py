@@ -296,7 +296,7 @@ async def test_the_endpoint_learns_whether_we_ended_or_broke_off(
                 file.write(front.ca_file.read_bytes())
             settings = through(proxy.url("https"), front.url, where, tls=TLSSettings(ca_file=ca_file))
             tunnel = await connect(settings)
-            assert not tunnel.stream.half_close
+            assert not tunnel.stream.ends.half_close
             with pytest.raises(HalfCloseUnsupported):
                 await tunnel.stream.send_eof()
             if ending == "eof":

@@ -322,7 +322,7 @@ async def test_bytes_that_somebody_put_into_the_stream_are_an_error(authority: A
 
 
 async def test_an_eof_cannot_be_sent_and_says_so(authority: Authority) -> None:
-    assert TLSStream.half_close is False
+    assert TLSStream.ends.half_close is False
     with tls_server(server_context(authority.leaf), lambda tls: read_exactly(tls, 1)) as port:
         stream = await secured(port, authority)
         with pytest.raises(HalfCloseUnsupported):

@@ -273,7 +273,7 @@ async def test_our_client_talks_with_a_plain_server() -> None:
                     received += await stream.receive_some()
         assert received == data
         # Here a Close would end both directions, and a program that relies on half-close has to know.
-        assert not stream.half_close
+        assert not stream.ends.half_close
         with pytest.raises(HalfCloseUnsupported):
             await stream.send_eof()
 

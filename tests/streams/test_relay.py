@@ -240,7 +240,7 @@ async def test_a_target_that_ends_first_ends_a_silent_terminal_well_on_any_trans
 ) -> None:
     """The left is stdio, which is silent; the right cannot be told of an EOF, but none was to be told."""
     async with relayed(left_patience=0.5, right_half_close=half_close, right_patience=30) as world:
-        world.left.silence_is_end = True
+        world.left.ends = world.left.ends._replace(silence_is_end=True)
         await world.target.send_all(b"bye")
         await world.target.send_eof()
         assert await world.client.read_all() == b"bye"

@@ -130,7 +130,7 @@ async def test_aborting_never_says_that_it_was_all() -> None:
 
 async def test_a_client_that_would_lose_the_reply_cannot_half_close() -> None:
     stream, _ = client()
-    assert not stream.half_close
+    assert not stream.ends.half_close
     with pytest.raises(HalfCloseUnsupported):
         await stream.send_eof()
 

@@ -10,7 +10,7 @@ import math
 import trio
 import trio.testing
 
-from http2tcp.net.streams import Bytes, HalfCloseUnsupported, Stream
+from http2tcp.net.streams import Bytes, Ends, HalfCloseUnsupported, Stream
 
 
 class _Wire:
@@ -32,8 +32,7 @@ class MemoryStream(Stream):
     """One end of a connection in memory. Make a connection with `memory_pair`."""
 
     def __init__(self, outgoing: _Wire, incoming: _Wire, half_close: bool, eof_patience: float) -> None:
-        self.half_close = half_close
-        self.eof_patience = eof_patience
+        self.ends = Ends(half_close=half_close, eof_patience=eof_patience)
         self._outgoing = outgoing
         self._incoming = incoming
         #: Bytes that this end took, and the most that one `send_all` was given.
@@ -75,7 +74,7 @@ class MemoryStream(Stream):
         await self._outgoing.room.wait()
 
     async def send_eof(self) -> None:
-        if not self.half_close:
+        if not self.ends.half_close:
             raise HalfCloseUnsupported("made without half-close")
         await trio.lowlevel.checkpoint()
         self._outgoing.entry.close()

@@ -274,12 +274,12 @@ async def _listen(tunnel: Tunnel) -> tuple[bytes | None, TunnelError | None]:
     try:
         with trio.move_on_after(_GREETING):
             data = await tunnel.stream.receive_some(_MAX_GREETING)
-            if not data and tunnel.stream.empty_is_broken:
+            if not data and tunnel.stream.ends.empty_is_broken:
                 return None, target_refused()
             return data, None
         return None, None
     except trio.BrokenResourceError as error:
-        if tunnel.stream.empty_is_broken:
+        if tunnel.stream.ends.empty_is_broken:
             return None, target_refused()
         return None, cut_off(tunnel, safe(str(error)))
     finally:
@@ -291,7 +291,7 @@ async def _close(tunnel: Tunnel) -> None:
     stream = tunnel.stream
     try:
         with trio.move_on_after(_CLOSING):
-            if stream.half_close:
+            if stream.ends.half_close:
                 await stream.send_eof()
                 while await stream.receive_some():
                     pass
