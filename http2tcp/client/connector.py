@@ -16,13 +16,6 @@ from typing import TYPE_CHECKING, Literal, NamedTuple
 import trio
 
 from http2tcp.address import Address, Endpoint, TCPAddress, parse_destination, parse_endpoint
-from http2tcp.client.diagnosis import (
-    explain_certificates,
-    explain_detour,
-    explain_refusal,
-    explain_tls,
-    quotes_credentials,
-)
 from http2tcp.client.settings import DEFAULT_USER_AGENT, ClientSettings, TLSSettings, environment_proxy
 from http2tcp.errors import (
     ConnectFailed,
@@ -90,6 +83,7 @@ async def open_tunnel(
     transports over https, where it raises HalfCloseUnsupported. Raises TunnelError, whose subclasses are
     the hops, AddressError or SettingsError.
     """
+    load_failure_words()
     endpoint = parse_endpoint(endpoint) if isinstance(endpoint, str) else endpoint
     settings = ClientSettings(
         endpoint=endpoint,
@@ -104,6 +98,16 @@ async def open_tunnel(
         keepalive=None,
     )
     return (await connect(settings)).stream
+
+
+def load_failure_words() -> None:
+    """Import now what `connect` imports only when it fails.
+
+    For a process that lives long. At the failure it may be out of descriptors, or its files may have been replaced by
+    those of another release.
+    """
+    import http2tcp.client.diagnosis
+    import http2tcp.client.front_ends  # noqa: F401
 
 
 def _proxy(proxy: str | Literal[False] | None, endpoint: Endpoint) -> Proxy | None:
@@ -186,6 +190,9 @@ class Connector:
                 continue
             # Once: of several that begin together, only the first finds that no transport is known yet.
             if self._progress is None and self._found is None:
+                # Imported here and at the failures below: a login where all goes well does not pay for it.
+                from http2tcp.client.diagnosis import explain_detour
+
                 seen = [error.seen for error in (*failures, failure)]
                 logger.warning(
                     "%s", explain_detour(AUTO[0], seen, tunnel.transport, detour, ours=tunnel.target_accepted)
@@ -311,6 +318,8 @@ async def _secure(settings: ClientSettings, stream: Stream, progress: Progress |
     try:
         context = client_context(ca_file=tls.ca_file, cert=tls.client_cert, key=tls.client_key, verify=tls.verify)
     except OSError as error:
+        from http2tcp.client.diagnosis import explain_certificates
+
         options = [("--ca-file", tls.ca_file), ("--client-cert", tls.client_cert), ("--client-key", tls.client_key)]
         raise explain_certificates(
             error, ca_file=tls.ca_file is not None, cert=tls.client_cert is not None, files=beginnings(options)
@@ -334,6 +343,8 @@ async def _secure(settings: ClientSettings, stream: Stream, progress: Progress |
             "it was renewed, or somebody stands in between"
         ) from None
     except OSError as error:
+        from http2tcp.client.diagnosis import explain_tls
+
         unusable = unusable_authorities() if tls.ca_file is None else ""
         raise explain_tls(error, endpoint, server_name, unusable) from error
     logger.debug("%s with %s", secured.version(), server_name)
@@ -394,11 +405,16 @@ async def _upgrade(
                 # An alert is no restart, but what the front end thinks of this client's certificate.
                 passing=not str(error).startswith("TLS failed"),
             ) from error
-    if isinstance(answer, Refused) and answer.page and quotes_credentials(answer.page, head, settings.token):
-        answer = answer._replace(page="")
+    if isinstance(answer, Refused) and answer.page:
+        from http2tcp.client.diagnosis import quotes_credentials
+
+        if quotes_credentials(answer.page, head, settings.token):
+            answer = answer._replace(page="")
     if progress is not None:
         progress.answered(answer, reader.fields)
     if isinstance(answer, Refused):
+        from http2tcp.client.diagnosis import explain_refusal
+
         logger.debug("refused with %d%s", answer.status, _named(answer.session))
         raise explain_refusal(answer, endpoint, settings.destination, transport, with_token=settings.token is not None)
     logger.debug("tunnel open, transport %s%s", answer.transport.value, _named(answer.session))

@@ -13,7 +13,7 @@ from collections.abc import Sequence
 import trio
 
 from http2tcp.address import TCPAddress
-from http2tcp.client.connector import Connector, Tunnel, why_it_ended
+from http2tcp.client.connector import Connector, Tunnel, load_failure_words, why_it_ended
 from http2tcp.client.forwards import Forward
 from http2tcp.client.settings import ClientSettings
 from http2tcp.errors import TunnelError
@@ -42,6 +42,7 @@ async def forward(
     with `nursery.start`, which returns the forwards with the addresses that are really listened on.
     Raises ListenError, and then nothing is listened on.
     """
+    load_failure_words()
     listeners = await _listen(settings.forwards)
     connector = Connector(settings)
     try:

@@ -35,8 +35,11 @@ FOR_WEBSOCKET = {
 BROUGHT_LATE = {"difflib"}
 # Each costs a login milliseconds, and each is only one import away.
 NEVER = (
-    *("http2tcp.server", "http2tcp.client.check", "http2tcp.client.front_ends", "http2tcp.client.observer"),
+    *("http2tcp.server", "http2tcp.client.check", "http2tcp.client.observer"),
+    # The words for a failure, and what finds them.
+    *("http2tcp.client.diagnosis", "http2tcp.client.front_ends", "http2tcp.printable"),
     *("http2tcp.client.forwarder", "http2tcp.client.forwards", "http2tcp.client.through_proxy"),
+    *("http2tcp.client.proxy_choice", "http2tcp.net.tls_over", "http2tcp.net.tls_server", "http2tcp.units"),
     *("http2tcp.command.demo", "http2tcp.command.server_settings", "http2tcp.command.config_file"),
     *("http2tcp.protocol.server_handshake", "http2tcp.protocol.socks5", "http2tcp.protocol.certificate"),
     *("http2tcp.net.listen", "http2tcp.net.fdpass", "asyncio", "json", "tomllib", "encodings.idna"),
@@ -95,3 +98,36 @@ async def test_a_login_loads_nothing_that_it_does_not_need(scheme: str, transpor
     assert "http2tcp.client.connector" in modules
     assert extra - BROUGHT_LATE <= needed
     assert not {name for name in modules for room in never if name == room or name.startswith(room + ".")}
+
+
+async def test_who_opens_tunnels_for_long_has_the_words_for_a_failure_before_one_fails() -> None:
+    """Later a process may be out of descriptors, or its files those of another release: it could import nothing."""
+    code = """
+import sys, trio
+from http2tcp.address import TCPAddress
+from http2tcp.client.connector import open_tunnel
+from http2tcp.client.forwarder import forward
+from http2tcp.client.settings import ClientSettings
+from http2tcp.address import parse_endpoint
+from http2tcp.errors import ConnectFailed
+
+assert "http2tcp.client.diagnosis" not in sys.modules
+
+async def main():
+    if sys.argv[1] == "forwarder":
+        async with trio.open_nursery() as nursery:
+            await nursery.start(lambda task_status: forward(settings, task_status=task_status))
+            nursery.cancel_scope.cancel()
+    else:
+        try:
+            await open_tunnel(settings.endpoint, "db:5432", proxy=False)
+        except ConnectFailed:
+            pass
+
+settings = ClientSettings(endpoint=parse_endpoint("http://127.0.0.1:1/"), destination=TCPAddress("db", 5432))
+trio.run(main)
+print("http2tcp.client.diagnosis" in sys.modules, "http2tcp.client.front_ends" in sys.modules)
+"""
+    for kind in ("forwarder", "open_tunnel"):
+        done = await trio.run_process([sys.executable, "-c", code, kind], capture_stdout=True, env=environment())
+        assert done.stdout.decode().split() == ["True", "True"], kind
