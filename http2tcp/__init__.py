@@ -21,7 +21,7 @@ from http2tcp.version import __version__
 if TYPE_CHECKING:
     from http2tcp.address import parse_destination, parse_endpoint, parse_listen
     from http2tcp.client.connector import open_tunnel
-    from http2tcp.client.settings import TLSSettings
+    from http2tcp.client.settings import ClientSettings, TLSSettings
     from http2tcp.errors import (
         AddressError,
         ConnectFailed,
@@ -42,21 +42,27 @@ if TYPE_CHECKING:
     )
     from http2tcp.net.streams import HalfCloseUnsupported
     from http2tcp.protocol.transport import Transport
+    from http2tcp.server.limits import Limits
+    from http2tcp.server.policy import Token
+    from http2tcp.server.rules import Rule, parse_rule
     from http2tcp.server.server import serve
     from http2tcp.server.settings import ServerSettings, ServerTLS
 
 __all__ = [
     "AddressError",
+    "ClientSettings",
     "ConnectFailed",
     "CredentialsRefused",
     "DestinationForbidden",
     "FrontEndFailed",
     "HalfCloseUnsupported",
     "Http2tcpError",
+    "Limits",
     "ListenError",
     "OriginalServer",
     "ProxyFailed",
     "ResolveFailed",
+    "Rule",
     "ServerRefused",
     "ServerSettings",
     "ServerTLS",
@@ -64,6 +70,7 @@ __all__ = [
     "TLSFailed",
     "TLSSettings",
     "TargetFailed",
+    "Token",
     "Transport",
     "TunnelError",
     "UpgradeNotPassed",
@@ -72,6 +79,7 @@ __all__ = [
     "parse_destination",
     "parse_endpoint",
     "parse_listen",
+    "parse_rule",
     "serve",
 ]
 
@@ -80,6 +88,11 @@ _HOMES = {
     "serve": "server.server",
     "ServerSettings": "server.settings",
     "ServerTLS": "server.settings",
+    "Limits": "server.limits",
+    "Token": "server.policy",
+    "Rule": "server.rules",
+    "parse_rule": "server.rules",
+    "ClientSettings": "client.settings",
     "TLSSettings": "client.settings",
     "Transport": "protocol.transport",
     "AddressError": "errors",

@@ -11,7 +11,7 @@ import logging
 import math
 from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import replace
-from typing import TYPE_CHECKING, Literal, NamedTuple
+from typing import TYPE_CHECKING, Literal, NamedTuple, overload
 
 import trio
 
@@ -23,6 +23,7 @@ from http2tcp.errors import (
     InputSilent,
     OriginalServer,
     ResolveFailed,
+    SettingsError,
     TargetFailed,
     TLSFailed,
     TunnelCut,
@@ -63,8 +64,26 @@ class Tunnel(NamedTuple):
     session: str = ""
 
 
+@overload
 async def open_tunnel(
     endpoint: str | Endpoint,
+    destination: str | Address | None = None,
+    *,
+    token: str | None = None,
+    transport: Transport | None = None,
+    tls: TLSSettings = ...,
+    headers: Sequence[tuple[str, str]] = (),
+    user_agent: str = ...,
+    proxy: str | Literal[False] | None = None,
+) -> Stream: ...
+
+
+@overload
+async def open_tunnel(endpoint: ClientSettings, destination: str | Address | None = None) -> Stream: ...
+
+
+async def open_tunnel(
+    endpoint: str | Endpoint | ClientSettings,
     destination: str | Address | None = None,
     *,
     token: str | None = None,
@@ -76,7 +95,8 @@ async def open_tunnel(
 ) -> Stream:
     """Open a tunnel and give it as a trio stream.
 
-    `endpoint` is the URL of the server's location; `destination` what it is to reach ("host:port"; None:
+    `endpoint` is the URL of the server's location, or a ClientSettings, which says all the rest as well and takes only
+    a `destination` beside it. `destination` is what it is to reach ("host:port"; None:
     the server's default); `transport` what carries it (None: the first that gets through);
     `proxy` the URL of a proxy to go through (None: what the environment says; False: none). Returns once
     the target has accepted, on `http2tcp/1.0` once the server has. `send_eof` half-closes, but for raw
@@ -84,10 +104,24 @@ async def open_tunnel(
     the hops, AddressError or SettingsError.
     """
     load_failure_words()
+    destination = parse_destination(destination) if isinstance(destination, str) else destination
+    if isinstance(endpoint, ClientSettings):
+        if (token, transport, tls, headers, user_agent, proxy) != (
+            None,
+            None,
+            TLSSettings(),
+            (),
+            DEFAULT_USER_AGENT,
+            None,
+        ):
+            raise SettingsError("expected no further option: ClientSettings says them all")
+        return (
+            await connect(replace(endpoint, keepalive=None, destination=destination or endpoint.destination))
+        ).stream
     endpoint = parse_endpoint(endpoint) if isinstance(endpoint, str) else endpoint
     settings = ClientSettings(
         endpoint=endpoint,
-        destination=parse_destination(destination) if isinstance(destination, str) else destination,
+        destination=destination,
         token=token,
         transport=transport,
         tls=tls,

@@ -324,7 +324,7 @@ class Walk:
         await self.half_close()
         await self.receive()
         await self.send()
-        await self.try_("wait_acknowledged", stream.watch)
+        await self.try_("wait_acknowledged", stream.wait_acknowledged)
         stream.acknowledge_eof()
         await self.try_("finish", stream.finish)
         await self.try_("flush", stream.flush)

@@ -112,7 +112,7 @@ def hosts(monkeypatch: pytest.MonkeyPatch) -> Hosts:
     return network
 
 
-def use(resolver: Resolver) -> None:
+def use(resolver: trio.abc.HostnameResolver) -> None:
     """Until the end of the trio run."""
     trio.socket.set_custom_hostname_resolver(resolver)
 

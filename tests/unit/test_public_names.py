@@ -20,6 +20,14 @@ def test_each_name_is_there_and_has_its_place_on_the_page(name: str) -> None:
     assert name in PAGE or name == "__version__"
 
 
+# A program's settings are made of these; what raises or is parsed is held by the tests below.
+@pytest.mark.parametrize(
+    "name", ["ClientSettings", "Limits", "Rule", "ServerSettings", "ServerTLS", "TLSSettings", "Token"]
+)
+def test_what_settings_are_made_of_is_public(name: str) -> None:
+    assert name in http2tcp.__all__
+
+
 def below(kind: type[errors.TunnelError]) -> set[type[errors.TunnelError]]:
     return {kind}.union(*map(below, kind.__subclasses__()))
 
