@@ -44,6 +44,11 @@ def counted(number: int, noun: str) -> str:
     return f"{number} {noun}" if number == 1 else f"{number} {noun}s"
 
 
+def repeated(times: int) -> str:
+    """`, twice`, to stand after what happened so often; nothing for once."""
+    return {1: "", 2: ", twice", 3: ", three times"}.get(times, f", {times} times")
+
+
 def _scaled(text: str, unit: str, units: dict[str, int]) -> float:
     """Not a number where it is none."""
     number = text[:-1] if unit in units else text

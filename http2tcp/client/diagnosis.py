@@ -15,6 +15,7 @@ from itertools import groupby
 from urllib.parse import unquote, urljoin, urlsplit
 
 from http2tcp.address import Address, Endpoint
+from http2tcp.client.handshake_faults import HandshakeFault, fault_of, words_of
 from http2tcp.errors import (
     BadRequest,
     CredentialsRefused,
@@ -33,6 +34,7 @@ from http2tcp.errors import (
 from http2tcp.printable import safe
 from http2tcp.protocol.client_handshake import Refused
 from http2tcp.protocol.transport import Transport
+from http2tcp.units import repeated
 
 # Of a page, which stands in the middle of a sentence.
 _MAX_PAGE = 100
@@ -123,7 +125,7 @@ def explain_detour(best: Transport, seen: Sequence[str], found: Transport, secon
 
     `seconds` went by until then; `ours`: an http2tcp server has answered, and not one of the original.
     """
-    tries = [f"{what}{counted(len(list(same)))}" for what, same in groupby(seen)]
+    tries = [f"{what}{repeated(len(list(same)))}" for what, same in groupby(seen)]
     name = found.value
     saves = f"--transport {name} saves the detour" + (f" of {seconds:.1f} s" if seconds >= _NOTICEABLE else "")
     history = f"{best.value} {', then '.join(tries)}"
@@ -134,11 +136,6 @@ def explain_detour(best: Transport, seen: Sequence[str], found: Transport, secon
             f"--check shows what the front end lacks, and {saves}"
         )
     return f"{history}; {name} gets through, and {saves}"
-
-
-def counted(tries: int) -> str:
-    """How often, to stand after what happened."""
-    return {1: "", 2: ", twice", 3: ", three times"}.get(tries, f", {tries} times")
 
 
 def _why_forbidden(destination: Address | None, session: str) -> str:
@@ -342,15 +339,6 @@ def _hint(refused: Refused, transport: Transport) -> str:
     )
 
 
-# X509_V_ERR_*, openssl/x509_vfy.h
-_EXPIRED = (10,)
-_NOT_YET_VALID = (9,)
-_SELF_SIGNED = (18, 19)
-# The chain that came ends in a certificate whose issuer is neither in it nor known here.
-_UNKNOWN_ISSUER = (20, 21)
-_WRONG_NAME = (62, 64)
-
-
 # RFC 7292, section 4: a sequence that begins with version 3. A certificate or a key in DER begins with others.
 _PKCS12 = re.compile(rb"0(?:[\x00-\x80]|\x81.|\x82..|\x83.{3}|\x84.{4})\x02\x01\x03", re.DOTALL)
 # Of PKCS#8, and of OpenSSL's own older form.
@@ -398,57 +386,42 @@ def _unfit(option: str, path: str, data: bytes) -> str:
     return ""
 
 
-def is_for_another_name(error: BaseException | None) -> bool:
-    """Whether a handshake failed because the certificate is for another name."""
-    return isinstance(error, ssl.SSLCertVerificationError) and error.verify_code in _WRONG_NAME
-
-
-def is_for_no_protocol(error: OSError) -> bool:
-    """Whether a handshake failed because the server takes none of our protocols, which is http/1.1 alone (ALPN)."""
-    # Python knows no name for the alert before 3.13.
-    return isinstance(error, ssl.SSLError) and "no application protocol" in str(error)
-
-
-def ssl_words(error: ssl.SSLError) -> str:
-    """OpenSSL's words for a handshake that failed, also where Python has no name for it."""
-    if error.reason:
-        return error.reason.lower().replace("_", " ")
-    words = re.search(r"\] (.+?) \(_ssl\.c:", str(error))
-    return safe(words[1]) if words else "unknown error"
-
-
 def explain_tls(error: OSError, endpoint: Endpoint, server_name: str, unusable: str = "") -> TLSFailed:
     """The error for a handshake that failed. `unusable` is a variable that leads to no authorities."""
-    if isinstance(error, ssl.SSLCertVerificationError):
-        if error.verify_code in _EXPIRED:
+    site = f"{endpoint.host}:{endpoint.port}"
+    fault = fault_of(error)
+    match fault:
+        case HandshakeFault.EXPIRED:
             return TLSFailed(f"the certificate of {server_name} has expired: renew it, or check this machine's clock")
-        if error.verify_code in _NOT_YET_VALID:
+        case HandshakeFault.NOT_YET_VALID:
             return TLSFailed(f"the certificate of {server_name} is not valid yet: check this machine's clock")
-        if is_for_another_name(error):
+        case HandshakeFault.OTHER_NAME:
             return TLSFailed(
                 f"the certificate is not for {server_name}: use the name that it is for, in -e or --tls-server-name"
             )
-        if error.verify_code in _SELF_SIGNED + _UNKNOWN_ISSUER:
+        case HandshakeFault.SELF_SIGNED | HandshakeFault.UNKNOWN_ISSUER:
             words = f"the certificate of {server_name} comes from an authority that is not known here: "
             if unusable:
                 return TLSFailed(f"{words}{safe(unusable)}: unset it, or name a private authority with --ca-file")
             words += "name a private one with --ca-file"
-            if error.verify_code in _UNKNOWN_ISSUER:
+            if fault is HandshakeFault.UNKNOWN_ISSUER:
                 words += (
                     "; if it is a known one, the site does not send its intermediate certificate: "
                     "its own file has to hold the whole chain (in nginx, ssl_certificate)"
                 )
             return TLSFailed(words)
-        return TLSFailed(f"the certificate of {server_name} is not valid: {safe(error.verify_message)}")
-    if isinstance(error, ssl.SSLError):
-        if error.reason in ("WRONG_VERSION_NUMBER", "HTTP_REQUEST", "RECORD_LAYER_FAILURE"):
-            return TLSFailed(f"{endpoint.host}:{endpoint.port} does not speak TLS: is the endpoint http://?")
-        if isinstance(error, ssl.SSLEOFError) or error.reason == "UNEXPECTED_EOF_WHILE_READING":
-            return TLSFailed(f"{endpoint.host}:{endpoint.port} ended the handshake: does that port speak TLS?")
-        if is_for_no_protocol(error):
+        case HandshakeFault.INVALID:
+            return TLSFailed(f"the certificate of {server_name} is not valid: {words_of(error)}")
+        case HandshakeFault.NOT_TLS:
+            return TLSFailed(f"{site} does not speak TLS: is the endpoint http://?")
+        case HandshakeFault.ENDED:
+            return TLSFailed(f"{site} ended the handshake: does that port speak TLS?")
+        case HandshakeFault.NO_HTTP_1:
             return TLSFailed(
-                f"{endpoint.host}:{endpoint.port} does not take http/1.1 by TLS (ALPN): it speaks HTTP/2 alone, "
+                f"{site} does not take http/1.1 by TLS (ALPN): it speaks HTTP/2 alone, "
                 "which has no upgrade, or the port is another service's; have the front end offer http/1.1 as well"
             )
-        return TLSFailed(f"no TLS session with {endpoint.host}:{endpoint.port}: {ssl_words(error)}")
-    return TLSFailed(f"the handshake with {endpoint.host}:{endpoint.port} broke: {os_reason(error)}")
+        case HandshakeFault.OTHER:
+            return TLSFailed(f"no TLS session with {site}: {words_of(error)}")
+        case HandshakeFault.BROKEN:
+            return TLSFailed(f"the handshake with {site} broke: {words_of(error)}")

@@ -7,16 +7,14 @@ only a name that a socks5:// proxy leaves to this machine can be missing as with
 from __future__ import annotations
 
 import logging
-import ssl
 from typing import TYPE_CHECKING
 
 import trio
 
 from http2tcp.address import TCPAddress
-from http2tcp.client.diagnosis import explain_certificates, is_for_no_protocol, ssl_words
 from http2tcp.client.proxy_choice import Proxy
 from http2tcp.client.settings import ClientSettings, TLSSettings
-from http2tcp.errors import ProxyFailed, ResolveFailed, TunnelError, os_reason
+from http2tcp.errors import ProxyFailed, ResolveFailed, TunnelError
 from http2tcp.net.dial import DialError, dial, interleave, resolve
 from http2tcp.net.streams import SocketStream, Stream
 from http2tcp.net.tls import TLSStream, beginnings, client_context, open_tls, unusable_authorities
@@ -105,6 +103,9 @@ class _Way:
         try:
             context = client_context(ca_file=tls.ca_file, verify=tls.verify)
         except OSError as error:
+            # Imported here and below: a login where all goes well does not pay for it.
+            from http2tcp.client.diagnosis import explain_certificates
+
             files = beginnings([("--ca-file", tls.ca_file)])
             raise explain_certificates(error, ca_file=tls.ca_file is not None, cert=False, files=files) from error
         try:
@@ -161,24 +162,28 @@ class _Way:
 
 
 def _tls_words(error: OSError, tls: TLSSettings) -> str:
-    if isinstance(error, ssl.SSLCertVerificationError):
-        # OpenSSL's words: expired, self-signed, for another name.
-        authority = "--ca-file" if tls.ca_file is None else "--ca-file, which may hold several"
-        unusable = unusable_authorities() if tls.ca_file is None else ""
-        authority += f"; {safe(unusable)}: unset it, if the authority is a public one" if unusable else ""
-        return (
-            f"has a certificate that is not valid here: {safe(error.verify_message)}; "
-            f"name a private authority with {authority}"
-        )
-    if isinstance(error, ssl.SSLEOFError) or getattr(error, "reason", "") == "UNEXPECTED_EOF_WHILE_READING":
-        return "ended the TLS handshake: is it an http:// proxy?"
-    if isinstance(error, ssl.SSLError):
-        if error.reason in ("WRONG_VERSION_NUMBER", "HTTP_REQUEST", "RECORD_LAYER_FAILURE"):
+    from http2tcp.client.handshake_faults import HandshakeFault, fault_of, words_of
+
+    match fault_of(error):
+        case HandshakeFault.ENDED:
+            return "ended the TLS handshake: is it an http:// proxy?"
+        case HandshakeFault.NOT_TLS:
             return "does not speak TLS: is it an http:// proxy?"
-        if is_for_no_protocol(error):
+        case HandshakeFault.NO_HTTP_1:
             return "does not take http/1.1 by TLS (ALPN): it speaks HTTP/2 alone, or is no proxy"
-        return f"has no TLS session for us: {ssl_words(error)}"
-    return f"broke the TLS handshake off: {os_reason(error)}"
+        case HandshakeFault.OTHER:
+            return f"has no TLS session for us: {words_of(error)}"
+        case HandshakeFault.BROKEN:
+            return f"broke the TLS handshake off: {words_of(error)}"
+        case _:
+            # Its certificate is not valid, for which OpenSSL's words will do: expired, self-signed, for another name.
+            authority = "--ca-file" if tls.ca_file is None else "--ca-file, which may hold several"
+            unusable = unusable_authorities() if tls.ca_file is None else ""
+            authority += f"; {safe(unusable)}: unset it, if the authority is a public one" if unusable else ""
+            return (
+                f"has a certificate that is not valid here: {words_of(error)}; "
+                f"name a private authority with {authority}"
+            )
 
 
 async def connect_through(

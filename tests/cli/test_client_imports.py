@@ -37,7 +37,7 @@ BROUGHT_LATE = {"difflib"}
 NEVER = (
     *("http2tcp.server", "http2tcp.client.check", "http2tcp.client.observer"),
     # The words for a failure, and what finds them.
-    *("http2tcp.client.diagnosis", "http2tcp.client.front_ends", "http2tcp.printable"),
+    *("http2tcp.client.diagnosis", "http2tcp.client.front_ends", "http2tcp.client.handshake_faults"),
     *("http2tcp.client.forwarder", "http2tcp.client.forwards", "http2tcp.client.through_proxy"),
     *("http2tcp.client.proxy_choice", "http2tcp.net.tls_over", "http2tcp.net.tls_server", "http2tcp.units"),
     *("http2tcp.command.demo", "http2tcp.command.server_settings", "http2tcp.command.config_file"),

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from http2tcp.address import TCPAddress, parse_endpoint
+from http2tcp.address import TCPAddress
 from http2tcp.client.check.hops import (
     Attempt,
     State,
@@ -19,7 +19,6 @@ from http2tcp.client.check.hops import (
     tls_hop,
     transport_hop,
 )
-from http2tcp.client.settings import ClientSettings
 from http2tcp.errors import (
     ConnectFailed,
     CredentialsRefused,
@@ -39,7 +38,6 @@ from http2tcp.protocol.client_handshake import Refused, Switched
 from http2tcp.protocol.transport import Transport
 
 TARGET = TCPAddress("db", 5432)
-SETTINGS = ClientSettings(endpoint=parse_endpoint("https://example.com/"))
 
 
 def opened(*fields: tuple[str, str], ours: bool = True, transport: Transport = Transport.CONNECT_TCP) -> Attempt:
@@ -136,13 +134,13 @@ def test_a_server_that_does_not_name_itself_is_noted() -> None:
 
 
 def test_what_is_no_certificate_is_no_crash() -> None:
-    hop = tls_hop(SETTINGS, "TLSv1.3", b"junk", 0.1)
+    hop = tls_hop("example.com", "TLSv1.3", b"junk", 0.1)
     assert "no X.509 certificate" in hop.text
     assert "pin" not in hop.facts
 
 
 def test_tls_without_a_certificate_to_show_names_the_site() -> None:
-    assert tls_hop(SETTINGS, None, None, 0.1, failed=True).text == "with example.com"
+    assert tls_hop("example.com", None, None, 0.1, failed=True).text == "with example.com"
 
 
 @pytest.mark.parametrize(

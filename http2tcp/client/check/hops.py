@@ -9,7 +9,7 @@ from __future__ import annotations
 import hashlib
 import re
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from enum import Enum
 from itertools import groupby
@@ -17,8 +17,7 @@ from typing import Any, NamedTuple, Protocol
 
 from http2tcp.address import Address
 from http2tcp.client import front_ends as advice
-from http2tcp.client.diagnosis import counted
-from http2tcp.client.settings import ClientSettings
+from http2tcp.client.proxy_choice import Proxy
 from http2tcp.errors import (
     ConnectFailed,
     CredentialsRefused,
@@ -36,6 +35,7 @@ from http2tcp.printable import safe
 from http2tcp.protocol.certificate import CertificateError, parse_certificate, pin, public_key
 from http2tcp.protocol.client_handshake import Answer, Refused, Switched
 from http2tcp.protocol.transport import DIAL_METRIC, TIMING_FIELD, Transport
+from http2tcp.units import repeated
 
 # Let's Encrypt renews 30 days before the end: with fewer than these left, something has probably stopped.
 _DAYS_TO_RENEW = 14
@@ -68,6 +68,45 @@ def before_http(error: TunnelError) -> bool:
     return key_of(error) in ("name", "proxy", "tcp", "tls")
 
 
+def attempt_hops(attempts: Sequence[Attempt]) -> list[Hop]:
+    """The lines that the attempts of one connection make, so far. A further event only adds lines at the end.
+
+    | attempt | its lines |
+    |---|---|
+    | the first try of all | the hops below HTTP, as it passes them |
+    | the first that is decided | the front end, then the transport |
+    | each further one that is decided | the transport |
+
+    An attempt is decided when it gets through, or fails and is not made again. The very first try is the exception: if
+    it fails below HTTP, it says nothing about its transport.
+    """
+    if not attempts:
+        return []
+    first = attempts[0].first_try
+    decided = [
+        attempt
+        for attempt in attempts
+        if isinstance(attempt.answer, Switched)
+        or (attempt.error is not None and not attempt.again and not (attempt is first and attempt.ended_below_http))
+    ]
+    return [*first.passed_hops, *map(front_end_hop, decided[:1]), *map(transport_hop, decided)]
+
+
+def awaited(attempts: Sequence[Attempt], way: Sequence[tuple[str, str]]) -> tuple[str, str] | None:
+    """What the last attempt waits for, as a label and a text; None where it waits for nothing more.
+
+    `way` has the hops of the first try in their order, the front end last. A further try is one wait for its answer.
+    """
+    attempt = attempts[-1]
+    if attempt.again:
+        return attempt.transport.value, "again"
+    if attempt.error is not None or attempt.answer is not None:
+        return None
+    if attempt is attempts[0].first_try:
+        return way[min(len(attempt.passed_hops), len(way) - 1)]
+    return attempt.transport.value, ""
+
+
 def name_hop(host: str, addresses: Sequence[str], seconds: float | None) -> Hop:
     """The look-up of the endpoint's name; no addresses: it failed."""
     distinct = list(dict.fromkeys(addresses))
@@ -85,10 +124,8 @@ def tcp_hop(site: str, address: Address | None, seconds: float | None) -> Hop:
     return Hop("tcp", "TCP", State.OK, f"connected to {address}", seconds, facts=facts)
 
 
-def proxy_hop(settings: ClientSettings, site: str, address: Address | None, seconds: float | None) -> Hop:
+def proxy_hop(proxy: Proxy, site: str, address: Address | None, seconds: float | None) -> Hop:
     """The proxy; no address: it failed."""
-    proxy = settings.proxy
-    assert proxy is not None
     facts = {"proxy": str(proxy), "source": proxy.source, "address": None if address is None else str(address)}
     text = f"{proxy} (from {proxy.source})"
     if address is None:
@@ -97,26 +134,26 @@ def proxy_hop(settings: ClientSettings, site: str, address: Address | None, seco
 
 
 def tls_hop(
-    settings: ClientSettings,
+    name: str,
     version: str | None,
     der: bytes | None,
     seconds: float | None,
     *,
+    verify: bool = True,
     failed: bool = False,
     wrong_name: bool = False,
 ) -> Hop:
-    """TLS with the endpoint, or the certificate with which it failed."""
-    name = settings.tls.server_name or settings.endpoint.host
+    """TLS with the server called `name`, or the certificate with which it failed."""
     words, more, facts = _certificate(der)
     if wrong_name and more:
         more = (f"{more[0]}, and not for {name}", *more[1:])
     state = State.FAILED if failed else State.OK
     if not failed and facts.get("days_left", _DAYS_TO_RENEW) < _DAYS_TO_RENEW:
         state = State.NOTE
-    if not failed and not settings.tls.verify:
+    if not failed and not verify:
         state, more = State.NOTE, (*more, "not verified: --insecure")
     text = ", ".join(filter(None, (version, words))) or f"with {name}"
-    facts = {"version": version, "server_name": name, "verified": settings.tls.verify and not failed, **facts}
+    facts = {"version": version, "server_name": name, "verified": verify and not failed, **facts}
     return Hop("tls", "TLS", state, text, seconds, more, facts)
 
 
@@ -171,8 +208,8 @@ def transport_hop(attempt: Attempt) -> Hop:
     text, state = _became(attempt)
     told = [_became(one)[0] for one in attempt.earlier]
     if told:
-        before = ", then ".join(f"{words}{counted(len(list(same)))}" for words, same in groupby(told))
-        text = f"{text}{counted(len(told) + 1)}" if set(told) == {text} else f"{text}; before that: {before}"
+        before = ", then ".join(f"{words}{repeated(len(list(same)))}" for words, same in groupby(told))
+        text = f"{text}{repeated(len(told) + 1)}" if set(told) == {text} else f"{text}; before that: {before}"
         state = State.NOTE if state is State.OK else state
     facts = {"transport": attempt.transport.value, "status": _status(attempt.answer), "tries": len(told) + 1}
     return Hop("transport", attempt.transport.value, state, text, attempt.seconds, facts=facts)
@@ -358,6 +395,20 @@ class Attempt:
     error: TunnelError | None = None
     #: The same request before this one, which failed as it does where something restarts.
     earlier: Sequence[Attempt] = ()
+    #: The hops below HTTP that it has passed.
+    passed_hops: list[Hop] = field(default_factory=list)
+    #: It failed, and the same request will be sent once more.
+    again: bool = False
+
+    @property
+    def first_try(self) -> Attempt:
+        """The first of its tries, which may be this one."""
+        return self.earlier[0] if self.earlier else self
+
+    @property
+    def ended_below_http(self) -> bool:
+        """Whether it failed before its request was sent."""
+        return self.error is not None and before_http(self.error)
 
     @property
     def passed(self) -> bool:

@@ -16,7 +16,7 @@ from http2tcp.address import Address, TCPAddress
 from http2tcp.client.check import hops
 from http2tcp.client.check.hops import Attempt, Hop, Report, Verdict
 from http2tcp.client.connector import AUTO, Connector, Tunnel, cut_off, dial_endpoint, target_refused
-from http2tcp.client.diagnosis import is_for_another_name
+from http2tcp.client.handshake_faults import HandshakeFault, fault_of
 from http2tcp.client.proxy_choice import Proxy
 from http2tcp.client.settings import ClientSettings
 from http2tcp.errors import (
@@ -31,7 +31,7 @@ from http2tcp.net.streams import SocketStream
 from http2tcp.net.tls import PinMismatch, TLSStream, client_context, open_tls
 from http2tcp.net.tls_over import TLSOverStream, open_tls_over
 from http2tcp.printable import safe
-from http2tcp.protocol.client_handshake import Answer, Refused, Switched
+from http2tcp.protocol.client_handshake import Answer, Refused
 from http2tcp.protocol.transport import Transport
 
 # How long a target may take to greet: sshd takes its time where it looks its client's name up.
@@ -60,14 +60,16 @@ class _Walk:
         self._settings = replace(settings, destination=self._destinations[0], forwards=())
         self._report = report
         self._path = settings.endpoint.path.partition("{")[0]
+        self._way = _hops_of(self._settings)
+        #: Those of the first destination, of which the report has a line for each hop and each transport.
         self._attempts: list[Attempt] = []
+        #: Where the next attempt is kept: those of a further destination are kept apart.
+        self._current = self._attempts
+        #: How many lines of `_attempts` the report has.
+        self._shown = 0
+        #: What the report was last told to be waited for.
+        self._awaited: tuple[str, str] | None = None
         self._lap_started = 0.0
-        #: What the further attempts share with the first is told once.
-        self._below_http_is_told = False
-        self._front_end_is_told = False
-        #: The next attempt is the last one again.
-        self._repeats = False
-        self._transports_are_told = False
 
     async def run(self) -> Verdict:
         """The whole check."""
@@ -85,9 +87,9 @@ class _Walk:
         chosen = self._attempts[-1]
         greeting, chosen.error = await _listen(tunnel)
         await self._try_the_other_transports()
-        self._tell(hops.server_hop(chosen, refuses=False))
+        self._report.hop(hops.server_hop(chosen, refuses=False))
         self._tell_authorisation(chosen)
-        self._tell(hops.target_hop(chosen, self._destinations[0], greeting))
+        self._report.hop(hops.target_hop(chosen, self._destinations[0], greeting))
         failures = [chosen.error] if chosen.error else []
         for destination in self._destinations[1:]:
             failures += await self._try_destination(connector, destination)
@@ -103,35 +105,35 @@ class _Walk:
                 try:
                     await _close(await Connector(replace(self._settings, transport=transport), progress=self).connect())
                 except TunnelError:
-                    continue  # `failed` has told
+                    continue  # `failed` has kept it
 
     async def _try_destination(self, connector: Connector, destination: Address | None) -> list[TunnelError]:
         """Another one, by the transport that is known to get through."""
-        self._transports_are_told = True
+        self._current = []
         self._report.waiting("target", hops.target_name(destination))
         greeting = None
         try:
             tunnel = await connector.connect(destination)
-            greeting, self._attempts[-1].error = await _listen(tunnel)
+            greeting, self._current[-1].error = await _listen(tunnel)
         except TunnelError:
             pass  # `failed` has kept it
-        attempt = self._attempts[-1]
-        self._tell(hops.target_hop(attempt, destination, greeting))
+        attempt = self._current[-1]
+        self._report.hop(hops.target_hop(attempt, destination, greeting))
         return [attempt.error] if attempt.error else []
 
     async def _explain(self, error: TunnelError) -> Verdict:
         """The hop that fails, and those before it that only its answer shows."""
         attempt = self._attempts[-1]
         lacks_destination = self._later and isinstance(attempt.answer, Refused) and attempt.answer.status == 400
-        if not self._below_http_is_told:
-            self._tell(await self._failed_hop(error, attempt.seconds))
+        if attempt is self._attempts[0].first_try and attempt.ended_below_http:
+            self._report.hop(await self._failed_hop(error, attempt.seconds))
         elif attempt.refused_by_us:
             refuses = isinstance(error, ServerRefused) and not lacks_destination
-            self._tell(hops.server_hop(attempt, refuses=refuses))
+            self._report.hop(hops.server_hop(attempt, refuses=refuses))
             if lacks_destination or isinstance(error, CredentialsRefused | DestinationForbidden | TargetFailed):
                 self._tell_authorisation(attempt)
             if isinstance(error, TargetFailed):
-                self._tell(hops.target_hop(attempt, self._settings.destination, None))
+                self._report.hop(hops.target_hop(attempt, self._settings.destination, None))
             if lacks_destination and not refuses:
                 return hops.works_for_any(attempt)
         return hops.failed(error, self._attempts[0], self._path)
@@ -143,28 +145,31 @@ class _Walk:
             case "name":
                 return hops.name_hop(settings.endpoint.host, [], seconds)
             case "proxy":
-                return hops.proxy_hop(settings, self._site, None, seconds)
+                assert settings.proxy is not None
+                return hops.proxy_hop(settings.proxy, self._site, None, seconds)
             case "tcp":
                 return hops.tcp_hop(self._site, None, seconds)
             case _:
                 version, certificate = await self._look_at_certificate(error)
-                wrong_name = is_for_another_name(error.__cause__)
-                return hops.tls_hop(settings, version, certificate, seconds, failed=True, wrong_name=wrong_name)
+                cause = error.__cause__
+                wrong_name = isinstance(cause, OSError) and fault_of(cause) is HandshakeFault.OTHER_NAME
+                return hops.tls_hop(
+                    self._server_name, version, certificate, seconds, failed=True, wrong_name=wrong_name
+                )
 
     async def _look_at_certificate(self, error: TunnelError) -> tuple[str | None, bytes | None]:
         """The certificate that was not accepted. This session sends nothing but its handshake."""
         if not isinstance(error.__cause__ or error.__context__, ssl.SSLCertVerificationError | PinMismatch):
             return None, None
-        name = self._settings.tls.server_name or self._settings.endpoint.host
         context = client_context(verify=False)
         secured: TLSStream | TLSOverStream
         try:
             stream = await dial_endpoint(self._settings)
             with trio.fail_after(self._settings.tls_timeout):
                 if isinstance(stream, SocketStream):
-                    secured = await open_tls(stream, context, name)
+                    secured = await open_tls(stream, context, self._server_name)
                 else:
-                    secured = await open_tls_over(stream, context, name)
+                    secured = await open_tls_over(stream, context, self._server_name)
         except (TunnelError, OSError, trio.TooSlowError):
             return None, None
         try:
@@ -176,58 +181,38 @@ class _Walk:
 
     def attempting(self, transport: Transport) -> None:
         """See `Progress`, here and below."""
-        if self._repeats:
-            last = self._attempts.pop()
-            self._attempts.append(Attempt(transport, earlier=(*last.earlier, last)))
-        else:
-            self._attempts.append(Attempt(transport))
-        self._repeats = False
+        earlier: tuple[Attempt, ...] = ()
+        if self._current and self._current[-1].again:
+            last = self._current.pop()
+            earlier = (*last.earlier, last)
+        self._current.append(Attempt(transport, earlier=earlier))
         self._lap_started = trio.current_time()
-        proxy = self._settings.proxy
-        if self._below_http_is_told:
-            self._waiting(transport.value)
-        elif proxy is not None and proxy.resolves:
-            self._waiting("proxy", str(proxy))
-        else:
-            self._waiting("name", self._settings.endpoint.host)
+        self._show()
 
     def resolved(self, host: str, addresses: Sequence[str]) -> None:
-        proxy = self._settings.proxy
-        self._tell_below(hops.name_hop(host, addresses, self._lap()))
-        if not self._below_http_is_told:
-            self._waiting(*("TCP", self._site) if proxy is None else ("proxy", str(proxy)))
+        self._passed(hops.name_hop(host, addresses, self._lap()))
 
     def connected(self, address: Address) -> None:
-        self._tell_below(hops.tcp_hop(self._site, address, self._lap()))
-        self._wait_above_tcp()
+        self._passed(hops.tcp_hop(self._site, address, self._lap()))
 
     def proxied(self, proxy: Proxy, address: Address) -> None:
-        self._tell_below(hops.proxy_hop(self._settings, self._site, address, self._lap()))
-        self._wait_above_tcp()
+        self._passed(hops.proxy_hop(proxy, self._site, address, self._lap()))
 
     def secured(self, version: str | None, certificate: bytes | None) -> None:
-        self._tell_below(hops.tls_hop(self._settings, version, certificate, self._lap()))
-        if not self._below_http_is_told:
-            self._waiting("front end")
+        verify = self._settings.tls.verify
+        self._passed(hops.tls_hop(self._server_name, version, certificate, self._lap(), verify=verify))
 
     def answered(self, answer: Answer, fields: Sequence[tuple[str, str]]) -> None:
-        attempt = self._attempts[-1]
+        attempt = self._current[-1]
         attempt.answer, attempt.fields, attempt.seconds = answer, fields, self._lap()
-        if isinstance(answer, Switched):
-            self._tell_attempt(attempt)
+        self._show()
 
     def failed(self, error: TunnelError, *, again: bool) -> None:
-        attempt = self._attempts[-1]
-        attempt.error = error
+        attempt = self._current[-1]
+        attempt.error, attempt.again = error, again
         if attempt.seconds is None:
             attempt.seconds = self._lap()
-        self._repeats = again
-        if again:
-            # One line has all tries of a transport. What lies below HTTP was told by the first.
-            self._below_http_is_told = True
-            self._waiting(attempt.transport.value, "again")
-        elif self._below_http_is_told or not hops.before_http(error):
-            self._tell_attempt(attempt)
+        self._show()
 
     # --- what the report is told --------------------------------------------------------------------
 
@@ -241,32 +226,38 @@ class _Walk:
     def _site(self) -> str:
         return str(TCPAddress(self._settings.endpoint.host, self._settings.endpoint.port))
 
-    def _tell(self, hop: Hop) -> None:
-        self._report.hop(hop)
+    @property
+    def _server_name(self) -> str:
+        return self._settings.tls.server_name or self._settings.endpoint.host
 
-    def _tell_below(self, hop: Hop) -> None:
-        if not self._below_http_is_told:
-            self._tell(hop)
+    def _passed(self, hop: Hop) -> None:
+        self._current[-1].passed_hops.append(hop)
+        self._show()
 
-    def _tell_attempt(self, attempt: Attempt) -> None:
-        self._below_http_is_told = True
-        if not self._front_end_is_told:
-            self._front_end_is_told = True
-            self._tell(hops.front_end_hop(attempt))
-        if not self._transports_are_told:
-            self._tell(hops.transport_hop(attempt))
+    def _show(self) -> None:
+        """Tell the report what the last event has added: new lines, and what is waited for now."""
+        if self._current is not self._attempts:
+            return
+        lines = hops.attempt_hops(self._attempts)
+        for line in lines[self._shown :]:
+            self._report.hop(line)
+        self._shown = len(lines)
+        awaited = hops.awaited(self._attempts, self._way)
+        if awaited is not None and awaited != self._awaited:
+            self._report.waiting(*awaited)
+        self._awaited = awaited
 
     def _tell_authorisation(self, attempt: Attempt) -> None:
         target = hops.target_name(self._settings.destination)
-        self._tell(hops.authorisation_hop(attempt, with_token=self._settings.token is not None, target=target))
+        self._report.hop(hops.authorisation_hop(attempt, with_token=self._settings.token is not None, target=target))
 
-    def _waiting(self, label: str, text: str = "") -> None:
-        if not self._transports_are_told:
-            self._report.waiting(label, text)
 
-    def _wait_above_tcp(self) -> None:
-        if not self._below_http_is_told:
-            self._waiting("TLS" if self._settings.endpoint.tls else "front end")
+def _hops_of(settings: ClientSettings) -> list[tuple[str, str]]:
+    """The hops of the way up to the front end, each with what a person reads while it is waited for."""
+    endpoint, proxy = settings.endpoint, settings.proxy
+    way = [] if proxy is not None and proxy.resolves else [("name", endpoint.host)]
+    way.append(("TCP", str(TCPAddress(endpoint.host, endpoint.port))) if proxy is None else ("proxy", str(proxy)))
+    return [*way, *([("TLS", "")] if endpoint.tls else []), ("front end", "")]
 
 
 async def _listen(tunnel: Tunnel) -> tuple[bytes | None, TunnelError | None]:

@@ -1,0 +1,79 @@
+"""Why a TLS handshake failed, read from Python's and OpenSSL's errors. The one place that knows their codes.
+
+`diagnosis` has the sentences about the site, `through_proxy` those about a proxy.
+"""
+
+from __future__ import annotations
+
+import re
+import ssl
+from enum import Enum, auto
+
+from http2tcp.errors import os_reason
+from http2tcp.printable import safe
+
+
+class HandshakeFault(Enum):
+    """Why there is no TLS session."""
+
+    EXPIRED = auto()
+    NOT_YET_VALID = auto()
+    OTHER_NAME = auto()
+    #: The certificate is its own authority, or its chain ends in an authority that is not known here.
+    SELF_SIGNED = auto()
+    #: The issuer is neither in the chain that came nor known here.
+    UNKNOWN_ISSUER = auto()
+    #: The certificate is not valid for another reason.
+    INVALID = auto()
+    #: The peer does not speak TLS.
+    NOT_TLS = auto()
+    #: The peer closed the connection during the handshake.
+    ENDED = auto()
+    #: The peer takes none of our protocols, which is http/1.1 alone (ALPN).
+    NO_HTTP_1 = auto()
+    #: Another error of OpenSSL's.
+    OTHER = auto()
+    #: The connection broke: a system error, not one of TLS.
+    BROKEN = auto()
+
+
+# X509_V_ERR_*, openssl/x509_vfy.h
+_BY_VERIFY_CODE = {
+    9: HandshakeFault.NOT_YET_VALID,
+    10: HandshakeFault.EXPIRED,
+    18: HandshakeFault.SELF_SIGNED,
+    19: HandshakeFault.SELF_SIGNED,
+    20: HandshakeFault.UNKNOWN_ISSUER,
+    21: HandshakeFault.UNKNOWN_ISSUER,
+    62: HandshakeFault.OTHER_NAME,
+    64: HandshakeFault.OTHER_NAME,
+}
+
+
+def fault_of(error: OSError) -> HandshakeFault:
+    """Why the handshake that raised this has failed."""
+    if isinstance(error, ssl.SSLCertVerificationError):
+        return _BY_VERIFY_CODE.get(error.verify_code, HandshakeFault.INVALID)
+    if not isinstance(error, ssl.SSLError):
+        return HandshakeFault.BROKEN
+    if error.reason in ("WRONG_VERSION_NUMBER", "HTTP_REQUEST", "RECORD_LAYER_FAILURE"):
+        return HandshakeFault.NOT_TLS
+    if isinstance(error, ssl.SSLEOFError) or error.reason == "UNEXPECTED_EOF_WHILE_READING":
+        return HandshakeFault.ENDED
+    # Before Python 3.13, this alert has no `reason`.
+    if "no application protocol" in str(error):
+        return HandshakeFault.NO_HTTP_1
+    return HandshakeFault.OTHER
+
+
+def words_of(error: OSError) -> str:
+    """OpenSSL's or the system's own words for it, safe to print."""
+    if isinstance(error, ssl.SSLCertVerificationError):
+        return safe(error.verify_message)
+    if not isinstance(error, ssl.SSLError):
+        return os_reason(error)
+    if error.reason:
+        return error.reason.lower().replace("_", " ")
+    # Python has no name for some errors. Their text is like "[SSL] unknown error (_ssl.c:1006)".
+    words = re.search(r"\] (.+?) \(_ssl\.c:", str(error))
+    return safe(words[1]) if words else "unknown error"
