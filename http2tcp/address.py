@@ -71,12 +71,16 @@ def parse_target(host: str, port: str) -> TCPAddress:
     """The two variables of a connect-tcp template; an IPv6 address comes without brackets."""
     if not _PORT.fullmatch(port):
         raise AddressError(f"{port!a}: expected a port from 1 to 65535")
-    # An empty host is localhost in an `addr` only.
+    return target_address(host, int(port))
+
+
+def target_address(host: str, port: int) -> TCPAddress:
+    """A host and a port that arrived apart from each other, as in a SOCKS5 request. An empty host is an error."""
     if not host or host.startswith(("[", _UNIX)):
         raise AddressError(f"{host!a}: expected a host name or an IP address")
-    destination = parse_destination(f"[{host}]:{port}" if ":" in host else f"{host}:{port}")
-    assert isinstance(destination, TCPAddress)
-    return destination
+    if not 1 <= port <= 65535:
+        raise AddressError(f"{port}: expected a port from 1 to 65535")
+    return TCPAddress(_parse_host(host, host), port)
 
 
 def parse_listen(text: str) -> Address:

@@ -1,11 +1,16 @@
-"""A peer's text for a terminal or a log. Pure."""
+"""A peer's text, made fit for a terminal or a log. Pure."""
 
 from __future__ import annotations
 
 MAX_QUOTE = 200
 
 
+def printable(text: str) -> str:
+    """The text with a `?` in place of each character that is not printable, such as a terminal's escape codes."""
+    return "".join(character if character.isprintable() else "?" for character in text)
+
+
 def safe(text: str) -> str:
-    """A peer's text for a terminal or a log: printable characters only, and not too many."""
-    printable = "".join(character if character.isprintable() else "?" for character in text)
-    return printable if len(printable) <= MAX_QUOTE else printable[:MAX_QUOTE] + "…"
+    """As `printable`, and cut to MAX_QUOTE characters: a peer may send any amount."""
+    words = printable(text)
+    return words if len(words) <= MAX_QUOTE else words[:MAX_QUOTE] + "…"

@@ -12,12 +12,12 @@ import socket
 from collections.abc import Callable, Sequence
 from contextlib import nullcontext
 from enum import Enum
-from ipaddress import IPv4Address, IPv6Address, ip_address
+from ipaddress import ip_address
 from typing import Any, NamedTuple
 
 import trio
 
-from http2tcp.address import Address, TCPAddress, UnixAddress
+from http2tcp.address import Address, IPAddress, TCPAddress, UnixAddress
 from http2tcp.errors import os_reason
 from http2tcp.net.preconnect import (
     FAMILIES,
@@ -46,7 +46,6 @@ _MAX_ADDRESSES = 40
 # A Unix listener whose backlog is full says so at once, where TCP would wait.
 _BACKLOG_PAUSE = 0.02
 
-IPAddress = IPv4Address | IPv6Address
 Permits = Callable[[IPAddress], bool]
 Resolved = Callable[[Sequence["Candidate"]], None]
 

@@ -12,6 +12,7 @@ from enum import IntEnum
 from typing import NamedTuple
 
 from http2tcp.errors import Http2tcpError
+from http2tcp.printable import printable
 
 # Type pairs (DATA, FINAL_DATA). We send the first and take any: the registered numbers are to come.
 DATA_TYPES = (
@@ -131,7 +132,7 @@ def parse_reset(value: bytes | bytearray) -> Reset:
         return Reset(ResetCode.UNSPECIFIED, "")
     code, end = number
     text = bytes(value[end : end + MAX_WORDS]).decode(errors="replace")
-    return Reset(code, "".join(c if c.isprintable() else "?" for c in text))
+    return Reset(code, printable(text))
 
 
 def data_header(length: int) -> bytes:

@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Generator
 from ipaddress import IPv4Address, IPv6Address, ip_address
 
-from http2tcp.address import TCPAddress, parse_target
+from http2tcp.address import TCPAddress, target_address
 from http2tcp.errors import AddressError, DestinationForbidden, TargetFailed, TunnelError
 from http2tcp.protocol.http_connect import _CLOSED, ProxyProtocolError
 
@@ -126,7 +126,7 @@ def _destination(kind: int, address: bytes, port: int) -> TCPAddress:
             host = address[1:].decode()
         else:
             host = str(IPv4Address(address) if kind == _IPV4 else IPv6Address(address))
-        return parse_target(host, str(port))
+        return target_address(host, port)
     except UnicodeDecodeError:
         raise SocksError("the name that is asked for is not UTF-8", _reply(_HOST_UNREACHABLE)) from None
     except AddressError as error:

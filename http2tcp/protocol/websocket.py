@@ -19,6 +19,7 @@ from wsproto.extensions import Extension
 from wsproto.frame_protocol import CloseReason, RsvBits
 
 from http2tcp.errors import Http2tcpError
+from http2tcp.printable import printable
 
 # We send no more at a time: some servers take no larger message (Jetty, unless told otherwise).
 MAX_SENT = 64 * 1024
@@ -162,7 +163,7 @@ class WebSocket:
         words = f"the peer closed it with code {int(event.code)}"
         # A server's words are for the user to read. A client's are for no log.
         if self._client and event.reason:
-            words += ": " + "".join(c if c.isprintable() else "?" for c in event.reason)
+            words += f": {printable(event.reason)}"
         raise WebSocketError(event.code, words)
 
     @property

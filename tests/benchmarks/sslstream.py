@@ -5,10 +5,9 @@ The same program but for the stream: TLS goes through trio's memory BIOs, not to
 
 from __future__ import annotations
 
-from typing import ClassVar
-
 import ssl
 from collections.abc import Collection
+from typing import ClassVar
 
 import trio
 

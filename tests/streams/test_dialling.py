@@ -14,13 +14,12 @@ import pytest
 import trio
 import trio.testing
 
-from http2tcp.address import TCPAddress, UnixAddress
+from http2tcp.address import IPAddress, TCPAddress, UnixAddress
 from http2tcp.net import dial as dial_module
 from http2tcp.net.dial import (
     Candidate,
     DialError,
     DialFailure,
-    IPAddress,
     LookUpLimiter,
     dial,
     dial_first,
