@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING
 
 import trio
 
+from http2tcp.client.connector import _upgrade, connect, dial_endpoint, why_it_ended
 from http2tcp.client.settings import ClientSettings
 from http2tcp.errors import (
     StdioFailed,
@@ -20,14 +21,13 @@ from http2tcp.protocol.transport import Transport
 if TYPE_CHECKING:
     from http2tcp.net.preconnect import HeadStart
     from http2tcp.net.stdio import StdioStream
-from http2tcp.client.connector import _upgrade, connect, dial_endpoint, why_it_ended
 
-# How long what stdin still holds may take when nobody listens any more: ssh says goodbye and leaves.
+# How many seconds the rest of stdin may take once nobody reads stdout: ssh sends its last packet and leaves.
 LAST_WORDS = 1.0
 
 
 async def run_stdio(settings: ClientSettings, stdio: StdioStream, head_start: HeadStart | None = None) -> None:
-    """Pump `stdio` through a tunnel until both directions have ended, or nobody reads any more.
+    """Pump `stdio` through a tunnel until both directions have ended, or until nobody reads stdout any more.
 
     Raises TunnelError.
     """
@@ -61,7 +61,7 @@ async def run_stdio(settings: ClientSettings, stdio: StdioStream, head_start: He
 async def hand_over(settings: ClientSettings, output_fd: int) -> None:
     """Open a tunnel and give its socket to the process behind `output_fd`, a Unix socket. Raises TunnelError.
 
-    Bytes then go past this process, which is why there can be no TLS.
+    From then on the bytes do not pass through this process, which is why the endpoint cannot be https.
     """
     from http2tcp.net.fdpass import HeadReceiver, pass_socket
 

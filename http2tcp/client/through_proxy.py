@@ -1,7 +1,7 @@
-"""The way to the endpoint through a proxy: dial → (TLS) → ask for a connection, under one deadline.
+"""The way to the endpoint through a proxy, under one deadline: connect to the proxy → (TLS) → ask for a connection.
 
-Every failure on it is `ProxyFailed`, in a sentence that says which proxy, who named it, and what to do;
-only a name that a socks5:// proxy leaves to this machine can be missing as without a proxy.
+Failures are `ProxyFailed`: the sentence says which proxy it was, which option or variable named it, and what to do. The
+one exception is `ResolveFailed`, since this machine looks the endpoint's name up for a socks5:// proxy.
 """
 
 from __future__ import annotations
@@ -16,28 +16,26 @@ from http2tcp.client.proxy_choice import Proxy
 from http2tcp.client.settings import ClientSettings, TLSSettings
 from http2tcp.errors import ProxyFailed, ResolveFailed, TunnelError
 from http2tcp.net.dial import DialError, dial, interleave, resolve
+from http2tcp.net.fdpass import HeadReceiver
 from http2tcp.net.streams import SocketStream, Stream
 from http2tcp.net.tls import TLSStream, beginnings, client_context, open_tls, unusable_authorities
 from http2tcp.printable import safe
-from http2tcp.protocol.http_connect import ProxyProtocolError, Refused
-from http2tcp.protocol.socks5 import SocksRefusal
+from http2tcp.protocol.http_connect import Connect, ProxyProtocolError, Refused
+from http2tcp.protocol.socks5 import Socks5, SocksRefusal
 
 if TYPE_CHECKING:
     from http2tcp.client.observer import Progress
-from http2tcp.net.fdpass import HeadReceiver
-from http2tcp.protocol.http_connect import Connect
-from http2tcp.protocol.socks5 import Socks5
 
 logger = logging.getLogger("http2tcp.client")
 
 
 async def dial_through(proxy: Proxy, settings: ClientSettings, progress: Progress | None = None) -> Stream:
-    """A connection to the endpoint, a bare socket's unless the proxy is an https one. Raises TunnelError."""
+    """A connection to the endpoint, as a SocketStream unless the proxy is an https one. Raises TunnelError."""
     return await _Way(proxy, settings, progress).dial()
 
 
 class _Way:
-    """One way to the endpoint. `_late` is what to say when the time is up."""
+    """One way to the endpoint. `_late` is the error to raise when the time is up."""
 
     def __init__(self, proxy: Proxy, settings: ClientSettings, progress: Progress | None) -> None:
         self._proxy = proxy
@@ -98,7 +96,7 @@ class _Way:
         return stream
 
     async def _secure(self, stream: SocketStream) -> TLSStream:
-        # The site's name, pins and certificate are not the proxy's, but the authorities may be anybody's.
+        # The options for the site's name, pins and client certificate are not about the proxy. --ca-file is about both.
         tls = self._settings.tls
         try:
             context = client_context(ca_file=tls.ca_file, verify=tls.verify)
@@ -176,7 +174,7 @@ def _tls_words(error: OSError, tls: TLSSettings) -> str:
         case HandshakeFault.BROKEN:
             return f"broke the TLS handshake off: {words_of(error)}"
         case _:
-            # Its certificate is not valid, for which OpenSSL's words will do: expired, self-signed, for another name.
+            # The certificate is not valid. OpenSSL's own words say why: expired, self-signed, for another name.
             authority = "--ca-file" if tls.ca_file is None else "--ca-file, which may hold several"
             unusable = unusable_authorities() if tls.ca_file is None else ""
             authority += f"; {safe(unusable)}: unset it, if the authority is a public one" if unusable else ""
