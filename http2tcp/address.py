@@ -21,7 +21,7 @@ MAX_HOST = 253
 # struct sockaddr_un: 108 bytes on Linux, the terminating zero included.
 MAX_UNIX_PATH = 107
 
-# Underscores are no host name characters, but names with them resolve and people use them.
+# Underscores are not allowed in host names, but names with them resolve and are in use.
 _NAME = re.compile(r"[a-z0-9_]([a-z0-9_.-]*[a-z0-9_.])?", re.ASCII)
 _PORT = re.compile(r"[0-9]{1,5}", re.ASCII)
 # An interface's name or number, as in fe80::1%eth0. Linux allows 15 characters.
@@ -93,7 +93,7 @@ def parse_listen(text: str) -> Address:
 
 def _parse_unix(text: str) -> UnixAddress:
     path = text.removeprefix(_UNIX)
-    # Nothing that could break a log line, or the terminal that shows it.
+    # No line breaks or control characters: the path is shown in logs and on terminals.
     if not path.startswith("/") or not path.isprintable():
         raise AddressError(f"{text!a}: expected an absolute path, as in unix:/run/http2tcp.sock")
     if len(path.encode("utf-8", "surrogateescape")) > MAX_UNIX_PATH:
@@ -120,7 +120,7 @@ def parse_host(text: str) -> str:
 
 
 def is_loopback(host: str) -> bool:
-    """Whether a host, as parsed here, is this machine by its very spelling."""
+    """Whether a host, as parsed here, is this machine: `localhost`, or a loopback address. Nothing is looked up."""
     name = host.rstrip(".")
     if name == "localhost" or name.endswith(".localhost"):
         return True
@@ -137,7 +137,7 @@ def _parse_host(host: str, text: str) -> str:
         return _parse_ipv6(host[1:-1], text)
     if ":" in host:
         return _parse_ipv6(host, text)
-    # IDNA's tables are slow on what is far too long.
+    # IDNA is slow on long texts, and what is longer than a host name is refused in any case.
     name = host.lower() if host.isascii() or len(host) > MAX_HOST else _to_ascii(host, text)
     if name and (len(name) > MAX_HOST or not _NAME.fullmatch(name) or ".." in name):
         raise AddressError(f"{text!a}: expected a host name or an IP address")
@@ -186,7 +186,7 @@ class Endpoint:
 
     @property
     def needs_target(self) -> bool:
-        """Whether the template makes no sense without a destination: its path names it."""
+        """Whether the template's path contains the destination, so that there is no URL without one."""
         found = _EXPRESSION.findall(self._whole)
         return any(operator not in ("?", "&") and "target_" in names for operator, names in found)
 
@@ -211,7 +211,7 @@ class Endpoint:
 
     @property
     def _whole(self) -> str:
-        # A `{?…}` was taken for the start of the query.
+        # `parse_endpoint` splits the URL at its first `?`, which may be part of an expression, as in {?target_host}.
         return self.path + ("?" + self.query if self.query else "")
 
     @property
@@ -266,12 +266,12 @@ def _check_template(endpoint: Endpoint) -> None:
 
 
 def normal_path(path: str) -> str:
-    """The path without the escapes that say nothing: `%7E` is `~` (RFC 3986, section 6.2.2.2), and `%2F` is no `/`."""
+    """The path with needless escapes decoded (RFC 3986, section 6.2.2.2): `%7E` becomes `~`, but `%2F` stays."""
     return _UNRESERVED.sub(lambda match: chr(int(match[1], 16)), path)
 
 
 def _quoted(part: str) -> str:
-    # What is percent-encoded already stays; the other reserved characters mean something where they are.
+    # Encode only what no URL may contain: escapes that are there stay, and reserved characters keep their meaning.
     return quote(part, safe="/%:@!$&'()*+,;=?~-._{}[]|", errors="surrogateescape")
 
 
@@ -288,7 +288,7 @@ def parse_network(text: str) -> IPNetwork:
 
 
 def find_network(host: str, text: str) -> IPNetwork | None:
-    """None where it is a name."""
+    """The address or network that `host` is, or None for a name. `text` is what an AddressError quotes."""
     bare = host[1:-1] if host.startswith("[") and host.endswith("]") else host
     if "/" not in bare and ":" not in bare and not bare.replace(".", "").isdecimal():
         return None

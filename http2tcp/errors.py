@@ -6,7 +6,8 @@
   section 2.3) and a line of text.
 - `TunnelError` is what the client tells its user: the hop that failed, and an exit code for scripts.
 
-Exit codes: 0 done, 1 a bug of ours, 2 usage, from 64 up one a hop; docs/exit-codes.md lists them.
+Exit codes: 0 success, 1 a bug in http2tcp, 2 wrong usage, and from 64 on one for each hop. docs/exit-codes.md lists
+them.
 """
 
 from __future__ import annotations
@@ -16,12 +17,12 @@ from typing import ClassVar
 
 
 def os_reason(error: OSError) -> str:
-    """The system's words for an error, as they stand in a sentence of ours."""
+    """The system's words for an error, in lower case, to be put into one of our sentences."""
     return (error.strerror or "failed").lower()
 
 
 class Http2tcpError(Exception):
-    """The root of the tree. `exit_code` is the command's exit status where this error ends it."""
+    """The base class of all errors here. `exit_code` is the exit status of a command that ends with this error."""
 
     exit_code: ClassVar[int] = 1
 
@@ -39,7 +40,7 @@ class SettingsError(Http2tcpError):
 
 
 class ConfigError(SettingsError):
-    """A configuration file that cannot be served. `mistakes` are all of them, a sentence each."""
+    """A configuration file with mistakes. `mistakes` has a sentence for each of them."""
 
     def __init__(self, mistakes: Sequence[str]) -> None:
         more = f" (and {len(mistakes) - 1} more, which -s --check lists)" if len(mistakes) > 1 else ""
@@ -48,13 +49,13 @@ class ConfigError(SettingsError):
 
 
 class ListenError(Http2tcpError):
-    """The local address cannot be listened on."""
+    """It is not possible to listen on a local address."""
 
     exit_code = 73
 
 
 class TooFewDescriptors(Http2tcpError):
-    """The process may open so few files that it could do nothing."""
+    """The process may open too few files (RLIMIT_NOFILE) to be of any use."""
 
     exit_code = 73
 
@@ -65,7 +66,7 @@ class TooFewDescriptors(Http2tcpError):
 class Refusal(Http2tcpError):
     """The server will not open this tunnel. `str(refusal)` is the body; it never holds a secret.
 
-    A class's own `text` is all that a client without an accepted token ever reads.
+    A client whose token is not accepted yet gets the class's own `text`, and never one that was made for the occasion.
     """
 
     status: ClassVar[int]
@@ -88,7 +89,7 @@ class BadRequest(Refusal):
 
 
 class ProxyHeaderRefused(BadRequest):
-    """The connection does not begin as --proxy-protocol wants it. It is closed without an answer."""
+    """The connection does not begin with the header that --proxy-protocol requires. It is closed without an answer."""
 
     text = "the connection does not begin with a PROXY header"
     proxy_error = "proxy_configuration_error"
@@ -109,7 +110,7 @@ class Unauthorized(Refusal):
 
 
 class TokenExpired(Unauthorized):
-    """The token was good once. The client reads what it reads of any wrong one; `name` is for the record."""
+    """The token has expired. The client gets the same answer as for any wrong token; `name` is for the server's log."""
 
     def __init__(self, name: str = "") -> None:
         super().__init__()
@@ -117,7 +118,7 @@ class TokenExpired(Unauthorized):
 
 
 class ProxyAuthenticationRequired(Refusal):
-    """The 401 of CONNECT."""
+    """A missing or wrong token in a CONNECT request, for which HTTP has 407 in place of 401."""
 
     status = 407
     phrase = "Proxy Authentication Required"
@@ -128,7 +129,7 @@ class ProxyAuthenticationRequired(Refusal):
 
 
 class Forbidden(Refusal):
-    """The token may not go there. `rule` is the rule that said so, for the operator alone."""
+    """The token may not reach this destination. `rule` is the rule that says so; only the operator gets to see it."""
 
     status = 403
     phrase = "Forbidden"
@@ -172,7 +173,7 @@ class InternalError(Refusal):
 
 
 class TooManyRequests(Refusal):
-    """This client, or this token, has had its share."""
+    """This client address, or this token, has reached a limit of its own."""
 
     status = 429
     phrase = "Too Many Requests"
@@ -207,13 +208,13 @@ class TargetTimeout(Refusal):
 
 
 class TunnelError(Http2tcpError):
-    """No tunnel, or a tunnel that ended before its time. Each subclass is a hop, named by `hop`."""
+    """The tunnel could not be opened, or it broke. Each subclass stands for the hop that failed, which `hop` names."""
 
     hop: ClassVar[str] = "tunnel"
 
 
 class ResolveFailed(TunnelError):
-    """The endpoint's name has no address."""
+    """The endpoint's name could not be resolved."""
 
     hop = "name"
     exit_code = 64
@@ -227,16 +228,16 @@ class ConnectFailed(TunnelError):
 
 
 class TLSFailed(TunnelError):
-    """No TLS session with the endpoint, or not with whom it should be."""
+    """The TLS handshake with the endpoint failed, or its certificate or public key is not the expected one."""
 
     hop = "TLS"
     exit_code = 66
 
 
 class FrontEndFailed(TunnelError):
-    """What answered is not http2tcp, or did not pass the upgrade on.
+    """Something other than http2tcp answered, or the front end did not pass the upgrade on.
 
-    `words` is the sentence without its `hint` of how to set up the front end.
+    `words` is the sentence, and `hint` says how to set up the front end.
     """
 
     hop = "front end"
@@ -252,8 +253,8 @@ class FrontEndFailed(TunnelError):
 class UpgradeNotPassed(FrontEndFailed):
     """The upgrade was not understood or not passed on: another transport may get through.
 
-    `seen` says what became of the request, as in "was answered 404 by nginx". `passing`: a front end or a server that
-    restarts may answer so for a moment, so that the same request may get through when it is sent again.
+    `seen` says what happened to the request, as in "was answered 404 by nginx". `passing`: the failure may pass. A
+    front end answers like this while the server behind it restarts, so the same request may succeed a moment later.
     """
 
     def __init__(self, words: str, hint: str = "", *, seen: str = "did not get through", passing: bool = False) -> None:
@@ -263,21 +264,21 @@ class UpgradeNotPassed(FrontEndFailed):
 
 
 class CredentialsRefused(TunnelError):
-    """The http2tcp server does not know the token."""
+    """The http2tcp server does not accept the token."""
 
     hop = "http2tcp server"
     exit_code = 68
 
 
 class OriginalServer(CredentialsRefused):
-    """The answer is what a server of the original gives to a credential that is not in its own scheme."""
+    """401 as the original http2tcp answers it (movsb/http2tcp): that server only accepts a token in its own scheme."""
 
     #: As in `UpgradeNotPassed`.
     seen = "was answered 401, as by a server of the original"
 
 
 class DestinationForbidden(TunnelError):
-    """The http2tcp server may not go there for this token."""
+    """The http2tcp server does not let this token reach the destination."""
 
     hop = "http2tcp server"
     exit_code = 69
@@ -301,18 +302,18 @@ class TunnelCut(TunnelError):
 
 
 class InputSilent(TunnelCut):
-    """The target has ended, and our own input neither ended nor said anything more."""
+    """The target ended its side, and then our own input stayed open and silent for too long."""
 
 
 class StdioFailed(TunnelError):
-    """Standard input cannot be read, or standard output not be written: bytes were lost on our own side."""
+    """Standard input cannot be read, or standard output cannot be written: bytes were lost on our own side."""
 
     hop = "stdio"
     exit_code = 72
 
 
 class ProxyFailed(TunnelError):
-    """The proxy on the way to the endpoint cannot be reached, refuses, or does not speak its protocol."""
+    """The proxy on the way to the endpoint cannot be reached, refuses us, or does not speak the expected protocol."""
 
     hop = "proxy"
     exit_code = 75

@@ -1,4 +1,4 @@
-"""What RFC 9110 lets a header field hold. Pure."""
+"""The characters that RFC 9110 allows in header fields. Pure."""
 
 from __future__ import annotations
 
@@ -17,6 +17,6 @@ def check_token(token: str) -> None:
 
 
 def check_field_name(text: str) -> None:
-    """Raise SettingsError unless a header field can be called so."""
+    """Raises SettingsError for what is not a valid name of a header field."""
     if not text or not TOKEN_CHARACTERS.issuperset(text):
         raise SettingsError(f"{text!a}: expected a field's name, such as X-Real-IP")

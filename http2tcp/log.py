@@ -1,6 +1,6 @@
-"""Where the log goes. Without trio: the command line warns before that is loaded.
+"""Where the log goes. This does not use trio: the command line logs its warnings before trio is loaded.
 
-Here is what every command has; a server's forms and files are in `http2tcp.server.service_log`.
+Every command uses this module. A server's formats and log files are in `http2tcp.server.service_log`.
 """
 
 from __future__ import annotations
@@ -15,11 +15,11 @@ from collections.abc import Sequence
 
 logger = logging.getLogger("http2tcp")
 
-# Lines that may wait for whoever reads the log, a few hundred kB; more are dropped and counted.
+# How many lines may wait to be written, a few hundred kB. Further ones are dropped and counted.
 _WAITING = 4096
-# The last quarter is closed to what strangers cause: no flood of theirs costs the record of a session.
+# Lines that strangers cause may fill only this part of the queue: a flood of them displaces no session's record.
 _FOR_STRANGERS = 3 / 4
-# How long the end of the process waits for the last lines to be taken.
+# How many seconds the process waits at its end for the last lines to be written.
 _LAST_LINES = 1.0
 
 # sd-daemon(3), by the levels of the standard library.
@@ -29,12 +29,12 @@ _PRIORITIES = {logging.DEBUG: 7, logging.INFO: 6, logging.WARNING: 4, logging.ER
 def start_logging(level: int, *, hold_back: bool = False) -> None:
     """Log to stderr, as `http2tcp: …`.
 
-    `hold_back` keeps the lines until `http2tcp.server.service_log` knows in what form they are wanted, or the process
-    ends before that.
+    `hold_back` keeps the lines until `http2tcp.server.service_log` knows the wanted format and file, or until the
+    process ends.
     """
-    # A log that cannot be written (a full disk, a closed pipe) is no reason to print tracebacks.
+    # By default, logging prints a traceback when a line cannot be written (a full disk, a closed pipe).
     logging.raiseExceptions = False
-    # What is in none of our lines need not be looked up for each.
+    # No format of ours shows these, so logging need not look them up for each line.
     logging.logThreads = logging.logProcesses = logging.logMultiprocessing = False
     stderr: logging.Handler = logging.StreamHandler()
     stderr.setFormatter(marked(logging.Formatter("http2tcp: %(message)s")))
@@ -43,21 +43,21 @@ def start_logging(level: int, *, hold_back: bool = False) -> None:
 
 
 def log_in_background() -> None:
-    """From now on a thread writes the log: a reader who has stopped (Ctrl-S, a stuck collector) stops no tunnel."""
+    """From now on a thread writes the log, so that no tunnel waits when its reader has stopped (as by Ctrl-S)."""
     logger.handlers[:] = [BackgroundHandler(handler) for handler in logger.handlers]
 
 
 def finish() -> bool:
-    """At the end of the process: whether the last lines were taken, for which it waits a moment.
+    """Wait a moment at the end of the process for the last lines; whether they were written.
 
-    Where they were not, only `os._exit` ends it: the interpreter would wait for the locks of whoever writes them.
+    If not, the process has to end by `os._exit`: a normal exit would wait for the locks that the writing thread holds.
     """
     background = [handler for handler in logger.handlers if isinstance(handler, BackgroundHandler)]
     if not background:
         return True
     for handler in background:
         handler.close()
-    # A file's complaint may wait for a reader of stderr.
+    # stderr may hold a complaint about the log file, and its reader may have stopped, too.
     flushing = threading.Thread(target=_flush_stderr, name="last lines", daemon=True)
     flushing.start()
     flushing.join(_LAST_LINES)
@@ -69,16 +69,16 @@ def _flush_stderr() -> None:
         if sys.stderr is not None:
             sys.stderr.flush()
     except OSError:
-        pass  # nobody is there who could take them
+        pass  # stderr is closed: there is nowhere left to write to
 
 
 def dropped_lines() -> int:
-    """How many lines of this process found no room, or were not taken by their file, since a thread writes its log."""
+    """How many lines were lost since a thread writes the log: the queue was full, or the file could not be written."""
     return sum(handler.untold for handler in logger.handlers if isinstance(handler, BackgroundHandler))
 
 
 def flush() -> None:
-    """Show what is held back."""
+    """Write the lines that were held back."""
     for handler in logger.handlers:
         handler.flush()
 
@@ -89,7 +89,7 @@ def flush() -> None:
 def stderr_is_journal() -> bool:
     """Whether systemd has connected stderr to the journal: systemd.exec(5), $JOURNAL_STREAM.
 
-    The variable alone does not say so. It is inherited, and stderr may have been sent elsewhere since.
+    The variable alone is not enough: it is inherited, and stderr may have been redirected since.
     """
     named = os.environ.get("JOURNAL_STREAM")
     if not named or sys.stderr is None:
@@ -108,7 +108,7 @@ def mark(text: str, level: int) -> str:
 
 
 def marked(formatter: logging.Formatter) -> logging.Formatter:
-    """The formatter, and where stderr is the journal, one that adds the priorities."""
+    """The formatter; if stderr is the journal, one around it that adds the priorities."""
     return _Marked(formatter) if stderr_is_journal() else formatter
 
 
@@ -125,7 +125,7 @@ class _Marked(logging.Formatter):
 
 
 class HeldBack(logging.Handler):
-    """Keeps records for later; what is still there when it is flushed goes to another handler."""
+    """Keeps records until they are taken, or until a flush passes them on to another handler."""
 
     def __init__(self, handler: logging.Handler) -> None:
         super().__init__()
@@ -137,12 +137,12 @@ class HeldBack(logging.Handler):
         self._records.append(record)
 
     def take(self) -> Sequence[logging.LogRecord]:
-        """All of them; they are not held any more."""
+        """Return the kept records, and forget them."""
         records, self._records = self._records, []
         return records
 
     def flush(self) -> None:
-        """Let go what is held. The standard library calls it at the end of the process, too."""
+        """Pass the kept records on. The standard library also calls this when the process ends."""
         for record in self.take():
             self._handler.handle(record)
 
@@ -156,9 +156,9 @@ class BackgroundHandler(logging.Handler):
     def __init__(self, handler: logging.Handler) -> None:
         super().__init__()
         self._handler = handler
-        # The simple kind has no limit of its own, and costs a tenth.
+        # It has no size limit, which `emit` sees to instead, and costs a tenth of queue.Queue.
         self._records: queue.SimpleQueue[logging.LogRecord | None] = queue.SimpleQueue()
-        #: Lines that found no room. Written by who logs alone, and `_told` by the thread alone.
+        #: Lines dropped because the queue was full. Only `emit` writes it, and only the thread `_told`: no lock.
         self.dropped = 0
         self._told = 0
         self._thread = threading.Thread(target=self._write, name="log", daemon=True)
@@ -185,24 +185,24 @@ class BackgroundHandler(logging.Handler):
 
     @property
     def untold(self) -> int:
-        """How many lines nobody can read."""
+        """How many lines were lost, here or in the other handler."""
         lost: int = getattr(self._handler, "lost", 0)
         return self.dropped + lost
 
     @property
     def is_done(self) -> bool:
-        """After `close`: whether the last line was taken."""
+        """After `close`: whether the last line was written."""
         return not self._thread.is_alive()
 
     def close(self) -> None:
         """Wait a moment for the last lines, and end."""
         atexit.unregister(self.close)
         self._records.put(None)
-        # Where nobody reads, the thread ends with the process: see `finish`.
+        # If it is stuck in a write, the thread ends with the process: see `finish`.
         self._thread.join(_LAST_LINES)
         super().close()
 
 
 def warning(words: str, *values: object) -> logging.LogRecord:
-    """A record of ours about the log itself, for a handler alone."""
+    """A record about the log itself, to be given to a handler directly."""
     return logger.makeRecord(logger.name, logging.WARNING, __file__, 0, words, values, None)

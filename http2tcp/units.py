@@ -8,10 +8,10 @@ from http2tcp.errors import SettingsError
 
 _SECONDS = {"s": 1, "m": 60, "h": 3600, "d": 86400}
 _BYTES = {"K": 1024, "M": 1024**2, "G": 1024**3}
-# 31 years: what a clock in floating point counts exactly, and nobody waits for.
+# 31 years, which is more than anybody needs. A float still counts such a time to the microsecond.
 _LONGEST = 1e9
 _MOST = 10**9
-# float() takes signs, blanks, underscores and the digits of every script besides.
+# float() alone would also accept signs, blanks, underscores and the digits of other scripts.
 _NUMBER = re.compile(r"([0-9]+(\.[0-9]*)?|\.[0-9]+)(e[+-]?[0-9]{1,3})?", re.ASCII | re.IGNORECASE)
 
 
@@ -50,6 +50,6 @@ def repeated(times: int) -> str:
 
 
 def _scaled(text: str, unit: str, units: dict[str, int]) -> float:
-    """Not a number where it is none."""
+    """The number, multiplied by its unit; NaN if the text is not a number."""
     number = text[:-1] if unit in units else text
     return float(number) * units.get(unit, 1) if _NUMBER.fullmatch(number) else float("nan")

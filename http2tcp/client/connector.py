@@ -2,7 +2,7 @@
 
 `connect` opens a tunnel. `run_stdio` is ssh's ProxyCommand, and `hand_over` the same with ProxyUseFdpass;
 `open_tunnel` is for programs. Local listeners are `http2tcp.client.forwarder`'s.
-Every phase has its own deadline, which its message names.
+Each phase has a deadline of its own, which the message names when it has passed.
 """
 
 from __future__ import annotations
@@ -45,9 +45,9 @@ if TYPE_CHECKING:
     from http2tcp.net.tls_over import TLSOverStream
 
 _LOST = "connection lost: the tunnel was cut (a restart, timeout or reset on the way"
-# How the relay's words begin where they say that it ended, and nothing of why.
+# How the relay's words begin when they only say that the tunnel ended, and not why.
 _BARE_ENDS = ("it ended ", "the connection broke")
-# How long a refusal's body may take once its head is there.
+# How many seconds to wait for the body of a refusal once its head has arrived.
 _PAGE_PATIENCE = 1.0
 
 logger = logging.getLogger("http2tcp.client")
@@ -58,7 +58,7 @@ class Tunnel(NamedTuple):
 
     stream: Stream
     transport: Transport
-    #: Our own server has answered, which dials before it does.
+    #: An http2tcp server has answered, and it connects to the target before it answers. The original answers first.
     target_accepted: bool
     #: Its id in the server's log, or empty.
     session: str = ""
@@ -128,7 +128,7 @@ async def open_tunnel(
         headers=headers,
         user_agent=user_agent,
         proxy=_proxy(proxy, endpoint),
-        # Only a relay sends them. Who announces some and is silent is given up.
+        # Only the command's relay sends keepalives. A server gives up a client that announces some and sends none.
         keepalive=None,
     )
     return (await connect(settings)).stream
@@ -152,22 +152,23 @@ def _proxy(proxy: str | Literal[False] | None, endpoint: Endpoint) -> Proxy | No
     return parse_proxy(proxy, "open_tunnel")
 
 
-# What is tried where no transport was chosen, the one that keeps most promises first.
+# What is tried if no transport is chosen, in this order: the first has half-close and a keepalive on every way.
 AUTO = (Transport.CONNECT_TCP, Transport.TCP, Transport.HTTP2TCP, Transport.WEBSOCKET)
 
 
-# A replica that restarts is answered for by others: 404, a redirect, 403, or a connection that ends. So before a lesser
-# transport is taken, the best one is tried again after each of these pauses, in seconds.
+# While a server restarts, something else answers for it (404, a redirect, 403), or the connection is closed. So the
+# best transport is tried again after each of these pauses, in seconds, before a lesser one is used.
 REPEATS = (0.3, 1.0)
-# A forwarder lives for weeks: what has kept the best transport out may be mended long before it ends.
+# How many seconds a lesser transport is used before a better one is looked for. A forwarder runs for weeks, and the
+# front end may be mended meanwhile.
 LESSER_HOLDS = 600.0
 
 
 class Connector:
     """Opens tunnels as `settings` say, and remembers which transport gets through.
 
-    The best transport is remembered for good, and a lesser one for `LESSER_HOLDS` seconds. Then one connection looks
-    for a better one, while the others go on with what they have.
+    The best transport is remembered for good, and a lesser one for `LESSER_HOLDS` seconds. After that, one connection
+    looks for a better one, while the others go on with the known one.
     """
 
     def __init__(
@@ -175,9 +176,9 @@ class Connector:
     ) -> None:
         self.settings = settings
         self._progress = progress
-        #: For the first connection only.
+        #: The connection to the endpoint that was begun before trio was loaded, for the first attempt only.
         self._head_start = head_start
-        #: The transport that was found to get through, and until when it is taken without looking again.
+        #: The transport that got through, and until when it is used without looking for a better one.
         self._found: Transport | None = None
         self._holds_until = -math.inf
         self._looking = False
@@ -188,7 +189,7 @@ class Connector:
         if settings.transport is not None:
             return await self._attempt(settings, settings.transport)
         if self._found is AUTO[0]:
-            # It has got through before, so nothing lesser is taken where the front end hiccups now.
+            # The best transport has got through before, so a failure of it will probably pass.
             return await self._best(settings, [])
         if self._found is not None and (self._looking or trio.current_time() < self._holds_until):
             return await self._attempt(settings, self._found)
@@ -197,7 +198,7 @@ class Connector:
             tunnel = await self._first_through(settings)
         finally:
             self._looking = False
-        # Of several that looked together, one may have found the best meanwhile.
+        # Another connection that looked meanwhile may have found the best one.
         if self._found is not AUTO[0]:
             self._found = tunnel.transport
             self._holds_until = trio.current_time() + LESSER_HOLDS
@@ -222,7 +223,7 @@ class Connector:
                 logger.debug("%s: %s: %s", transport.value, error.hop, error)
                 original = isinstance(error, OriginalServer)
                 continue
-            # Once: of several that begin together, only the first finds that no transport is known yet.
+            # Warn once: of several connections that begin together, only the first to get through finds none known.
             if self._progress is None and self._found is None:
                 # Imported here and at the failures below: a login where all goes well does not pay for it.
                 from http2tcp.client.diagnosis import explain_detour
@@ -235,9 +236,9 @@ class Connector:
         raise failure
 
     async def _best(self, settings: ClientSettings, failures: list[UpgradeNotPassed | OriginalServer]) -> Tunnel:
-        """A tunnel by the best transport, which is tried again where a restart may have been in the way.
+        """A tunnel by the best transport, which is tried again if a restart may have been the reason of its failure.
 
-        What the repeated tries ended with is added to `failures`; the last one's failure is raised.
+        The failures of the tries that were repeated are added to `failures`; that of the last try is raised.
         """
         best = AUTO[0]
         for pause in REPEATS:
@@ -254,7 +255,7 @@ class Connector:
     async def _attempt(
         self, settings: ClientSettings, transport: Transport, *, any_transport: bool = False, repeats: bool = False
     ) -> Tunnel:
-        """One try. `repeats`: it is made again where its failure may be a passing one."""
+        """One try. `repeats`: the caller tries again if the failure may be a passing one."""
         head_start, self._head_start = self._head_start, None
         if self._progress is None:
             return await _attempt(settings, transport, head_start, any_transport=any_transport)
@@ -296,7 +297,7 @@ async def _attempt(
             peer_keepalive=answer.keepalive,
             confirms=answer.confirms,
         )
-        # The original's server answers before it dials. What it could not reach shows as an EOF at once.
+        # The original's server answers before it connects to the target. If that fails, all we see is an EOF at once.
         if answer.transport is Transport.HTTP2TCP and not answer.from_http2tcp:
             stream.ends = stream.ends._replace(empty_is_broken=True)
         return Tunnel(stream, answer.transport, answer.from_http2tcp, answer.session)
@@ -344,7 +345,7 @@ async def dial_endpoint(
 
 
 async def _secure(settings: ClientSettings, stream: Stream, progress: Progress | None) -> Stream:
-    # ssl is loaded with trio; what is here is ours, and plain http does without it.
+    # Imported here: plain http does without it.
     from http2tcp.net.tls import PinMismatch, beginnings, client_context, open_tls, unusable_authorities
 
     endpoint, tls = settings.endpoint, settings.tls
@@ -430,13 +431,13 @@ async def _upgrade(
             seconds = settings.answer_timeout
             raise FrontEndFailed(f"{endpoint} gave no answer within {seconds:g} s: is http2tcp behind it?") from None
         if answer is None and "CERTIFICATE_REQUIRED" in str(error) and settings.tls.client_cert is None:
-            # TLS 1.3 tells it only after the handshake.
+            # In TLS 1.3, a server that wants a certificate says so only after our handshake has ended.
             raise TLSFailed(f"{endpoint.host} wants a certificate of this client: --client-cert") from error
         if answer is None:
             raise UpgradeNotPassed(
                 f"{endpoint} broke the connection off without an answer: {error}",
                 seen="was cut off without an answer",
-                # An alert is no restart, but what the front end thinks of this client's certificate.
+                # A TLS alert does not come from a restart: the front end refuses this client's certificate.
                 passing=not str(error).startswith("TLS failed"),
             ) from error
     if isinstance(answer, Refused) and answer.page:
@@ -456,7 +457,7 @@ async def _upgrade(
 
 
 def why_it_ended(tunnel: Tunnel, outcome: Outcome, traffic: Traffic) -> TunnelError | None:
-    """The failure that ended a relay, with our own side at the left. That our side left is none."""
+    """The failure that ended a relay; None after a good end, and when our own side left."""
     if outcome.end is End.CLIENT_BROKE:
         return None
     if traffic.bytes_down == 0 and tunnel.transport is Transport.HTTP2TCP and not tunnel.target_accepted:
@@ -471,7 +472,7 @@ def why_it_ended(tunnel: Tunnel, outcome: Outcome, traffic: Traffic) -> TunnelEr
                 f"which {carrier} cannot tell it: connect-tcp can"
             )
         case End.CLIENT_SILENT:
-            # On raw bytes a front end makes the same FIN of whatever has ended the tunnel.
+            # On raw bytes, a front end sends the same FIN whatever it was that ended the tunnel.
             raw = tunnel.transport.raw
             ending = "the target, or something on the way, has ended the tunnel" if raw else "the target has ended"
             sentence = (
@@ -484,7 +485,7 @@ def why_it_ended(tunnel: Tunnel, outcome: Outcome, traffic: Traffic) -> TunnelEr
 
 
 def cut_off(tunnel: Tunnel, words: str) -> TunnelCut:
-    """The failure of a tunnel that broke. `words` are what was seen of it, which are for us where they say no cause."""
+    """The failure of a tunnel that broke. `words` say how; they are left out of the sentence if they name no cause."""
     logger.debug("the tunnel was cut: %s", words)
     if tunnel.stream.peer_reason:
         sentence = tunnel.stream.peer_reason
@@ -506,5 +507,5 @@ def _named(session: str) -> str:
 
 
 def target_refused() -> TargetFailed:
-    """The failure of a tunnel that ended unused, where the server answers before it dials."""
+    """The failure of a tunnel that ended before its first byte, if the server answers before it dials."""
     return TargetFailed("closed before its first byte: it probably refused the server's connection")

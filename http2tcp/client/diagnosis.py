@@ -1,7 +1,7 @@
-"""What a failure at a hop means, and what its reader can do about it. Pure.
+"""What a failure at a hop means, and what the user can do about it.
 
-Foreign errors and foreign answers become `TunnelError`s here and nowhere else. An answer with our own
-Proxy-Status comes from the http2tcp server; any other was made by a front end. What a peer wrote is
+Only here do errors of the system and answers of other programs become a `TunnelError`. An answer with a
+Proxy-Status of http2tcp comes from the http2tcp server; any other was made by a front end. What a peer wrote is
 stripped of control characters before it becomes part of a sentence.
 """
 
@@ -36,22 +36,22 @@ from http2tcp.protocol.client_handshake import Refused
 from http2tcp.protocol.transport import Transport
 from http2tcp.units import repeated
 
-# Of a page, which stands in the middle of a sentence.
+# How many characters of a page are quoted, since they stand in the middle of a sentence.
 _MAX_PAGE = 100
-# Request fields that anybody may read.
+# Fields of the request that hold no secret.
 _OPEN_FIELDS = ("host", "user-agent", "connection", "upgrade", "capsule-protocol")
-# Shorter words of a request are found by chance.
+# Shorter words of a request may stand on a page by chance.
 _SHORTEST_SECRET = 4
 
-# In seconds: what is shown of a detour.
+# In seconds: a shorter detour is not mentioned.
 _NOTICEABLE = 0.1
-# What answers in the place of a server that restarts: a default backend, a maintenance page, a mesh without the route.
-# Redirects too.
+# The statuses that something else gives while a server restarts: a default backend, a maintenance page, a mesh that has
+# lost the route. Redirects count as well.
 _PASSING = (403, 404, 405)
 
 
 def quotes_credentials(page: str, head: bytes, token: str | None) -> bool:
-    """Whether a page repeats what the request `head` may have as a secret, as a page for debugging does."""
+    """Whether a page repeats a secret that the request `head` may hold, as debugging pages do."""
     _, *lines = head.decode("utf-8", "replace").split("\r\n")
     fields = (line.partition(":") for line in lines)
     words = [word for name, _, value in fields if name.lower() not in _OPEN_FIELDS for word in value.split()]
@@ -62,7 +62,7 @@ def quotes_credentials(page: str, head: bytes, token: str | None) -> bool:
 def explain_refusal(
     refused: Refused, endpoint: Endpoint, destination: Address | None, transport: Transport, *, with_token: bool
 ) -> TunnelError:
-    """The error for an answer that is no 101."""
+    """The error for an answer other than 101."""
     if refused.proxy_error is None:
         error = _explain_front_end(refused, endpoint, destination, transport)
         if isinstance(error, UpgradeNotPassed):
@@ -80,7 +80,7 @@ def explain_refusal(
         case 400 if refused.text == TLSRequired.text:
             return ServerRefused("the server serves https: write https:// in the endpoint")
         case 400 if refused.text == BadRequest.text:
-            # So it is, too, where a front end makes a websocket of every upgrade: that one gets through as it is.
+            # This is also the answer if a front end makes a websocket of every upgrade. That transport gets through.
             return UpgradeNotPassed(
                 f"{endpoint} reached the http2tcp server with a changed request (400)",
                 _hint(refused, transport),
@@ -121,16 +121,16 @@ def explain_refusal(
 
 
 def explain_detour(best: Transport, seen: Sequence[str], found: Transport, seconds: float, *, ours: bool) -> str:
-    """The hint where `found` gets through and `best` does not: `seen` is what each try of it ended with.
+    """The hint if `found` gets through and `best` does not: `seen` is what each try of `best` ended with.
 
-    `seconds` went by until then; `ours`: an http2tcp server has answered, and not one of the original.
+    The failed tries took `seconds`. `ours`: an http2tcp server has answered, and not one of the original.
     """
     tries = [f"{what}{repeated(len(list(same)))}" for what, same in groupby(seen)]
     name = found.value
     saves = f"--transport {name} saves the detour" + (f" of {seconds:.1f} s" if seconds >= _NOTICEABLE else "")
     history = f"{best.value} {', then '.join(tries)}"
     if found.raw and ours:
-        # To make a lesser choice for good should be done knowingly.
+        # This transport lacks something, so the user should know that before choosing it for good.
         return (
             f"{history}; {name} gets through, without a keepalive and perhaps without half-close: "
             f"--check shows what the front end lacks, and {saves}"
@@ -139,7 +139,7 @@ def explain_detour(best: Transport, seen: Sequence[str], found: Transport, secon
 
 
 def _why_forbidden(destination: Address | None, session: str) -> str:
-    """How the operator finds the rule. The server has the token's name, and its default destination; we do not."""
+    """How the operator finds the rule. Only the server knows the token's name and the default destination."""
     record = f"session {session} of its log" if session else "its log"
     if destination is None:
         return f"{record} names the token and the destination"
@@ -163,7 +163,7 @@ def _explain_front_end(
         case status if 300 <= status < 400:
             return UpgradeNotPassed(f"{made_by}, a redirect; {_redirect(refused, endpoint)}")
         case 400 if not endpoint.tls:
-            # What nginx and Apache say to plain HTTP on a port of theirs that wants TLS.
+            # nginx and Apache answer 400 to plain HTTP on a port of theirs that expects TLS.
             return UpgradeNotPassed(
                 f"{made_by}: does that port want https://? If not, it did not pass the upgrade on",
                 _hint(refused, transport),
@@ -226,7 +226,7 @@ def _explain_front_end(
             return FrontEndFailed(f"{made_by}, which is no answer to an upgrade; its own log may say why")
 
 
-# What front ends have in the titles of their pages, and what it means. nginx: ngx_http_special_response.c
+# Words in the titles of front ends' pages, and what they mean. For nginx: ngx_http_special_response.c
 _PAGES = (
     ("no required ssl certificate", "the site wants a certificate of this client: --client-cert"),
     ("ssl certificate error", "the site does not accept the certificate of --client-cert"),
@@ -242,13 +242,13 @@ _PAGES = (
 
 
 def _words_of(page: str) -> str:
-    """A page's words as they are quoted: safe, short, and without quotation marks of their own."""
+    """A page's words for a quotation: safe to print, short, and without double quotes of their own."""
     words = safe(page).replace('"', "'")
     return words if len(words) <= _MAX_PAGE else words[:_MAX_PAGE] + "…"
 
 
 def _is(name: str, refused: Refused) -> bool:
-    """Whether the answer says that this front end has made it."""
+    """Whether the answer comes from the front end of this name, by its `Server` field."""
     from http2tcp.client.front_ends import recognise
 
     found = recognise([("server", refused.server)])
@@ -256,7 +256,7 @@ def _is(name: str, refused: Refused) -> bool:
 
 
 def _hidden(refused: Refused, meaning: str) -> str:
-    """http2tcp's own refusal, where a front end shows a page of its own instead: the Proxy-Status goes with it."""
+    """The other possible cause: http2tcp refused, and a front end put a page of its own in place of that answer."""
     if _is("nginx", refused):
         how = "nginx replaced its page (proxy_intercept_errors on)"
     elif _is("Cloudflare", refused):
@@ -267,9 +267,10 @@ def _hidden(refused: Refused, meaning: str) -> str:
 
 
 def _redirect(refused: Refused, endpoint: Endpoint) -> str:
-    """Where it leads, and what to do. No query is shown: a login's holds what opens it, and ours holds the destination.
+    """Where the redirect leads, and what to do. No query is shown: it may hold a login's secret, or our destination.
 
-    An SSO gateway sends every stranger to its login, so a URL to use is offered only where it is the endpoint's own.
+    A single sign-on gateway redirects everybody to its login. So a URL for -e is offered only if it is the endpoint
+    in another spelling.
     """
     try:
         url = urlsplit(urljoin(str(endpoint), refused.location))
@@ -279,17 +280,18 @@ def _redirect(refused: Refused, endpoint: Endpoint) -> str:
     if not refused.location or url.scheme not in ("http", "https") or not url.hostname:
         return "it names no other http or https URL"
     tls, host = url.scheme == "https", url.hostname.rstrip(".")
-    # Made of the endpoint's own parts, but for what is allowed to differ: nothing of a stranger's is to be copied.
+    # The URL that we offer is made of the endpoint's own parts, except for those that may differ: nothing that a
+    # stranger wrote should be copied into -e.
     bare = replace(endpoint, username=None, password=None)
     moved = replace(bare, tls=tls, port=port)
     if not endpoint.is_template:
         moved = replace(moved, path=endpoint.path.rstrip("/") + "/" * (url.path[-1:] in ("", "/")) or "/")
     ours = _same_path(url.path, endpoint) and _without_target(url.query) == _without_target(endpoint.expand({})[1])
-    # From http to https the port changes, too; from https to http the token would be for all to read.
+    # From http to https, the port may change as well. From https to http, the token would be readable on the way.
     secure = tls >= endpoint.tls and (port == endpoint.port or tls > endpoint.tls)
     rest = "template" if endpoint.is_template else "query"
     and_rest = f", with your {rest} behind it" if endpoint.is_template or endpoint.query else ""
-    # A redirect to itself is a gateway's that has set a cookie.
+    # A redirect to the same URL comes from a gateway that has set a cookie.
     if ours and secure and moved != bare and host == endpoint.host.rstrip("."):
         return f"use that URL: -e {moved}{and_rest}"
     if ours and secure and _is_www_of(host, endpoint.host.rstrip(".")):
@@ -304,12 +306,12 @@ def _redirect(refused: Refused, endpoint: Endpoint) -> str:
 
 
 def _same_path(path: str, endpoint: Endpoint) -> bool:
-    """Whether it is the endpoint's, apart from a slash at its end and from what is percent-encoded."""
+    """Whether this is the endpoint's path, up to a slash at the end and percent-encoding."""
     return unquote(path).rstrip("/") == unquote(endpoint.expand({})[0]).rstrip("/")
 
 
 def _without_target(query: str) -> list[str]:
-    """The parts of a query that we did not add."""
+    """The parts of a query without those that we add."""
     ours = ("addr=", "target_host=", "target_port=")
     return [pair for pair in query.split("&") if pair and not pair.startswith(ours)]
 
@@ -319,7 +321,7 @@ def _is_www_of(one: str, other: str) -> bool:
 
 
 def _hint_to_check(refused: Refused) -> str:
-    """For an answer that a wrong path explains better than lines that lack."""
+    """For an answer that is more likely due to a wrong path than to missing lines of configuration."""
     from http2tcp.client.front_ends import recognise
 
     found = recognise([("server", refused.server)])
@@ -327,7 +329,7 @@ def _hint_to_check(refused: Refused) -> str:
 
 
 def _hint(refused: Refused, transport: Transport) -> str:
-    # Nobody waits for this any more: it is loaded where something has failed.
+    # Imported here: only some failures need it.
     from http2tcp.client.front_ends import NGINX, recognise
 
     found = recognise([("server", refused.server)])
@@ -339,18 +341,18 @@ def _hint(refused: Refused, transport: Transport) -> str:
     )
 
 
-# RFC 7292, section 4: a sequence that begins with version 3. A certificate or a key in DER begins with others.
+# RFC 7292, section 4: PKCS#12 is a sequence that begins with version 3. Certificates and keys do not begin so.
 _PKCS12 = re.compile(rb"0(?:[\x00-\x80]|\x81.|\x82..|\x83.{3}|\x84.{4})\x02\x01\x03", re.DOTALL)
-# Of PKCS#8, and of OpenSSL's own older form.
+# An encrypted key in PKCS#8, and in OpenSSL's older format.
 _ENCRYPTED = re.compile(rb"^(?:-----BEGIN ENCRYPTED PRIVATE KEY-----|Proc-Type: 4,ENCRYPTED)", re.MULTILINE)
 
 
 def explain_certificates(
     error: OSError, *, ca_file: bool, cert: bool, files: Sequence[tuple[str, str, bytes]] = ()
 ) -> TLSFailed:
-    """The error for certificate files that cannot be used; the two say which of the options were given.
+    """The error for certificate files that cannot be used. `ca_file` and `cert`: whether these options were given.
 
-    `files` are the options, their paths and what the files begin with.
+    `files` has the options, their paths and the first bytes of the files.
     """
     options = ["--ca-file"] * ca_file + ["--client-cert (and its key)"] * cert
     if isinstance(error, ssl.SSLError):
@@ -364,7 +366,7 @@ def explain_certificates(
 
 
 def _unfit(option: str, path: str, data: bytes) -> str:
-    """What is wrong with such a file, and the command that makes a fit one of it, or ""."""
+    """What is wrong with such a file, and the command that converts it; "" if nothing is found."""
     from shlex import quote
 
     name = safe(quote(path))
@@ -387,7 +389,7 @@ def _unfit(option: str, path: str, data: bytes) -> str:
 
 
 def explain_tls(error: OSError, endpoint: Endpoint, server_name: str, unusable: str = "") -> TLSFailed:
-    """The error for a handshake that failed. `unusable` is a variable that leads to no authorities."""
+    """The error for a handshake that failed. `unusable` names a variable that points to no usable authorities."""
     site = f"{endpoint.host}:{endpoint.port}"
     fault = fault_of(error)
     match fault:

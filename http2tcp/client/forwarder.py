@@ -1,6 +1,6 @@
 """The forwarder's story: listen → (SOCKS5) → open a tunnel → relay, for each local connection.
 
-`forward` listens wherever it was told, or nowhere. `_Connection.run` is a local connection's whole life.
+`forward` listens on all of its addresses, or on none. `_Connection.run` is a local connection's whole life.
 """
 
 from __future__ import annotations
@@ -25,11 +25,11 @@ from http2tcp.protocol.socks5 import ACCEPTED, Negotiation, SocksError, refuse
 
 logger = logging.getLogger("http2tcp.forwarder")
 
-# A program on this machine says at once where it wants to go.
+# Seconds. The client is a program on this machine, which says at once where it wants to go.
 _SOCKS_TIMEOUT = 10.0
 # The longest greeting and the longest request together.
 _SOCKS_READ = 2 + 255 + 4 + 1 + 255 + 2
-# A loopback port is everybody's, a file has an owner: as in ssh, nobody else gets in.
+# Anybody on this machine can reach a loopback port. A socket file has an owner: as with ssh, nobody else gets in.
 _UNIX_MODE = 0o600
 
 
@@ -101,7 +101,7 @@ class _Connection:
         except TunnelError as error:
             logger.error("%s: %s: %s", self._peer, error.hop, error)
         except Exception:
-            # One connection's bug must not end the others.
+            # A bug in one connection must not end the others.
             logger.exception("%s: failed; please report this", self._peer)
         finally:
             self._stream.abort()

@@ -1,4 +1,4 @@
-"""What -l, -L and -D ask for: where to listen, and where that leads. Pure; loaded only where one of them is given."""
+"""What -l, -L and -D ask for: where to listen, and where it leads. Pure; loaded only if one of them is given."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from typing import NamedTuple
 from http2tcp.address import Address, parse_destination, parse_listen
 from http2tcp.errors import AddressError
 
-# A path, something in brackets, or anything without either; then a colon, or the end.
+# One field: a path, something in brackets, or any text without colons and brackets; then a colon or the end.
 _FIELD = re.compile(r"((?:unix:)?/[^:]*|\[[^][]*\]|[^][:]*)(:|\Z)")
 
 _EXPECTED_LOCAL = "expected [BIND:]PORT:HOST:HOSTPORT, with IPv6 addresses in brackets and paths for Unix sockets"
@@ -19,9 +19,9 @@ class Forward(NamedTuple):
     """A local address, and where the connections to it lead."""
 
     listen: Address
-    #: None: the client's own destination, or else the server's default one.
+    #: None: the client's own destination (-d), or without one the server's default.
     destination: Address | None = None
-    #: Each connection says by SOCKS5 where it leads.
+    #: Each connection names its destination by SOCKS5.
     socks: bool = False
 
     def __str__(self) -> str:
@@ -50,7 +50,7 @@ def parse_dynamic_forward(text: str) -> Forward:
 
 
 def _fields(text: str) -> list[str]:
-    """What the colons outside of brackets separate; nothing where a bracket stands alone."""
+    """The fields between the colons that stand outside of brackets; an empty list if a bracket has no partner."""
     fields, start = [], 0
     while match := _FIELD.match(text, start):
         fields.append(match[1])
@@ -61,7 +61,7 @@ def _fields(text: str) -> list[str]:
 
 
 def _local(fields: list[str]) -> Address | None:
-    """The address to listen on: a path, a port of loopback, or a bind address and a port. None: none of them."""
+    """The address to listen on: a path, a port of loopback, or a bind address and a port. None if it is neither."""
     match fields:
         case [path] if _is_path(path):
             return parse_listen(_address(fields))

@@ -1,8 +1,8 @@
 """Front ends: how each is recognised by its answers, and the lines with which it passes a tunnel. Pure data.
 
-Loaded only where something has failed, or is checked. The lines are complete where it matters: every
-Upgrade token that the server knows gets through, and, where the front end would pass any, no other; what a
-client claims to be is dropped. What `examples/` has in the same places is the same, which a test compares.
+Loaded only when something has failed, or for a check. The lines let every Upgrade token through that the server knows.
+If the front end would pass any token, they let no other through. They drop the fields in which a client could claim
+another address. A test compares them with the files in `examples/`.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ from typing import NamedTuple
 
 from http2tcp.protocol.transport import TOKENS
 
-#: Where the examples have the http2tcp server.
+#: The http2tcp server's address in the examples.
 SERVER = "127.0.0.1:12345"
 DEFAULT_PATH = "/~http2tcp/"
 
@@ -22,9 +22,9 @@ class FrontEnd(NamedTuple):
     """A kind of front end."""
 
     name: str
-    #: What its `Server` or `Via` says.
+    #: Matches its `Server` or `Via` field.
     marks: re.Pattern[str]
-    #: Where the lines go, or what to do where there are none.
+    #: Where the lines go; or what to do, if there are no lines.
     note: str
     #: Lines of its configuration, with @PATH@ and @SERVER@, and @TOKEN@ in a line that is repeated for each.
     template: str = ""
@@ -34,7 +34,7 @@ class Recognised(NamedTuple):
     """The front end that an answer probably came by."""
 
     front_end: FrontEnd
-    #: It says so itself. Otherwise its manner does.
+    #: The answer names it. Otherwise, the answer only looks like one of its own.
     certain: bool
 
     def __str__(self) -> str:
@@ -200,7 +200,7 @@ GOOGLE = FrontEnd(
 
 FRONT_ENDS = (NGINX, HAPROXY, CADDY, APACHE, ENVOY, TRAEFIK, CLOUDFLARE, GOOGLE)
 
-#: For what is not recognised.
+#: For a front end that is not recognised.
 UNKNOWN_NOTE = (
     "Whatever stands in front has to pass the request on in HTTP/1.1, to http2tcp, with its Connection and Upgrade "
     f"fields. The tokens: {', '.join(TOKENS)}. In nginx, for instance, these lines do it."
@@ -208,7 +208,7 @@ UNKNOWN_NOTE = (
 
 
 def recognise(fields: Sequence[tuple[str, str]]) -> Recognised | None:
-    """The front end that an answer's fields tell of; their names are in lower case."""
+    """The front end that has made or passed an answer, by its fields. Their names are in lower case."""
     values = dict(reversed(fields))
     for name in ("server", "via"):
         for front_end in FRONT_ENDS:
@@ -217,17 +217,17 @@ def recognise(fields: Sequence[tuple[str, str]]) -> Recognised | None:
     if "server" in values:
         return None
     kind = (values.get("content-type"), values.get("cache-control"), values.get("x-content-type-options"))
-    # HAProxy's own pages: the only ones that have these two and neither Server nor Date.
+    # HAProxy's own pages are the only ones with these two fields and neither Server nor Date.
     if kind == ("text/html", "no-cache", None) and "date" not in values:
         return Recognised(HAPROXY, certain=False)
-    # Go's "404 page not found", with which Traefik says that it has no such route.
+    # "404 page not found" (19 bytes) is Go's page, which Traefik sends if it has no such route.
     if kind == ("text/plain; charset=utf-8", None, "nosniff") and values.get("content-length") == "19":
         return Recognised(TRAEFIK, certain=False)
     return None
 
 
 def lines(front_end: FrontEnd, path: str = DEFAULT_PATH) -> list[str]:
-    """The lines of its configuration that lead `path` to the server; none where there is nothing to write."""
+    """The lines of its configuration that lead `path` to the server; an empty list if there is nothing to write."""
     values = {
         "@PATH@": path,
         "@SERVER@": SERVER,

@@ -19,7 +19,7 @@ class HandshakeFault(Enum):
     EXPIRED = auto()
     NOT_YET_VALID = auto()
     OTHER_NAME = auto()
-    #: The certificate is its own authority, or its chain ends in an authority that is not known here.
+    #: The certificate, or the last one of its chain, is signed by itself, and is not known here.
     SELF_SIGNED = auto()
     #: The issuer is neither in the chain that came nor known here.
     UNKNOWN_ISSUER = auto()

@@ -1,4 +1,4 @@
-"""What an attempt to open a tunnel tells on its way, to whoever wants to show it. For type checkers alone."""
+"""The events of an attempt to open a tunnel, for code that shows them. Only type checkers load this."""
 
 from __future__ import annotations
 
@@ -13,13 +13,13 @@ from http2tcp.protocol.transport import Transport
 
 
 class Progress(Protocol):
-    """Each call says that a hop is behind us; what a peer wrote is not yet safe to print."""
+    """Each call reports that a hop was passed. What a peer wrote is not yet safe to print."""
 
     def attempting(self, transport: Transport) -> None:
         """A connection of its own begins for this transport."""
 
     def resolved(self, host: str, addresses: Sequence[str]) -> None:
-        """The endpoint's name was looked up, or it is an address. A proxy may do without."""
+        """The endpoint's name was looked up, or it is an address. Not called if a proxy looks the name up."""
 
     def connected(self, address: Address) -> None:
         """TCP to this address of the endpoint."""
@@ -34,4 +34,4 @@ class Progress(Protocol):
         """The endpoint's answer and the fields of its head, names in lower case."""
 
     def failed(self, error: TunnelError, *, again: bool) -> None:
-        """The attempt is over. `again`: the next one is the same, after a pause."""
+        """The attempt has failed. `again`: the same one will be made once more, after a pause."""

@@ -1,7 +1,8 @@
 """A proxy's URL, and which proxy the environment names for an endpoint. Pure.
 
-The variables are curl's: HTTPS_PROXY for https endpoints, HTTP_PROXY for http ones, ALL_PROXY where that
-is not set, NO_PROXY for what is reached without. Lower case beats upper case; what is empty is not set.
+The variables are those of curl: HTTPS_PROXY for https endpoints, HTTP_PROXY for http ones, ALL_PROXY if that is not
+set, and NO_PROXY for the endpoints that need no proxy. Lower case beats upper case, and an empty variable counts as
+unset.
 """
 
 from __future__ import annotations
@@ -19,7 +20,7 @@ _DEFAULT_PORTS = {"http": 80, "https": 443, "socks5": 1080, "socks5h": 1080}
 _SCHEME = re.compile(r"[a-zA-Z][a-zA-Z0-9+.-]*://")
 _CONTROL_OR_BLANK = re.compile(r"[\x00-\x20\x7f]")
 _EXPECTED = "expected a proxy as in http://[USER:PASSWORD@]HOST:PORT"
-# RFC 1929, section 2: each has a length of one octet.
+# RFC 1929, section 2: the length of each is one octet.
 _MAX_SOCKS_CREDENTIAL = 255
 
 
@@ -31,7 +32,7 @@ class Proxy(NamedTuple):
     port: int
     username: str | None = None
     password: str | None = None
-    #: Who named it: an option, a variable or a parameter.
+    #: What named it: an option, an environment variable or a parameter.
     source: str = ""
 
     @property
@@ -69,7 +70,7 @@ def _bytes(text: str | None) -> bytes:
 def parse_proxy(text: str, source: str) -> Proxy:
     """`http://`, `https://`, `socks5://` or `socks5h://[USER:PASSWORD@]HOST[:PORT]`; http where there is no scheme.
 
-    Raises AddressError, whose text never shows this one: it may hold a password.
+    Raises AddressError, which never quotes the text: it may hold a password.
     """
     if _CONTROL_OR_BLANK.search(text):
         raise AddressError(f"the proxy's URL holds a blank or a control character: {_EXPECTED}")
@@ -109,11 +110,11 @@ def _check_credentials(proxy: Proxy, username: bytes, password: bytes) -> None:
 
 
 def choose(endpoint: Endpoint, environ: Mapping[str, str]) -> tuple[Proxy | None, str]:
-    """The proxy that `environ` names for an endpoint, and a few words that say why this one, or why none.
+    """The proxy that `environ` names for an endpoint, and the name of its variable; or None, and why there is none.
 
     Raises AddressError where the variable is not understood.
     """
-    # On Windows os.environ finds HTTP_PROXY by http_proxy too; a dict tells them apart.
+    # On Windows, os.environ ignores case; a dict tells http_proxy and HTTP_PROXY apart.
     environ = dict(environ)
     if is_loopback(endpoint.host):
         return None, f"{endpoint.host} is this machine"
@@ -131,17 +132,17 @@ def choose(endpoint: Endpoint, environ: Mapping[str, str]) -> tuple[Proxy | None
 
 def _names(tls: bool, environ: Mapping[str, str]) -> list[str]:
     names = ["https_proxy", "HTTPS_PROXY"] if tls else ["http_proxy", "HTTP_PROXY"]
-    # A CGI program finds the request's field `Proxy` under that name: https://httpoxy.org/.
+    # For a CGI program, HTTP_PROXY is the `Proxy` field of a stranger's request: https://httpoxy.org/.
     if "REQUEST_METHOD" in environ and not tls:
         names.remove("HTTP_PROXY")
     return [*names, "all_proxy", "ALL_PROXY"]
 
 
 def is_exception(no_proxy: str, host: str, port: int) -> bool:
-    """Whether a NO_PROXY has this endpoint, by curl's rules.
+    """Whether NO_PROXY names this endpoint, by curl's rules.
 
-    `*` has all; a name has itself and what is below it, with a dot before it or not; an address or a
-    network (CIDR) has addresses; any may end in a port, for which alone it then holds.
+    `*` is every endpoint. A name is this host and all names below it, with a dot before it or not. An address or a
+    network (CIDR) is these addresses. With a port at its end, an entry is about that port only.
     """
     return any(_has(entry, host.rstrip("."), port) for entry in re.split(r"[\s,]+", no_proxy.strip()))
 
@@ -169,7 +170,7 @@ def _has(entry: str, host: str, port: int) -> bool:
 
 def _address(host: str) -> IPv4Address | IPv6Address | None:
     try:
-        # A scope such as %eth0 says which link, not which address.
+        # A scope such as %eth0 names a link and is no part of the address.
         return ip_address(host.partition("%")[0])
     except ValueError:
         return None

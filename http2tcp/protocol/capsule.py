@@ -2,7 +2,7 @@
 
 A capsule is a type, a length and a value; both numbers are variable-length integers (RFC 9000, section 16).
 DATA carries payload, FINAL_DATA carries payload and means FIN. Three types are our own. Any other is skipped, whatever
-its length: memory stays bounded by what the caller feeds. Boundaries mean nothing.
+its length, so memory stays bounded by what the caller feeds. Boundaries between capsules mean nothing.
 """
 
 from __future__ import annotations
@@ -14,27 +14,26 @@ from typing import NamedTuple
 from http2tcp.errors import Http2tcpError
 from http2tcp.printable import printable
 
-# Type pairs (DATA, FINAL_DATA). We send the first and take any: the registered numbers are to come.
+# Type pairs (DATA, FINAL_DATA). We send the first pair and accept all. No numbers are registered yet.
 DATA_TYPES = (
     (0x2028D7F2, 0x2028D7F3),  # revision 12 and later of the draft
     (0x2028D7F0, 0x2028D7F1),  # revisions 8 to 11
 )
 
-# Our own: an ignorable capsule that says that the tunnel is alive. Chosen at random, as RFC 9000,
-# section 22.1.2 asks of whoever takes a number.
+# Our own: a keepalive, which every peer may ignore. The number is random, as RFC 9000, section 22.1.2 demands.
 KEEPALIVE_TYPE = 0x1E2A6B5D
-# Our own: everything up to your FINAL_DATA has been handed on. Who has sent its own FINAL_DATA and this sends
-# nothing more, so that the peer can close without a reset that would overtake what is on its way.
+# Our own: "all bytes up to your FINAL_DATA were handed on". An end that has sent FINAL_DATA and DONE sends nothing
+# more. So the peer can close: bytes that reach a closed socket would cause a reset, which destroys data on its way.
 DONE_TYPE = 0x2C61F04B
 
-# Our own: the tunnel is broken, and why. Nothing comes after it.
+# Our own: the tunnel is broken, for this reason. Nothing follows it.
 RESET_TYPE = 0x3A85D15D
-#: The most bytes of words that a RESET carries; of longer ones the rest is dropped.
+#: How many bytes the words of a RESET have at most; longer ones are cut.
 MAX_WORDS = 256
-# The code before them has 8 bytes at most.
+# The code in front of the words has 8 bytes at most.
 _MAX_RESET = 8 + MAX_WORDS
 
-# Heads that are read in one turn of the loop: as many as frames of WebSocket are.
+# How many heads of capsules are read before other tasks get their turn: as many as frames of WebSocket.
 _BATCH = 32
 
 MAX_VARINT = (1 << 62) - 1
@@ -61,7 +60,7 @@ def encode_varint(value: int) -> bytes:
 
 
 def decode_varint(buffer: bytes | bytearray, position: int) -> tuple[int, int] | None:
-    """The integer at `position` and where it ends; None where bytes are missing. Any length is valid."""
+    """The integer at `position` and where it ends; None if bytes are missing. An encoding need not be the shortest."""
     if position >= len(buffer):
         return None
     size = 1 << (buffer[position] >> 6)
@@ -75,14 +74,14 @@ _DATA_PREFIX = encode_varint(DATA_TYPES[0][0])
 
 #: The whole capsule that ends a direction.
 FINAL = encode_varint(DATA_TYPES[0][1]) + encode_varint(0)
-#: The whole capsule that says that we live.
+#: The whole capsule that breaks our silence.
 KEEPALIVE = encode_varint(KEEPALIVE_TYPE) + encode_varint(0)
 #: The whole capsule that says that all has arrived.
 DONE = encode_varint(DONE_TYPE) + encode_varint(0)
 
 
 class ResetCode(IntEnum):
-    """Why a tunnel was broken by one of its ends. Others may come: a code that is not known here is an end as well."""
+    """Why one end broke the tunnel. A code that is not known here breaks it just as well."""
 
     UNSPECIFIED = 0
     #: The target reset the connection, or it broke.
@@ -90,7 +89,7 @@ class ResetCode(IntEnum):
     REVOKED = 2
     EXPIRED = 3
     IDLE = 4
-    #: It had lasted as long as a tunnel may.
+    #: It had reached the maximum age of a tunnel.
     LONGEST = 5
     #: The server was stopped.
     STOPPED = 6
@@ -115,7 +114,7 @@ class Reset(NamedTuple):
     """What a RESET says."""
 
     code: int
-    #: The peer's own, without what a terminal would obey.
+    #: The peer's own words, safe to print.
     words: str
 
 
@@ -136,7 +135,7 @@ def parse_reset(value: bytes | bytearray) -> Reset:
 
 
 def data_header(length: int) -> bytes:
-    """The head of a DATA capsule with so many bytes of payload, which the caller sends after it."""
+    """The head of a DATA capsule with `length` bytes of payload, which the caller sends after it."""
     return _DATA_PREFIX + encode_varint(length)
 
 
@@ -148,30 +147,30 @@ class CapsuleReader:
         self._payload_left = 0
         self._skip_left = 0
         self._final_pending = False
-        #: FINAL_DATA has come, and all of its payload: the peer sends no more.
+        #: FINAL_DATA has come with all of its payload: the peer sends no more data.
         self.ended = False
-        #: The peer has said that all of ours has arrived.
+        #: The peer has sent DONE: all of our data has arrived.
         self.done = False
-        #: The peer has broken the tunnel off, and why. What comes after it means nothing.
+        #: The RESET by which the peer broke the tunnel. Everything after it is ignored.
         self.reset: Reset | None = None
         self._reset_value: bytearray | None = None
 
     @property
     def payload_left(self) -> int:
-        """How many of the bytes that come next are payload: whoever moves them elsewhere calls `took`."""
+        """How many of the next bytes are payload. A caller that moves them without `receive` calls `took`."""
         return self._payload_left
 
     def took(self, count: int) -> None:
-        """`count` bytes of payload went past this reader."""
+        """`count` bytes of payload were moved without this reader."""
         self._payload_left -= count
         self._finish()
 
     def receive(self, data: bytes) -> list[bytes]:
-        """The payload in `data`, in order; empty where there is none in it. Raises CapsuleError."""
+        """The payload in `data`, in order; an empty list if there is none. Raises CapsuleError."""
         return [part for batch in self.batches(data) for part in batch]
 
     def batches(self, data: bytes) -> Iterator[list[bytes]]:
-        """As `receive`, in parts that take a moment each: of small capsules, thousands may have come at once."""
+        """As `receive`, but in parts that each take little time, since thousands of small capsules may come at once."""
         payload = []
         heads = 0
         view = memoryview(data)
@@ -196,7 +195,7 @@ class CapsuleReader:
         yield payload
 
     def _read_head(self, view: memoryview) -> memoryview:
-        # Two integers of 8 bytes at most; what is taken too far goes back.
+        # Two integers of 8 bytes at most. Bytes that were taken behind them are given back by the slices below.
         before = len(self._head)
         self._head += view[: 16 - before]
         first = decode_varint(self._head, 0)
@@ -221,7 +220,7 @@ class CapsuleReader:
 
     def _finish_reset(self) -> None:
         assert self._reset_value is not None
-        # A long one is not waited for: what it may say is here.
+        # Of a RESET that is too long, the rest is not waited for.
         if self._skip_left == 0 or len(self._reset_value) == _MAX_RESET:
             self.reset = parse_reset(self._reset_value)
 

@@ -1,7 +1,7 @@
 """What an X.509 certificate says (RFC 5280), read from its DER. Pure; it verifies nothing.
 
-`ssl` tells only of certificates that it has verified, and a check is about those that it has not. The
-texts are those of whoever made the certificate, and not safe to print.
+`ssl` only describes certificates that it has verified, and --check also shows those that failed. The texts come from
+the certificate's maker, and are not safe to print.
 """
 
 from __future__ import annotations
@@ -27,13 +27,13 @@ _MAX_NAMES = 100
 
 
 class CertificateError(Exception):
-    """This is no certificate, or none that is understood here."""
+    """This is not a certificate, or not one that is understood here."""
 
 
 class Certificate(NamedTuple):
     """What a certificate says about itself."""
 
-    #: Common name and organization, or what there is of them; may be empty.
+    #: Common name and organization, as far as they are there; may be empty.
     subject: str
     issuer: str
     not_before: datetime
@@ -82,14 +82,14 @@ def _parse(der: bytes) -> Certificate:
 
 
 def _fields(der: bytes) -> list[_Element]:
-    """From the serial number on."""
+    """The fields of a certificate from the serial number on."""
     (certificate, *_) = _elements(der)
     to_be_signed = _elements(_elements(certificate.contents)[0].contents)
     return to_be_signed[1:] if to_be_signed[0].tag == _VERSION else to_be_signed
 
 
 def _elements(der: bytes) -> list[_Element]:
-    """The elements that stand in a row (X.690, section 8.1). Raises IndexError or ValueError."""
+    """The elements of a sequence (X.690, section 8.1). Raises IndexError or ValueError."""
     found = []
     position = 0
     while position < len(der):
@@ -106,7 +106,7 @@ def _elements(der: bytes) -> list[_Element]:
 
 
 def _time(element: _Element) -> datetime:
-    # RFC 5280, section 4.1.2.5: both end in Z, and UTCTime's two digits are those of 1950 to 2049.
+    # RFC 5280, section 4.1.2.5: both forms end in Z, and the two digits of UTCTime's year mean 1950 to 2049.
     text = element.contents.decode("ascii")
     if element.tag == _UTC_TIME:
         text = ("19" if text >= "50" else "20") + text
@@ -140,5 +140,5 @@ def _alternative_names(extensions: _Element) -> list[str]:
 
 
 def pin(digest: bytes) -> str:
-    """A public key's SHA-256 as --pin-sha256 and curl take it."""
+    """The SHA-256 digest of a public key, written as --pin-sha256 and curl take it."""
     return "sha256//" + b64encode(digest).decode("ascii")

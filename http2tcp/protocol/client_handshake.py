@@ -1,8 +1,8 @@
 """Sans-IO client handshake, the mirror of `http2tcp.protocol.server_handshake`. Never blocks, never logs, never dials.
 
 `request` makes the bytes that ask for a tunnel. `AnswerReader` takes what comes back and gives
-`Switched` or `Refused`; anything that is no HTTP raises `FrontEndFailed`. Whether a refusal is the
-server's own or a front end's, and what to do about it, is for `http2tcp.client.diagnosis` to say.
+`Switched` or `Refused`; anything but HTTP raises `FrontEndFailed`. `http2tcp.client.diagnosis` says who
+has refused, the server or a front end, and what to do about it.
 """
 
 from __future__ import annotations
@@ -28,38 +28,38 @@ from http2tcp.protocol.transport import (
     parse_keepalive,
 )
 
-# RFC 8941, section 3.1, as far as it takes to tell the members of a list apart.
+# A member of a list (RFC 8941, section 3.1). It is matched only as closely as splitting the list takes.
 _MEMBER = re.compile(r'(?:[^,"]|"(?:[^"\\]|\\.)*"?)+')
 
-# No more than our server sends, or another might: it goes to the terminal.
+# A session's id is shown on the terminal, so nothing else is accepted for one.
 _SESSION = re.compile(r"[0-9A-Za-z_-]{1,64}")
 
-# RFC 9113, sections 4.1 and 6.5: the type, no flags, and stream 0.
+# RFC 9113, sections 4.1 and 6.5: the head of a SETTINGS frame after its length: the type, no flags, and stream 0.
 _SETTINGS = b"\x04\0\0\0\0\0"
 
-#: How every answer begins that we can read.
+#: How every answer begins that we understand.
 HTTP = b"HTTP/1."
 # nginx and Apache add a few hundred bytes; identity-aware proxies send cookies of several KiB.
 MAX_HEAD = 64 * 1024
-# Enough for the one line that our server sends, and for the title of a front end's error page.
+# Enough for the one line that our server sends, and for a front end's error page up to its title.
 MAX_BODY = 4 * 1024
 _TITLE = re.compile(r"<title[^<>]*>([^<]*)</title", re.IGNORECASE)
 
 
-# Named tuples here and on the rest of the client's path: a dataclass costs its reader 1 ms at every login.
+# Named tuples, here and in all that a login loads: a dataclass adds 0.5 ms to every login.
 class Switched(NamedTuple):
     """101: the tunnel is open."""
 
     transport: Transport
-    #: The answer carries our Proxy-Status: the target has accepted, since our server dials first.
+    #: The answer has the Proxy-Status of http2tcp, whose server connects to the target before it answers.
     from_http2tcp: bool
     #: The tunnel's bytes travel in capsules.
     capsules: bool = False
-    #: The server's interval in seconds, where it announces one.
+    #: The server's keepalive interval in seconds, if it announces one.
     keepalive: float | None = None
     #: The server confirms what has arrived (CONFIRM_FIELD).
     confirms: bool = False
-    #: The id of the connection in the server's log, safe to print; empty where the answer has none.
+    #: The id of the connection in the server's log, safe to print; empty if the answer has none.
     session: str = ""
     #: What came with the 101. It belongs to the tunnel.
     trailing_data: bytes = b""
@@ -69,9 +69,9 @@ class Refused(NamedTuple):
     """Any other final answer."""
 
     status: int
-    #: The Proxy-Status error type where the answer is http2tcp's own; None: a front end made it.
+    #: The Proxy-Status error type, if the answer is http2tcp's own; None: a front end made it.
     proxy_error: str | None
-    #: The first line of the body where the answer is http2tcp's own, else empty. Not yet safe to print.
+    #: The first line of the body, if the answer is http2tcp's own, else empty. Not yet safe to print.
     text: str = ""
     #: `Server` and `Location`, or empty. Not yet safe to print.
     server: str = ""
@@ -80,7 +80,7 @@ class Refused(NamedTuple):
     location: str = ""
     #: See `Switched`.
     session: str = ""
-    #: The title or first line of a front end's page, where it says more than the status. Not yet safe to print.
+    #: The title or first line of a front end's page, if it says more than the status. Not yet safe to print.
     page: str = ""
 
 
@@ -100,8 +100,8 @@ def request(
 ) -> bytes:
     """The request head.
 
-    `keepalive` is our interval where capsules are spoken, in seconds. `headers` come last and replace ours of
-    the same name, `Host` included. `websocket_key` is fresh for each request on that transport.
+    `keepalive` is our interval in seconds, which is sent on transports with capsules. `headers` come last and replace
+    ours of the same name, `Host` included. `websocket_key` has to be new for each request on that transport.
     """
     fields = [
         ("Host", endpoint.authority),
@@ -113,7 +113,7 @@ def request(
     if transport is Transport.CONNECT_TCP:
         fields.append(("Capsule-Protocol", "?1"))
     elif transport is Transport.WEBSOCKET:
-        # Imported where it is needed, here and below: a login by another transport does without it.
+        # Imported here and below: a login by another transport does without it.
         from http2tcp.protocol import websocket_handshake as websocket
 
         fields.append((websocket.KEY_FIELD, websocket_key))
@@ -131,9 +131,9 @@ def request(
 
 def _target(endpoint: Endpoint, destination: Address | None, transport: Transport) -> str:
     variables = {}
-    # A Unix socket has no host, and only connect-tcp and a template know of hosts and ports.
+    # Only connect-tcp and templates name a host and a port apart; a Unix socket has neither.
     if isinstance(destination, TCPAddress) and (endpoint.is_template or transport is Transport.CONNECT_TCP):
-        # RFC 6570, section 3.2.2: all but the unreserved characters is encoded, the colons of IPv6 too.
+        # RFC 6570, section 3.2.2: everything but unreserved characters is encoded, and so are the colons of IPv6.
         variables = {"target_host": quote(destination.host, safe=""), "target_port": str(destination.port)}
     path, query = endpoint.expand(variables)
     if destination is None or (variables and endpoint.is_template):
@@ -155,7 +155,7 @@ def _credentials(
         return fields
     if fields or any(name.lower() == "authorization" for name, _ in headers):
         return [*fields, (TOKEN_FIELD, token)]
-    # The original's server knows no scheme but its own.
+    # The original's server only accepts its own scheme.
     scheme = "HTTP2TCP" if transport is Transport.HTTP2TCP else "Bearer"
     return [("Authorization", f"{scheme} {token}")]
 
@@ -164,14 +164,14 @@ class AnswerReader:
     """Reads the answer to `request`. Feed it with `receive` (b"" is the end), ask it with `next_event`."""
 
     def __init__(self, transport: Transport, *, any_transport: bool = False, websocket_key: str = "") -> None:
-        """`any_transport`: a front end may have put another Upgrade into the request, and the answer names that."""
+        """`any_transport`: accept an answer that names another Upgrade, which a front end has put into the request."""
         self._transport = transport
         self._any_transport = any_transport
         self._websocket_key = websocket_key
         self._connection = self._begun()
         self._feed = HeadFeed(self._take)
         self._received = 0
-        # What has arrived since the last interim answer, until there is a final one: a head that may need mending.
+        # The bytes since the last interim (1xx) answer, until the final one. If h11 cannot parse them, `_mend` tries.
         self._unread = bytearray()
         self._mended = 0
         self._response: h11.Response | None = None
@@ -186,7 +186,7 @@ class AnswerReader:
 
     def _begun(self) -> h11.Connection:
         connection = h11.Connection(h11.CLIENT, max_incomplete_event_size=MAX_HEAD)
-        # h11 reads an answer only to a request that it has seen; what we sent is `request`'s.
+        # h11 parses an answer only after it has sent a request. This one stands for the one that `request` made.
         connection.send(
             h11.Request(method="GET", target="/", headers=[("Host", "-"), ("Upgrade", self._transport.value)])
         )
@@ -195,10 +195,10 @@ class AnswerReader:
 
     def receive(self, data: bytes) -> None:
         """Take bytes from the wire; b"" is their end. Raises FrontEndFailed."""
-        # h11 waits for a whole head; who greets in another protocol, as an sshd does, waits for us.
+        # h11 would wait for a whole head, and the server of another protocol, such as sshd, would wait for us.
         begin = HTTP[self._received :]
         if data[: len(begin)] != begin[: len(data)]:
-            # A server that speaks HTTP/2 alone, without asking whether we do, begins with a SETTINGS frame.
+            # A server that only speaks HTTP/2 begins with a SETTINGS frame.
             if not self._received and data[3:9] == _SETTINGS:
                 raise FrontEndFailed(
                     "the front end speaks HTTP/2 alone here, which has no upgrade: have it speak HTTP/1.1 as well"
@@ -220,18 +220,18 @@ class AnswerReader:
         self._connection.receive_data(data)
 
     def next_event(self) -> Answer | None:
-        """The answer, or None where more bytes are needed. Raises FrontEndFailed."""
+        """The answer, or None if more bytes are needed. Raises FrontEndFailed."""
         while True:
             try:
                 return self._next_event()
             except h11.RemoteProtocolError:
-                # Its text quotes the answer, and a page for debugging quotes the request, token included: not
-                # even the context of our error may hold it.
+                # h11's error quotes the answer, and a debugging page in the answer may quote the request with its
+                # token. So our error is raised outside of this block, without h11's as its context.
                 pass
             if not self._mend():
                 break
         if self._response is not None:
-            return self._refused()  # the status is known; a body that breaks off changes nothing
+            return self._refused()  # the status is known, and a body that breaks off does not change it
         unread, ended = self._connection.trailing_data
         if ended and not unread:
             raise UpgradeNotPassed(
@@ -244,10 +244,10 @@ class AnswerReader:
         raise _no_http()
 
     def _mend(self) -> bool:
-        """Whether the head that h11 cannot read was replaced by one without what is malformed in it."""
+        """Replace a head that h11 cannot parse by one without its malformed parts; whether that was possible."""
         from http2tcp.protocol.malformed_heads import MAX_MENDED, MalformedHead, mend
 
-        # An interim answer and the final one may have it. More would be work without an end.
+        # An interim answer and the final one may each need it. Further attempts would never end.
         if self._response is not None or self._mended == MAX_MENDED:
             return False
         problem = ""
@@ -289,7 +289,7 @@ class AnswerReader:
                     self._body += event.data
                     if len(self._body) > MAX_BODY:
                         return self._refused()
-                case _:  # h11.EndOfMessage; h11 takes a connection's end before it for an error
+                case _:  # h11.EndOfMessage: if the connection ends before that, h11 raises an error
                     return self._refused()
 
     def _switched(self, event: h11.InformationalResponse) -> Switched:
@@ -307,10 +307,10 @@ class AnswerReader:
         capsules = transport is Transport.CONNECT_TCP
         if transport is Transport.WEBSOCKET:
             agreed = self._check_websocket(event)
-            # Some servers, websocat's for one, say yes to whatever subprotocol they are offered.
+            # Some servers, such as websocat, agree to any subprotocol that is offered.
             capsules = agreed and (keepalive is not None or self._ours(event))
             if keepalive is not None and not agreed:
-                # Who announces one speaks capsules.
+                # A server that announces a keepalive speaks capsules.
                 raise FrontEndFailed("something on the way has dropped Sec-WebSocket-Protocol from the answer")
         return Switched(
             transport,
@@ -323,7 +323,7 @@ class AnswerReader:
         )
 
     def _check_websocket(self, event: h11.InformationalResponse) -> bool:
-        """Whether the answer agrees to capsules. RFC 6455, section 4.1: what was not asked for is an error."""
+        """Whether the answer agrees to capsules. RFC 6455, section 4.1: anything that was not asked for is an error."""
         from http2tcp.protocol import websocket_handshake as websocket
 
         def value(name: str) -> str:
@@ -341,11 +341,11 @@ class AnswerReader:
 
     @property
     def refusing(self) -> bool:
-        """Whether the answer is known to be a refusal, of which more may come."""
+        """Whether the answer is known to be a refusal, whose body may still arrive."""
         return self._response is not None
 
     def cut_short(self) -> Refused | None:
-        """The refusal whose body is late or breaks off; None where its head has not arrived either."""
+        """The refusal if only its body is late or breaks off; None if its head is not complete either."""
         return self._refused() if self.refusing else None
 
     def _refused(self) -> Refused:
@@ -370,7 +370,7 @@ class AnswerReader:
 
 
 def _has_page(response: h11.Response) -> bool:
-    """Whether a body may say more than the head. A redirect's page says what its Location says."""
+    """Whether the body may say more than the head. (A redirect's page says nothing more than its Location.)"""
     readable = _field(response, b"content-type").lower().startswith(("text/html", "text/plain"))
     return readable and not 300 <= response.status_code < 400 and not _field(response, b"content-encoding")
 
@@ -379,7 +379,7 @@ def _page(response: h11.Response, body: str) -> str:
     """What a front end's page says beyond the status: the title of HTML, the first line of plain text."""
     kind = _field(response, b"content-type").lower()
     if kind.startswith("text/plain"):
-        # A line without its end may have lost a part of itself.
+        # If the line has no end, MAX_BODY may have cut it: do not quote a part of it.
         line, end, _ = body.strip().partition("\n")
         words = line if end or len(body) < MAX_BODY else ""
     else:
@@ -411,8 +411,8 @@ def _session(event: h11.Response | h11.InformationalResponse) -> str:
 
 
 def _proxy_error(event: h11.Response | h11.InformationalResponse) -> str | None:
-    """Our own member's error type: "" without one, None where no member of Proxy-Status is ours."""
-    # RFC 9209, section 2: a list; proxies on the way add theirs at its end, with strings that may hold commas.
+    """The error type of http2tcp's member of Proxy-Status: "" if it has none, None if there is no such member."""
+    # RFC 9209, section 2: a list, to which proxies on the way append their own members. Their strings may hold commas.
     for member in _MEMBER.findall(_field(event, b"proxy-status")):
         name, *parameters = (part.strip() for part in member.split(";"))
         if name == PROXY_NAME:

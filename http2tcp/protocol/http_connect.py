@@ -1,7 +1,8 @@
-"""Sans-IO client's side of two proxy protocols: CONNECT (RFC 9110, section 9.3.6) and SOCKS5 (RFC 1928, 1929).
+"""Sans-IO client's side of an HTTP proxy's protocol: CONNECT (RFC 9110, section 9.3.6).
 
-Never blocks, never logs, never dials. What is no answer raises `ProxyProtocolError`, whose text goes on
-where a sentence has named the proxy. No text here holds a credential.
+Never blocks, never logs, never dials. Anything but an answer raises `ProxyProtocolError`, whose text continues a
+sentence that begins with the proxy's name. No text here holds a credential. `http2tcp.protocol.socks5` has the other
+proxy protocol.
 """
 
 from __future__ import annotations
@@ -15,12 +16,13 @@ import h11
 from http2tcp.protocol.client_handshake import HTTP
 from http2tcp.protocol.heads import HeadFeed, TooManyBlanks
 
-# As for any answer of a front end: proxies add cookies and pages of policy to their fields.
+# As for a front end's answer: proxies add cookies and other long fields.
 MAX_HEAD = 64 * 1024
 
-# One that is left open takes the rest: to look for its end from every quote in it would be quadratic.
+# A string without an end takes the rest of the field. Otherwise the search would begin again at each quote in it, and
+# take quadratic time.
 _QUOTED = re.compile(r'"(?:[^"\\]|\\.)*(?:"|\\?\Z)')
-# RFC 9110, section 11.3: a scheme stands alone or before a blank; a parameter's name before a `=`.
+# RFC 9110, section 11.3: a scheme stands alone or before a blank, but a parameter's name stands before a `=`.
 _CHALLENGE = re.compile(r"([a-zA-Z0-9._-]{1,32})(?:\s+(?![\s=])|$)")
 _MAX_SCHEMES = 8
 
@@ -28,11 +30,11 @@ _CLOSED = "closed the connection without an answer"
 
 
 class ProxyProtocolError(Exception):
-    """The proxy's answer is none, or says no."""
+    """The proxy does not speak the protocol, or refuses."""
 
 
 class Connected(NamedTuple):
-    """2xx: what follows goes to the endpoint and comes from it."""
+    """2xx: from here on, the connection leads to the endpoint."""
 
     #: What came with the answer. It belongs to the endpoint.
     trailing_data: bytes = b""
@@ -60,7 +62,7 @@ class Connect:
         self._connection, self.request = self._begun()
         self._feed = HeadFeed(self._take, opens=True)
         self._received = 0
-        # What has arrived since the last interim answer: a head that may need mending.
+        # The bytes since the last interim (1xx) answer. If h11 cannot parse them, `_mend` tries.
         self._unread = bytearray()
         self._mended = 0
 
@@ -71,7 +73,7 @@ class Connect:
 
     def receive(self, data: bytes) -> None:
         """Take bytes from the wire; b"" is their end. Raises ProxyProtocolError."""
-        # h11 waits for a whole head; who greets in another protocol waits for us.
+        # h11 would wait for a whole head, and the server of another protocol would wait for us.
         begin = HTTP[self._received :]
         if data[: len(begin)] != begin[: len(data)]:
             raise _no_http()
@@ -88,7 +90,7 @@ class Connect:
         self._connection.receive_data(data)
 
     def next_event(self) -> Connected | Refused | None:
-        """The answer, or None where more bytes are needed. Raises ProxyProtocolError."""
+        """The answer, or None if more bytes are needed. Raises ProxyProtocolError."""
         try:
             while isinstance(event := self._connection.next_event(), h11.InformationalResponse):
                 self._unread = bytearray(self._connection.trailing_data[0])
@@ -108,7 +110,7 @@ class Connect:
         return None
 
     def _mend(self) -> bool:
-        """Whether the head that h11 cannot read was replaced by one without what is malformed in it."""
+        """Replace a head that h11 cannot parse by one without its malformed parts; whether that was possible."""
         from http2tcp.protocol.malformed_heads import MAX_MENDED, MalformedHead, mend
 
         if self._mended == MAX_MENDED:
@@ -139,7 +141,7 @@ def _endless() -> ProxyProtocolError:
 def _schemes(event: h11.Response) -> tuple[str, ...]:
     found: dict[str, None] = {}
     for name, value in event.headers:
-        # tinyproxy answers a wrong password as an origin would, with 401 and its field.
+        # tinyproxy answers a wrong password like an origin server: 401, with WWW-Authenticate.
         if name in (b"proxy-authenticate", b"www-authenticate"):
             for part in _QUOTED.sub('""', bytes(value).decode("latin-1")).split(","):
                 match = _CHALLENGE.match(part.strip())

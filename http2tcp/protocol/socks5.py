@@ -1,7 +1,8 @@
-"""Sans-IO server's side of SOCKS5 (RFC 1928): CONNECT alone, without a login. Never blocks, never logs, never dials.
+"""Sans-IO SOCKS5 (RFC 1928), both sides. Never blocks, never logs, never dials.
 
-Every program of this machine can talk to it, a web page's browser included: what is no SOCKS5 is told at its
-first byte, and a request has an end by its very format. `http2tcp.protocol.http_connect` has the client's side.
+`Negotiation` is the server's side, for -D: CONNECT only, and no login. Every program on this machine can connect to it,
+and so can a web page in a browser; anything but SOCKS5 is refused at its first byte, and the format bounds the length
+of a request. `Socks5` is the client's side, for a proxy on the way, with the login of RFC 1929.
 """
 
 from __future__ import annotations
@@ -22,7 +23,7 @@ _UNKNOWN_COMMAND, _UNKNOWN_ADDRESS_TYPE = 7, 8
 
 
 def _reply(code: int) -> bytes:
-    # The address that the target sees is the server's to know; this one says so.
+    # The field for the address from which the target is reached. We do not know it, so it is 0.0.0.0:0.
     return bytes([_VERSION, code, 0, _IPV4]) + bytes(6)
 
 
@@ -40,7 +41,7 @@ def refuse(error: TunnelError) -> bytes:
 
 
 class SocksError(Exception):
-    """No request that is served here; `reply` is what to say before closing."""
+    """A request that is not served here. `reply` has the bytes to send before closing."""
 
     def __init__(self, words: str, reply: bytes = b"") -> None:
         super().__init__(words)
@@ -60,17 +61,17 @@ class Negotiation:
         self._buffer += data
 
     def take_outgoing(self) -> bytes:
-        """What the client is waiting for, once; b"" where there is nothing."""
+        """The bytes to send to the client now, which are returned once; b"" if there are none."""
         outgoing, self._outgoing = self._outgoing, b""
         return outgoing
 
     @property
     def trailing_data(self) -> bytes:
-        """What followed the request. It belongs to the tunnel, should there be one."""
+        """The bytes after the request. They belong to the tunnel, if it opens."""
         return bytes(self._buffer)
 
     def next_event(self) -> TCPAddress | None:
-        """The destination that is asked for, or None where more bytes are needed. Raises SocksError."""
+        """The destination that the client asks for, or None if more bytes are needed. Raises SocksError."""
         if not self._greeted:
             methods = self._take_greeting()
             if methods is None:
@@ -84,7 +85,7 @@ class Negotiation:
         try:
             return self._take_request()
         except SocksError as error:
-            # Who asks without waiting for the welcome still gets it first.
+            # A client may send its request before our answer to its greeting. It still gets that answer first.
             error.reply = self.take_outgoing() + error.reply
             raise
 
@@ -142,15 +143,15 @@ def _other_protocol(first: int) -> str:
 
 
 class SocksRefusal(ProxyProtocolError):
-    """The proxy does not connect us."""
+    """The proxy refuses to connect us."""
 
     def __init__(self, words: str, *, elsewhere: bool) -> None:
         super().__init__(words)
-        #: Another address of the same name may do better.
+        #: Another address of the same name may succeed.
         self.elsewhere = elsewhere
 
 
-# What we send, and how many bytes we then wait for.
+# The bytes that we send, and how many we then wait for.
 _Step = tuple[bytes, int]
 
 
@@ -172,8 +173,8 @@ _ELSEWHERE = (1, 3, 4, 5, 6, 8)
 class Socks5:
     """Asks a SOCKS5 proxy for a connection.
 
-    Send `outgoing`; while `needed` is not 0, read so many bytes at most (what follows is the endpoint's),
-    give them to `receive`, and send `outgoing` again. RFC 1928; the login is that of RFC 1929.
+    Send `outgoing`. While `needed` is not 0, read at most that many bytes (those after them are the endpoint's), give
+    them to `receive`, and send `outgoing` again.
     """
 
     def __init__(self, host: str, port: int, *, credentials: tuple[bytes, bytes] | None = None) -> None:
@@ -217,9 +218,9 @@ def _converse(host: str, port: int, credentials: tuple[bytes, bytes] | None) -> 
     if version != 5:
         raise ProxyProtocolError("does not speak SOCKS5: its answer is none")
     if reply != 0:
-        # What would follow is the address of no connection.
+        # The address that follows means nothing now, so it is not read.
         raise SocksRefusal(_REPLIES.get(reply, f"reply {reply}"), elsewhere=reply in _ELSEWHERE)
-    # The address that it connects from, which is of no use to us.
+    # Read the address that the proxy connects from, which we do not need.
     if kind == 3:
         (length,) = yield b"", 1
     elif kind in (1, 4):

@@ -1,9 +1,9 @@
 """Sans-IO WebSocket frames, by wsproto: RFC 6455, sections 5 to 7. The opening handshake is not here.
 
-`WebSocket.receive` takes bytes as they come, `payload` gives what binary messages carry, without waiting for
-whole messages or frames: memory stays bounded by what the caller feeds. Boundaries mean nothing. What the
-peer is owed (a pong, a Close) waits for the caller to ask `answer` for it, as it may have no room for it now.
-Importing this loads wsproto, which takes as long as the rest of the client's start: only who needs it does.
+`WebSocket.receive` takes bytes as they come, and `payload` gives the contents of binary messages without waiting for
+whole messages or frames, so memory stays bounded by what the caller feeds. Message boundaries mean nothing. When the
+peer expects an answer (a pong, a Close), the caller asks `answer` for it, at a time when it can send.
+Import this only if it is needed: it loads wsproto, which takes as long as the rest of the client's start.
 """
 
 from __future__ import annotations
@@ -21,13 +21,14 @@ from wsproto.frame_protocol import CloseReason, RsvBits
 from http2tcp.errors import Http2tcpError
 from http2tcp.printable import printable
 
-# We send no more at a time: some servers take no larger message (Jetty, unless told otherwise).
+# The largest message that we send. Some servers take no larger one by default (Jetty).
 MAX_SENT = 64 * 1024
-# Nothing here holds a message, but one without an end is no message. Browsers and tools send a file as one.
+# The largest message that we accept. We never hold a whole one, but a message has to end at some point. Browsers and
+# tools send a file as one message.
 MAX_MESSAGE = 16 * 1024 * 1024
 _TOO_BIG = f"a message of more than {MAX_MESSAGE // 1024**2} MiB came"
-# Frames looked at in one go. 32 take 0.3 ms, as do 128 KiB of long ones: a peer that sends single bytes or pings keeps
-# the others waiting no longer than one that uploads.
+# How many frames are handled before other tasks get their turn. 32 take 0.3 ms, as much as 128 KiB in long frames: a
+# peer that sends single bytes or pings delays others no more than one that uploads.
 _AT_ONCE = 32
 
 _BINARY_FINAL = 0x82
@@ -35,24 +36,24 @@ _MASKED = 0x80
 
 
 class Code(IntEnum):
-    """The close codes that we send, but for an answer to the peer's own. RFC 6455, section 7.4.1."""
+    """The close codes that we send first (RFC 6455, section 7.4.1). The answer to a Close repeats the peer's code."""
 
     DONE = 1000
-    #: What a client says that leaves before both sides were done.
+    #: The client leaves before both sides were done.
     LEAVING = 1001
     PROTOCOL_ERROR = 1002
     NOT_BINARY = 1003
     TOO_BIG = 1009
-    #: What a server says whose target broke.
+    #: The server's connection to the target broke.
     FAILED = 1011
 
 
-#: What no Close frame says: the peer gave no code.
+#: Never sent: it stands for a Close without a code.
 _NO_CODE = 1005
 
 
 class WebSocketError(Http2tcpError):
-    """The peer broke the rules, or gave up. `code` is for the Close frame that it is sent."""
+    """The peer broke the rules, or gave up. `code` is for the Close frame that we send."""
 
     def __init__(self, code: int, words: str) -> None:
         super().__init__(words)
@@ -60,7 +61,7 @@ class WebSocketError(Http2tcpError):
 
 
 class _FrameLimit(Extension):
-    """No extension to anybody else: wsproto shows the head of a frame to these alone."""
+    """Refuses a frame that is too long by its head. It is offered to nobody: wsproto shows heads only to extensions."""
 
     name = "http2tcp-limit"
 
@@ -77,7 +78,7 @@ class _FrameLimit(Extension):
 
 
 def _mask(data: bytearray, start: int, key: bytes) -> None:
-    """Mask what follows `start`, in place: section 5.3. Faster than XOR of large integers would be."""
+    """Mask the bytes from `start` on, in place (section 5.3). This is faster than XOR of large integers."""
     for offset, byte in enumerate(key, start):
         data[offset::4] = data[offset::4].translate(_xor_table(byte))
 
@@ -97,9 +98,9 @@ class WebSocket:
         self._ping: Ping | None = None
         self._close: CloseConnection | None = None
         self._error: WebSocketError | None = None
-        #: The peer has said Close, and nothing to complain of: nothing comes any more.
+        #: The peer has sent Close, with a code for a good end: nothing more will come.
         self.ended = False
-        #: Our Close was made, and nothing is made after it. That it was sent is for the caller to know.
+        #: `close` has made our Close, after which nothing may be sent. Whether it was sent, only the caller knows.
         self.closed = False
 
     # --- receiving ---
@@ -109,9 +110,9 @@ class WebSocket:
         self._connection.receive_data(data)
 
     def payload(self) -> bytes | None:
-        """What came in messages since; None where more bytes are needed; b"": look at `ended`, or ask again.
+        """The payload since the last call. None: feed more bytes. b"": the peer has `ended`, or else ask again.
 
-        Raises WebSocketError, now and from then on: this end can only `close`.
+        Raises WebSocketError, and does so at each later call: all that is left then is to `close`.
         """
         if self._error is not None:
             raise self._error
@@ -126,7 +127,7 @@ class WebSocket:
         return None if done and not (parts or self.ended) else b"".join(parts)
 
     def _take(self, parts: list[bytes | bytearray]) -> bool:
-        """Put the payload of some frames into `parts`; whether there were no more of them."""
+        """Put the payload of the next frames into `parts`; whether these were all."""
         for seen, event in enumerate(self._connection.events(), 1):
             match event:
                 case BytesMessage():
@@ -135,7 +136,7 @@ class WebSocket:
                 case TextMessage():
                     raise WebSocketError(Code.NOT_BINARY, "a text message came, and tunnels are binary")
                 case Ping():
-                    # RFC 6455, section 5.5.3: the latest is enough. So a flood of them costs no memory.
+                    # RFC 6455, section 5.5.3: only the latest ping needs an answer. A flood of pings costs no memory.
                     self._ping = event
                 case CloseConnection():
                     self._ends(event)
@@ -152,7 +153,7 @@ class WebSocket:
 
     def _ends(self, event: CloseConnection) -> None:
         if self._connection.state in (ConnectionState.OPEN, ConnectionState.LOCAL_CLOSING):
-            # wsproto reports what it cannot parse as a Close that never came.
+            # wsproto reports a frame that it cannot parse as a Close, although its state says that none has come.
             too_big = event.code == Code.TOO_BIG
             raise WebSocketError(event.code, _TOO_BIG if too_big else "a frame came that breaks the rules of WebSocket")
         self._close = event
@@ -161,44 +162,44 @@ class WebSocket:
             self.ended = True
             return
         words = f"the peer closed it with code {int(event.code)}"
-        # A server's words are for the user to read. A client's are for no log.
+        # A server's words are for the user. A client's words do not get into the server's log.
         if self._client and event.reason:
             words += f": {printable(event.reason)}"
         raise WebSocketError(event.code, words)
 
     @property
     def complaint(self) -> str:
-        """What the peer did wrong or gave up for; empty where it did not."""
+        """What the peer did wrong, or why it gave up; empty if neither."""
         return str(self._error or "")
 
     @property
     def owes(self) -> bool:
-        """Whether `answer` has something."""
+        """Whether `answer` has something to send."""
         return not self.closed and (self._ping is not None or self._answers_close)
 
     @property
     def _answers_close(self) -> bool:
-        # A server does it with its own `close`. Clients such as websocat say Close at their input's end, as if it
-        # were a half-close, and take what comes until the answer.
+        # A server answers later, with its own `close`: clients such as websocat send Close at the end of their input,
+        # as if it were a half-close, and go on receiving until the answer.
         return self._client and self._close is not None
 
     @property
     def can_send(self) -> bool:
-        """Whether there may be messages yet."""
+        """Whether messages may still be sent."""
         return not (self.closed or self._answers_close)
 
     # --- sending: all of it is for the wire, whole and in this order ---
 
     def messages(self, data: bytes | bytearray | memoryview) -> Iterator[bytearray]:
         """Binary messages that carry `data`, one at a time. Only while it `can_send`."""
-        # Not by wsproto, which copies four times on the way: twice as fast.
+        # Without wsproto, which copies the data four times. This is twice as fast.
         with memoryview(data) as view:
             for start in range(0, len(view), MAX_SENT):
                 part = view[start : start + MAX_SENT]
                 if not self._client:
                     yield bytearray().join((self._header(len(part)), part))
                     continue
-                # Section 10.3: who chooses what we send must not be able to choose what is on the wire.
+                # Section 10.3: a random key, so that whoever chooses the payload cannot choose the bytes on the wire.
                 key = os.urandom(4)
                 message = bytearray().join((self._header(len(part)), key, part))
                 _mask(message, len(message) - len(part), key)
@@ -213,11 +214,11 @@ class WebSocket:
         return bytes((_BINARY_FINAL, mask | 127)) + length.to_bytes(8, "big")
 
     def ping(self) -> bytes:
-        """A ping; b"" once either side has said Close."""
+        """A ping; b"" once either side has sent Close."""
         return b"" if self.closed or self._close is not None else self._connection.send(Ping())
 
     def answer(self) -> bytes:
-        """What the peer is owed: a pong, or a Close for its own. b"" where it is owed nothing."""
+        """The answer that the peer expects: a pong, or a Close in answer to its own. b"" if it expects none."""
         if not self.owes:
             return b""
         if self._ping is None:
@@ -226,9 +227,9 @@ class WebSocket:
         return self._connection.send(ping.response())
 
     def close(self, code: int, reason: str = "") -> bytes:
-        """A Close, or the answer to the peer's own; b"" where we have closed. The reason is cut to fit (123 bytes).
+        """A Close, or the answer to the peer's own; b"" if we have sent one. The reason is cut to the limit, 123 bytes.
 
-        The answer repeats what the peer said, unless this is no good end: section 5.5.1 asks for no more than that.
+        The answer repeats the peer's code, as section 5.5.1 suggests, unless `code` says that this is not a good end.
         """
         if self.closed:
             return b""

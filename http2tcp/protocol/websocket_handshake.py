@@ -1,4 +1,5 @@
-"""The fields of WebSocket's opening handshake. RFC 6455, section 4. Apart from the frames, whose import costs more."""
+"""The fields of WebSocket's opening handshake (RFC 6455, section 4). Frames have a module of their own, since it loads
+wsproto, which is slow to import."""
 
 from __future__ import annotations
 
@@ -12,7 +13,7 @@ VERSION_FIELD = "Sec-WebSocket-Version"
 PROTOCOL_FIELD = "Sec-WebSocket-Protocol"
 EXTENSIONS_FIELD = "Sec-WebSocket-Extensions"
 
-#: The only version there is.
+#: The only version that exists.
 VERSION = "13"
 #: The subprotocol by which http2tcp's client and server agree that the messages carry capsules. Without it they
 #: carry the tunnel's bytes as they are, for peers that know only WebSocket.
@@ -36,6 +37,6 @@ def is_key(value: bytes) -> bool:
 
 
 def accept_value(key: str) -> str:
-    """What the answer to that key says: it shows that its sender speaks WebSocket, and has read this very request."""
+    """The Sec-WebSocket-Accept for a key. It proves that the sender speaks WebSocket and has read this request."""
     digest = hashlib.sha1(key.encode("ascii") + _GUID, usedforsecurity=False).digest()
     return b64encode(digest).decode("ascii")

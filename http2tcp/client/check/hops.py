@@ -1,7 +1,7 @@
 """What a check says of each hop, and its verdict. Pure.
 
-What a failure means is the ordinary client's own sentence (`http2tcp.client.diagnosis`); here are the facts around
-it, and the lines of configuration (`http2tcp.client.front_ends`). What a peer wrote is made safe to print.
+The sentence for a failure is the ordinary client's (`http2tcp.client.diagnosis`). Here are the facts around it, and the
+advice with lines of configuration (`http2tcp.client.front_ends`). What a peer wrote is made safe to print.
 """
 
 from __future__ import annotations
@@ -37,7 +37,8 @@ from http2tcp.protocol.client_handshake import Answer, Refused, Switched
 from http2tcp.protocol.transport import DIAL_METRIC, TIMING_FIELD, Transport
 from http2tcp.units import repeated
 
-# Let's Encrypt renews 30 days before the end: with fewer than these left, something has probably stopped.
+# Let's Encrypt certificates are renewed 30 days before their end. With fewer days left than these, renewal has probably
+# stopped.
 _DAYS_TO_RENEW = 14
 _MAX_SHOWN = 4
 _MAX_QUOTE = 60
@@ -188,7 +189,7 @@ def _certificate(der: bytes | None) -> tuple[str, tuple[str, ...], dict[str, Any
 
 
 def front_end_hop(attempt: Attempt) -> Hop:
-    """Who answered in HTTP, by what the first answer says of itself, or its last repetition."""
+    """Who answered in HTTP, by the fields of the attempt's last answer."""
     attempt = next((one for one in reversed((*attempt.earlier, attempt)) if one.answer is not None), attempt)
     server = _quote(dict(reversed(attempt.fields)).get("server", ""))
     found = advice.recognise(attempt.fields)
@@ -204,7 +205,7 @@ def front_end_hop(attempt: Attempt) -> Hop:
 
 
 def transport_hop(attempt: Attempt) -> Hop:
-    """What became of one transport's upgrade, in all its tries."""
+    """What happened to one transport's upgrade, in all its tries."""
     text, state = _became(attempt)
     told = [_became(one)[0] for one in attempt.earlier]
     if told:
@@ -216,7 +217,7 @@ def transport_hop(attempt: Attempt) -> Hop:
 
 
 def _became(attempt: Attempt) -> tuple[str, State]:
-    """Of one try."""
+    """What happened to one try, and how it stands."""
     answer, status = attempt.answer, _status(attempt.answer)
     match answer:
         case Switched(transport=transport) if transport is not attempt.transport:
@@ -261,7 +262,7 @@ def server_hop(attempt: Attempt, *, refuses: bool) -> Hop:
 
 
 def authorisation_hop(attempt: Attempt, *, with_token: bool, target: str) -> Hop:
-    """Whether the token is good, and good for the destination."""
+    """Whether the token is accepted, and whether it may reach the destination."""
     state, text = State.OK, "the token is accepted" if with_token else "granted without a token"
     if isinstance(attempt.error, CredentialsRefused):
         state, text = State.FAILED, "the token is not known" if with_token else "a token is wanted"
@@ -271,7 +272,7 @@ def authorisation_hop(attempt: Attempt, *, with_token: bool, target: str) -> Hop
 
 
 def target_hop(attempt: Attempt, destination: Address | None, greeting: bytes | None) -> Hop:
-    """The target; `greeting` is what it said first, b"" where it ended instead, None where it waits."""
+    """The target. `greeting` is its first bytes, b"" if it ended instead, None if it waits."""
     text = target_name(destination)
     words = None if not greeting else _printable(greeting)
     facts = {"destination": None if destination is None else str(destination), "greeting": words}
@@ -289,12 +290,12 @@ def target_hop(attempt: Attempt, destination: Address | None, greeting: bytes | 
 
 
 def target_name(destination: Address | None) -> str:
-    """The destination for a person."""
+    """The destination, as it is shown."""
     return "the server's default destination" if destination is None else str(destination)
 
 
 def works(attempts: Sequence[Attempt], chosen: Attempt, destinations: Sequence[Address | None], path: str) -> Verdict:
-    """The verdict on a way that leads to all `destinations`, by the `chosen` one of the attempts."""
+    """The verdict if all `destinations` are reached, by the `chosen` one of the attempts."""
     answer = chosen.answer
     assert isinstance(answer, Switched)
     name = answer.transport.value
@@ -302,29 +303,29 @@ def works(attempts: Sequence[Attempt], chosen: Attempt, destinations: Sequence[A
     missed, mend = attempts[0], None
     if chosen is not missed:
         sentence += f"; --transport {name} saves the detour"
-        # A server of the original has no other to offer.
+        # A server of the original has no better transport.
         if answer.from_http2tcp:
             mend = advise(missed, path, f"To let {missed.transport.value} through as well. ", ours=True)
     return Verdict(f"{sentence}.", transport=name, advice=mend)
 
 
 def works_for_any(attempt: Attempt) -> Verdict:
-    """The verdict where each connection will name its own destination, and the server wants no more than that."""
+    """The verdict if each connection will name its own destination, and the server lacks nothing but that."""
     name = attempt.transport.value
     return Verdict(f"It works: {name} carries the tunnels, and each connection names its target.", transport=name)
 
 
 def failed(error: TunnelError, attempt: Attempt, path: str) -> Verdict:
-    """The verdict on a way that fails; `attempt` is the one that shows what the front end lacks."""
+    """The verdict if a hop fails. `attempt` is the one that shows what the front end lacks."""
     words = error.words if isinstance(error, FrontEndFailed) else str(error)
     hop = error.hop if error.hop.isupper() else f"the {error.hop}"
     return Verdict(f"It fails at {hop}: {_ended(words)}", error.exit_code, key_of(error), None, advise(attempt, path))
 
 
 def advise(attempt: Attempt, path: str, opening: str = "", *, ours: bool = False) -> Advice | None:
-    """The lines with which the front end passes what it did not pass; None where lines do not help.
+    """The lines with which the front end passes the upgrade that it did not pass; None if lines would not help.
 
-    `ours`: the path is known to lead to http2tcp. Otherwise lines for it may take it from what answers there.
+    `ours`: the path is known to lead to http2tcp. Otherwise something else may answer there, and lose the path.
     """
     error, answer = attempt.error, attempt.answer
     redirected = isinstance(answer, Refused) and 300 <= answer.status < 400
@@ -334,7 +335,7 @@ def advise(attempt: Attempt, path: str, opening: str = "", *, ours: bool = False
         return None
     if not (ours or attempt.refused_by_us):
         if path in ("", "/"):
-            # The lines would take the whole site.
+            # The lines would lead the whole site to http2tcp.
             path = advice.DEFAULT_PATH
             opening += (
                 f"What answers at / stays as it is: give http2tcp a path of its own, such as {path}, and put the same "
@@ -352,7 +353,7 @@ def advise(attempt: Attempt, path: str, opening: str = "", *, ours: bool = False
 
 
 def _dial_time(fields: Sequence[tuple[str, str]]) -> float | None:
-    """The server's own measure, in seconds."""
+    """How long the server took to reach the target, by its own clock, in seconds; None if it does not say."""
     for name, value in fields:
         if name == TIMING_FIELD.lower() and (match := _DIAL_TIME.search(value)):
             return float(match[1]) / 1000
@@ -360,7 +361,7 @@ def _dial_time(fields: Sequence[tuple[str, str]]) -> float | None:
 
 
 def _ended(words: str) -> str:
-    """A sentence with the one full stop that it needs."""
+    """The words as a sentence, with one full stop."""
     return words if words.endswith((".", "?", "!", "…")) else f"{words}."
 
 
@@ -375,7 +376,7 @@ def _quote(text: str) -> str:
 
 
 def _printable(data: bytes) -> str:
-    """The first line, if it is text."""
+    """The first line for a person, if it is text."""
     line = data.split(b"\n")[0].rstrip(b"\r").decode("utf-8", "replace")
     text = "".join(character if character.isprintable() and character != "\ufffd" else "." for character in line)
     if not text or text.count(".") * 2 > len(text):
@@ -385,7 +386,7 @@ def _printable(data: bytes) -> str:
 
 @dataclass
 class Attempt:
-    """One transport's connection, as far as it has come. What the peer wrote is not yet safe to print."""
+    """One transport's attempt, as far as it has got. What the peer wrote is not yet safe to print."""
 
     transport: Transport
     answer: Answer | None = None
@@ -393,7 +394,7 @@ class Attempt:
     #: From the request to the answer or the failure.
     seconds: float | None = None
     error: TunnelError | None = None
-    #: The same request before this one, which failed as it does where something restarts.
+    #: The tries of the same request before this one. They failed as if something was restarting.
     earlier: Sequence[Attempt] = ()
     #: The hops below HTTP that it has passed.
     passed_hops: list[Hop] = field(default_factory=list)
@@ -412,7 +413,7 @@ class Attempt:
 
     @property
     def passed(self) -> bool:
-        """Whether the upgrade came to the http2tcp server as it was sent."""
+        """Whether the upgrade reached the http2tcp server as it was sent."""
         return isinstance(self.answer, Switched) or (self.refused_by_us and not isinstance(self.error, FrontEndFailed))
 
     @property
@@ -425,13 +426,13 @@ class State(Enum):
     """How a hop stands."""
 
     OK = "ok"
-    #: It holds, but somebody should look at it.
+    #: It works, but somebody should look at it.
     NOTE = "note"
     FAILED = "failed"
 
 
 class Hop(NamedTuple):
-    """One hop of the way. All of it is safe to print."""
+    """A line of the report: one hop of the way. All of it is safe to print."""
 
     #: One of docs/check.md's names, for machines.
     key: str
@@ -450,14 +451,14 @@ class Hop(NamedTuple):
 class Advice(NamedTuple):
     """What to write where."""
 
-    #: Whose configuration it is; None where that is not known.
+    #: The front end whose configuration it is; None if that is not known.
     front_end: str | None
     note: str
     lines: Sequence[str]
 
 
 class Verdict(NamedTuple):
-    """What it comes to."""
+    """The result of a check."""
 
     #: One sentence.
     sentence: str
@@ -470,7 +471,7 @@ class Verdict(NamedTuple):
 
 
 class Report(Protocol):
-    """Whoever is told, as it goes."""
+    """Shows a check while it goes on."""
 
     def begin(self, endpoint: str, destinations: Sequence[str]) -> None:
         """Before the first hop."""

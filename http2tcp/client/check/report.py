@@ -30,14 +30,14 @@ class TextReport:
     """Lines for a person."""
 
     def __init__(self, out: TextIO, *, quiet: bool = False, live: bool = True) -> None:
-        """`quiet` shows what fails alone. Without `live`, no hop is shown before it is known."""
+        """`quiet` shows only a failure. Without `live`, nothing is shown of a hop that is still waited for."""
         self._out = out
         self._quiet = quiet
         self._live = live
         self._terminal = out.isatty() and os.environ.get("TERM", "dumb") != "dumb"
         # https://no-color.org/
         self._coloured = self._terminal and not os.environ.get("NO_COLOR")
-        # On other outputs a line is a line, for grep.
+        # Only a terminal gets folded lines. In a file or a pipe one line stays one line, for grep.
         self._width = min(shutil.get_terminal_size().columns, _MAX_WIDTH) if self._terminal else None
         self._marks = _MARKS if _can_show(out, "".join(_MARKS.values())) else _PLAIN_MARKS
         self._indent = " " * (2 + len(self._marks[State.OK]) + 1 + _LABEL)
@@ -51,7 +51,7 @@ class TextReport:
             self._line("")
 
     def waiting(self, label: str, text: str) -> None:
-        """This hop is next: a terminal shows it until it is known."""
+        """This hop is next. A terminal shows it until its line is known."""
         if self._terminal and self._live and not self._quiet:
             line = f"{self._indent[:-_LABEL]}{label:<{_LABEL}}{text} ..."[: (self._width or _MAX_WIDTH) - 1]
             self._write(_CLEAR_LINE + self._painted(line, _DIM))
@@ -74,7 +74,7 @@ class TextReport:
                 self._line(self._indent + self._painted(text, _DIM))
 
     def end(self, verdict: Verdict) -> None:
-        """The lines of configuration, and last, where no screen has lost them, the sentence and what to do."""
+        """Write the lines of configuration first, as they may be many: then the verdict stays on the screen."""
         works = verdict.exit_status == 0
         if self._quiet and works:
             return
@@ -82,7 +82,7 @@ class TextReport:
         if found is not None and found.lines:
             self._line("")
             for line in found.lines:
-                # Never wrapped: it is there to be copied.
+                # Never folded, since it is there to be copied.
                 self._line(f"    {line}".rstrip())
         self._line("")
         self._wrapped(verdict.sentence, _BOLD, _GREEN if works else _RED)
@@ -91,7 +91,7 @@ class TextReport:
             self._wrapped(found.note)
 
     def interrupted(self) -> None:
-        """Leave the cursor at a line's begin."""
+        """Leave the cursor at the beginning of a line."""
         if self._pending:
             self._write("\n")
 
@@ -135,7 +135,7 @@ class JSONReport:
         self._document = {"version": JSON_VERSION, "endpoint": endpoint, "destinations": list(destinations)}
 
     def waiting(self, label: str, text: str) -> None:
-        """Nothing: a program waits for the whole."""
+        """Nothing to do: a program waits for the whole document."""
 
     def hop(self, hop: Hop) -> None:
         """Remember it."""
@@ -143,7 +143,7 @@ class JSONReport:
         self._hops.append({"hop": hop.key, "state": hop.state.value, "ms": ms, "text": hop.text, **hop.facts})
 
     def end(self, verdict: Verdict) -> None:
-        """The document. Raises StdioFailed where all works and the document is lost."""
+        """Write the document. Raises StdioFailed if all works but the document cannot be written."""
         found = verdict.advice
         advice = found and {"front_end": found.front_end, "note": found.note, "lines": list(found.lines)}
         self._document |= {
@@ -161,12 +161,12 @@ class JSONReport:
         except BrokenPipeError:
             pass  # nobody reads on; the exit status tells
         except OSError as error:
-            # A program that finds half a document should not find a 0 beside it.
+            # The status must not be 0 if the program got half a document.
             if verdict.exit_status == 0:
                 raise StdioFailed(f"cannot write to stdout: {os_reason(error)}") from None
 
     def interrupted(self) -> None:
-        """Nothing: half a document is none."""
+        """Nothing to do: half a document is of no use."""
 
 
 def _milliseconds(seconds: float) -> str:

@@ -1,7 +1,7 @@
-"""`--check`: the ordinary client, watched. A connection like any other, and a line for each hop that it passes.
+"""`--check`: the ordinary client, observed. It opens a tunnel as always, and each hop that it passes becomes a line.
 
-The client's own code tells of its hops (`http2tcp.client.observer`), so that a check cannot be right where the
-client is wrong. `http2tcp.client.check.hops` has the words.
+The client's own code reports its hops (`http2tcp.client.observer`), so a check cannot succeed if the client would
+fail. `http2tcp.client.check.hops` has the words.
 """
 
 from __future__ import annotations
@@ -34,26 +34,26 @@ from http2tcp.printable import safe
 from http2tcp.protocol.client_handshake import Answer, Refused
 from http2tcp.protocol.transport import Transport
 
-# How long a target may take to greet: sshd takes its time where it looks its client's name up.
+# How many seconds a target may take to greet. sshd is slow if it looks the client's name up.
 _GREETING = 1.5
 _MAX_GREETING = 4096
 _CLOSING = 1.0
 
 
 async def check(settings: ClientSettings, report: Report) -> Verdict:
-    """Walk the way that `settings` describe, and tell `report` of it. Nothing stays open, nothing listens."""
+    """Walk the way that `settings` describe, and tell `report` about it. Nothing stays open, and nothing listens."""
     return await _Walk(settings, report).run()
 
 
 class _Walk:
-    """One check: what the client's Progress tells goes to the report."""
+    """One check. It is the client's `Progress`: it collects the attempts, and tells the report what they show."""
 
     def __init__(self, settings: ClientSettings, report: Report) -> None:
         if settings.fdpass and settings.transport is None:
-            settings = replace(settings, transport=Transport.TCP)  # as the client itself has it
+            settings = replace(settings, transport=Transport.TCP)  # as `hand_over` does
         led = [forward.destination or settings.destination for forward in settings.forwards if not forward.socks]
         self._destinations: list[Address | None] = list(dict.fromkeys(led)) or [settings.destination]
-        #: Each connection will name its own by SOCKS5, and there is none to try yet.
+        #: Only SOCKS5 connections will name a destination, so there is none to try now.
         self._later = bool(settings.forwards) and not led and settings.destination is None
         if self._later and settings.endpoint.needs_target:
             raise SettingsError("a check of -D needs a destination (-d) to try: this endpoint's template names it")
@@ -98,7 +98,7 @@ class _Walk:
         return hops.works(self._attempts, chosen, self._destinations, self._path)
 
     async def _try_the_other_transports(self) -> None:
-        """Which of them get through besides the one that the client takes."""
+        """Find out which other transports get through besides the one that the client uses."""
         tried = [attempt.transport for attempt in self._attempts]
         for transport in AUTO if self._settings.transport is None else ():
             if transport not in tried:
@@ -108,7 +108,7 @@ class _Walk:
                     continue  # `failed` has kept it
 
     async def _try_destination(self, connector: Connector, destination: Address | None) -> list[TunnelError]:
-        """Another one, by the transport that is known to get through."""
+        """Try a further destination, by the transport that is known to get through. Its failures."""
         self._current = []
         self._report.waiting("target", hops.target_name(destination))
         greeting = None
@@ -122,7 +122,7 @@ class _Walk:
         return [attempt.error] if attempt.error else []
 
     async def _explain(self, error: TunnelError) -> Verdict:
-        """The hop that fails, and those before it that only its answer shows."""
+        """Tell the hop that failed, and the hops before it that the answer shows. The verdict."""
         attempt = self._attempts[-1]
         lacks_destination = self._later and isinstance(attempt.answer, Refused) and attempt.answer.status == 400
         if attempt is self._attempts[0].first_try and attempt.ended_below_http:
@@ -139,7 +139,7 @@ class _Walk:
         return hops.failed(error, self._attempts[0], self._path)
 
     async def _failed_hop(self, error: TunnelError, seconds: float | None) -> Hop:
-        """One below HTTP."""
+        """The line of a hop below HTTP that failed."""
         settings = self._settings
         match hops.key_of(error):
             case "name":
@@ -158,7 +158,7 @@ class _Walk:
                 )
 
     async def _look_at_certificate(self, error: TunnelError) -> tuple[str | None, bytes | None]:
-        """The certificate that was not accepted. This session sends nothing but its handshake."""
+        """The TLS version and the certificate that was not accepted, by one more handshake that sends nothing else."""
         if not isinstance(error.__cause__ or error.__context__, ssl.SSLCertVerificationError | PinMismatch):
             return None, None
         context = client_context(verify=False)
@@ -261,7 +261,7 @@ def _hops_of(settings: ClientSettings) -> list[tuple[str, str]]:
 
 
 async def _listen(tunnel: Tunnel) -> tuple[bytes | None, TunnelError | None]:
-    """The target's first bytes (b"" where it ends instead, None where it waits), or a failure. Closes the tunnel."""
+    """The target's first bytes (b"" if it ends instead, None if it waits), or a failure. Closes the tunnel."""
     try:
         with trio.move_on_after(_GREETING):
             data = await tunnel.stream.receive_some(_MAX_GREETING)
@@ -278,7 +278,7 @@ async def _listen(tunnel: Tunnel) -> tuple[bytes | None, TunnelError | None]:
 
 
 async def _close(tunnel: Tunnel) -> None:
-    """End it as a client that has said all, so that a target that ends too leaves the record of a finished session."""
+    """End both directions in order, so that the server's log records a finished session if the target ends too."""
     stream = tunnel.stream
     try:
         with trio.move_on_after(_CLOSING):
@@ -289,6 +289,6 @@ async def _close(tunnel: Tunnel) -> None:
                 await stream.finish()
             await stream.aclose()
     except trio.BrokenResourceError:
-        pass  # it is over either way
+        pass  # the tunnel is closed either way
     finally:
         tunnel.stream.abort()
