@@ -13,6 +13,7 @@ them.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from enum import Enum
 from typing import ClassVar
 
 
@@ -58,6 +59,19 @@ class TooFewDescriptors(Http2tcpError):
     """The process may open too few files (RLIMIT_NOFILE) to be of any use."""
 
     exit_code = 73
+
+
+class DialFailure(Enum):
+    """Why a connection to a target could not be made; `net.dial.DialError` has one."""
+
+    NAME = "name not found"
+    NAME_TEMPORARY = "name look-up failed"
+    PROHIBITED = "address not allowed"
+    REFUSED = "connection refused"
+    UNROUTABLE = "no route"
+    TIMEOUT = "timed out"
+    EXHAUSTED = "out of descriptors"
+    OTHER = "failed"
 
 
 # --- what the server answers ------------------------------------------------------------------

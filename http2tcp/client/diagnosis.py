@@ -1,4 +1,4 @@
-"""What a failure at a hop means, and what the user can do about it.
+"""What a failure at a hop means, and what the user can do about it. No I/O.
 
 Only here do errors of the system and answers of other programs become a `TunnelError`. An answer with a
 Proxy-Status of http2tcp comes from the http2tcp server; any other was made by a front end. What a peer wrote is

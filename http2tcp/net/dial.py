@@ -11,14 +11,13 @@ import os
 import socket
 from collections.abc import Callable, Sequence
 from contextlib import nullcontext
-from enum import Enum
 from ipaddress import ip_address
 from typing import Any, NamedTuple
 
 import trio
 
 from http2tcp.address import Address, IPAddress, TCPAddress, UnixAddress
-from http2tcp.errors import os_reason
+from http2tcp.errors import DialFailure, os_reason
 from http2tcp.net.preconnect import (
     FAMILIES,
     RESOLUTION_DELAY,
@@ -48,19 +47,6 @@ _BACKLOG_PAUSE = 0.02
 
 Permits = Callable[[IPAddress], bool]
 Resolved = Callable[[Sequence["Candidate"]], None]
-
-
-class DialFailure(Enum):
-    """Why there is no connection."""
-
-    NAME = "name not found"
-    NAME_TEMPORARY = "name look-up failed"
-    PROHIBITED = "address not allowed"
-    REFUSED = "connection refused"
-    UNROUTABLE = "no route"
-    TIMEOUT = "timed out"
-    EXHAUSTED = "out of descriptors"
-    OTHER = "failed"
 
 
 class DialError(Exception):

@@ -18,6 +18,7 @@ from http2tcp.address import Address, IPAddress, TCPAddress, normal_path, parse_
 from http2tcp.errors import (
     AddressError,
     BadRequest,
+    DialFailure,
     Forbidden,
     HeadTimeout,
     InternalError,
@@ -30,7 +31,7 @@ from http2tcp.errors import (
     Unauthorized,
     UpgradeRequired,
 )
-from http2tcp.net.dial import DialError, DialFailure, Dialled, dial
+from http2tcp.net.dial import DialError, Dialled, dial
 from http2tcp.net.framed import framed
 from http2tcp.net.last_answer import LINGER, send_last_answer
 from http2tcp.net.paced import PacedStream
@@ -349,7 +350,7 @@ class Connection:
         except trio.TooSlowError:
             raise too_slow(admission, self._settings.connect_timeout, named=known.is_set()) from None
         except DialError as error:
-            raise dial_refusal(admission, error, closed) from error
+            raise dial_refusal(admission, error.failure, str(error), closed) from error
 
     async def _switch_and_relay(self, request: TunnelRequest, target: Dialled, dial_time: float) -> Ended:
         """Send the answer that opens the tunnel, and carry its bytes until it ends."""

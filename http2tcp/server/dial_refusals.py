@@ -1,20 +1,24 @@
-"""What a client is told of a target that could not be dialled. Pure."""
+"""The refusal that a client gets when its target could not be dialled. Pure."""
 
 from __future__ import annotations
 
 from http2tcp.address import TCPAddress
 from http2tcp.errors import (
+    DialFailure,
     Forbidden,
     LimitReached,
     Refusal,
     TargetTimeout,
     TargetUnreachable,
 )
-from http2tcp.net.dial import DialError, DialFailure
 from http2tcp.server.policy import Admission
+
+# Failures that say something about the target's name: whether it exists, and to which addresses it leads.
+_ABOUT_THE_NAME = (DialFailure.PROHIBITED, DialFailure.NAME, DialFailure.NAME_TEMPORARY)
 
 
 def too_slow(admission: Admission, seconds: float, *, named: bool) -> Refusal:
+    """The refusal after `seconds` without a connection. `named`: the target's name had been looked up by then."""
     destination = admission.destination
     if not named and not admission.by_name:
         return _unnamed(f"no name server answered in {seconds:g} s")
@@ -24,27 +28,22 @@ def too_slow(admission: Admission, seconds: float, *, named: bool) -> Refusal:
     return TargetTimeout(words, proxy_error="dns_timeout")
 
 
-_ABOUT_THE_NAME = (DialFailure.PROHIBITED, DialFailure.NAME, DialFailure.NAME_TEMPORARY)
+def dial_refusal(admission: Admission, failure: DialFailure, words: str, closed: str) -> Refusal:
+    """The refusal after a dial that failed, for a reason that `words` describe.
 
-
-def _unnamed(why: str) -> Forbidden:
-    """A token learns nothing of names that it may not use: neither whether they exist, nor what they are."""
-    return Forbidden(rule=f"no rule of allow names it, and {why}")
-
-
-def dial_refusal(admission: Admission, error: DialError, closed: str) -> Refusal:
-    """`closed`: what closed the first of its addresses that may not be dialled."""
+    `closed` is the rule that forbids the first of the target's forbidden addresses; empty where none is forbidden.
+    """
     destination = admission.destination
-    if error.failure in _ABOUT_THE_NAME and not admission.by_name:
-        return Forbidden(rule=closed) if closed else _unnamed(str(error))
-    if error.failure is DialFailure.PROHIBITED:
+    if failure in _ABOUT_THE_NAME and not admission.by_name:
+        return Forbidden(rule=closed) if closed else _unnamed(words)
+    if failure is DialFailure.PROHIBITED:
         return Forbidden(
             f"{destination} is not allowed: every address of it is closed, by a deny rule or as link-local or metadata",
             proxy_error="destination_ip_prohibited",
             rule=closed,
         )
-    words = f"cannot reach {destination} from the server: {error}"
-    match error.failure:
+    words = f"cannot reach {destination} from the server: {words}"
+    match failure:
         case DialFailure.EXHAUSTED:
             return LimitReached(words)
         case DialFailure.TIMEOUT:
@@ -57,3 +56,8 @@ def dial_refusal(admission: Admission, error: DialError, closed: str) -> Refusal
             return TargetUnreachable(words, proxy_error="destination_ip_unroutable")
         case _:
             return TargetUnreachable(words, proxy_error="destination_unavailable")
+
+
+def _unnamed(why: str) -> Forbidden:
+    """A token that may not use a name must not learn whether it exists or where it leads; the log's rule says why."""
+    return Forbidden(rule=f"no rule of allow names it, and {why}")

@@ -1,4 +1,4 @@
-"""What a server counts of itself, and all that /metrics says of it. Pure: it is told, and it asks.
+"""Everything that /metrics shows of a server: its counters, and gauges that are read from its state when asked for.
 
 No label holds a destination, a client's address or anything else that a client makes up. Every vocabulary is
 closed, but for the names that the operator gave to tokens. docs/metrics.md says what each family is for.

@@ -15,11 +15,11 @@ import trio
 import trio.testing
 
 from http2tcp.address import IPAddress, TCPAddress, UnixAddress
+from http2tcp.errors import DialFailure
 from http2tcp.net import dial as dial_module
 from http2tcp.net.dial import (
     Candidate,
     DialError,
-    DialFailure,
     LookUpLimiter,
     dial,
     dial_first,

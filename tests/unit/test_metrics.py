@@ -9,8 +9,7 @@ from pathlib import Path
 import pytest
 
 from http2tcp.address import TCPAddress
-from http2tcp.errors import Refusal
-from http2tcp.net.dial import DialError, DialFailure
+from http2tcp.errors import DialFailure, Refusal
 from http2tcp.server.counters import REFUSALS
 from http2tcp.server.dial_refusals import dial_refusal as _dial_refusal
 from http2tcp.server.dial_refusals import too_slow as _too_slow
@@ -67,7 +66,7 @@ def test_every_refusal_is_known_from_the_start() -> None:
     made = {(str(each.status), each.proxy_error) for each in refusals()}
     admission = Grant(None, None, pinned=False).admit(TCPAddress("db", 22))
     for failure in DialFailure:
-        refusal = _dial_refusal(admission, DialError(failure, ""), "")
+        refusal = _dial_refusal(admission, failure, "", "")
         made.add((str(refusal.status), refusal.proxy_error))
     for named in (False, True):
         refusal = _too_slow(admission, 1, named=named)

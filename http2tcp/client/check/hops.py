@@ -1,4 +1,4 @@
-"""What a check says of each hop, and its verdict. Pure.
+"""What a check says of each hop, and its verdict. No I/O.
 
 The sentence for a failure is the ordinary client's (`http2tcp.client.diagnosis`). Here are the facts around it, and the
 advice with lines of configuration (`http2tcp.client.front_ends`). What a peer wrote is made safe to print.
