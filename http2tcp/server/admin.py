@@ -1,12 +1,13 @@
 """The second listener: /metrics, /healthz and /readyz for the operator's tools, and never a tunnel.
 
-It asks for no token, so it belongs on loopback, on a Unix socket or in a network of the operator's own. Nobody
-who reaches it can hold it up: a connection carries one request and has a few seconds for all of it, and where
-there are too many, the oldest goes.
+It asks for no token, so it belongs on loopback, on a Unix socket or in a network of the operator's own. No client
+can block it: a connection carries one request and has a few seconds for that, and when there are too many connections,
+the oldest is closed.
 
-A browser reaches it too, on the same machine or network, and any web page can make it ask. So a page of another
-origin is refused; and on loopback, whose names are few, a Host that is another name is refused as well: a page can have
-its own name lead to 127.0.0.1, and is then of the same origin (DNS rebinding). An address in Host is never the page's.
+A browser on the same machine or network can reach it too, and any web page can make the browser send a request. So
+requests from pages of another origin are refused. On loopback a Host with an unknown name is refused as well: a page
+can point its own name at 127.0.0.1 and so become the same origin (DNS rebinding). An IP address in Host is always fine,
+since a page cannot own one.
 """
 
 from __future__ import annotations
@@ -30,18 +31,18 @@ from http2tcp.server.rules import ip_like
 
 logger = logging.getLogger("http2tcp.admin")
 
-# A scraper, two kinds of probes and a person need four.
+# Four are enough for a scraper, two kinds of probes and a person.
 _CONNECTIONS = 32
-# For the request, the answer and the client's own close together. Prometheus itself gives up after 10 s.
+# How long a connection may take in all: request, answer and the client's close. Prometheus gives up after 10 s too.
 _PATIENCE = 10.0
 # How long an answered client may take to close.
 _LINGER = 1.0
-# What a browser sends with a few cookies of other services on the same host.
+# Enough for a browser's request with a few cookies of other services on the same host.
 _MAX_HEAD = 8 * 1024
 
-# RFC 9110, section 7.2.
+# Host, with an optional port (RFC 9110, section 7.2).
 _HOST = re.compile(r"(\[[^\]]*\]|[^:]*)(?::[0-9]*)?", re.ASCII)
-# What a browser says of an address that was typed or bookmarked, and of a page that this listener has served.
+# Values of Sec-Fetch-Site: the address was typed or bookmarked, or a page from this listener links here.
 _OWN_SITES = (b"none", b"same-origin")
 
 _TEXT = "text/plain; charset=utf-8"
@@ -62,10 +63,10 @@ async def serve_admin(
     unready: Callable[[], str],
     hosts: Callable[[], Iterable[str]] = tuple,
 ) -> None:
-    """Answer until cancelled.
+    """Answer requests until cancelled.
 
-    `families` make /metrics; `unready` says why no tunnel is taken now, or nothing; `hosts` are the names by which
-    a listener on loopback may be asked, beside localhost.
+    `families` are the contents of /metrics. `unready` returns why the server takes no tunnel now, or "". `hosts`
+    returns the names, besides localhost, that requests to a listener on loopback may have in Host.
     """
     scopes: dict[trio.CancelScope, None] = {}
 
@@ -93,7 +94,7 @@ async def serve_admin(
         for listener in listeners:
             address = listener.address
             local = isinstance(address, TCPAddress) and is_loopback(address.host)
-            # One a turn, so that whoever has asked is answered before others push it out.
+            # Accept one connection at a time, so that its request is answered before later ones evict it.
             nursery.start_soon(listener.accept_forever, partial(accepted, local), None, lambda: 1)
 
 
@@ -108,14 +109,14 @@ async def _converse(stream: SocketStream, answer: Callable[[h11.Request], _Answe
     try:
         with trio.move_on_after(_PATIENCE):
             await stream.send_all(await _exchange(stream, answer))
-            # To close with something unread would reset the answer away.
+            # Closing with bytes unread would send a reset, which can destroy the answer.
             with trio.move_on_after(_LINGER):
                 await stream.linger()
             await stream.aclose()
     except (trio.BrokenResourceError, _Departed):
         pass
     except Exception:
-        # What is told of the tunnels must not end them.
+        # A bug here must not end the tunnels.
         logger.exception("the admin listener cannot answer; please report this")
     finally:
         stream.abort()
@@ -125,14 +126,14 @@ async def _exchange(stream: SocketStream, answer: Callable[[h11.Request], _Answe
     try:
         request = await _read_request(stream)
     except h11.RemoteProtocolError as error:
-        # h11's own words quote the request.
+        # The error's own text is not sent, since it quotes the request.
         status = 431 if error.error_status_hint == 431 else 400
         return _wire(_Answer(status, f"{_PHRASES[status].lower()}\n"))
     return _wire(answer(request), head_only=request.method == b"HEAD")
 
 
 async def _read_request(stream: SocketStream) -> h11.Request:
-    """The head of a request; a body is not waited for. Raises h11.RemoteProtocolError, _Departed."""
+    """Read the head of a request, and do not wait for a body. Raises h11.RemoteProtocolError or _Departed."""
     connection = h11.Connection(h11.SERVER)
     size = 0
     while (event := connection.next_event()) is h11.NEED_DATA:
@@ -152,24 +153,24 @@ def _values(request: h11.Request, field: bytes) -> list[bytes]:
 
 
 def _foreign(request: h11.Request) -> str:
-    """Why it is refused: a browser asks for another site's page. Empty where it may go on."""
+    """Why the request is refused: a browser sent it for a page of another site. Empty where it is not refused."""
     own = {scheme + host.lower() for host in _values(request, b"host") for scheme in (b"http://", b"https://")}
     if any(origin.lower() not in own for origin in _values(request, b"origin")):
-        return "no web page may ask here"
+        return "web pages may not send requests here"
     if any(site not in _OWN_SITES for site in _values(request, b"sec-fetch-site")):
-        return "no web page may lead here: type the address"
+        return "links from other web pages do not work here: type the address"
     return ""
 
 
 def _misnamed(request: h11.Request, hosts: Iterable[str]) -> str:
-    """Why it is refused: Host is a name that this listener does not have. Empty where it may go on."""
+    """Why the request is refused: Host is not a name of this listener. Empty where it is not refused."""
     known = {"localhost", *(_plain(host) for host in hosts)}
     for value in _values(request, b"host"):
         text = value.decode("ascii", "replace")
         found = _HOST.fullmatch(text)
         if not text or (found and (_is_address(found[1]) or _plain(found[1]) in known)):
             continue
-        return "this name is not known here: ask by the address, by localhost, or list the name (--admin-name)"
+        return "unknown name in Host: use the IP address or localhost, or allow the name with --admin-name"
     return ""
 
 
@@ -189,7 +190,7 @@ def _is_address(host: str) -> bool:
 def _answer(request: h11.Request, families: Sequence[Family], unready: Callable[[], str]) -> _Answer:
     path = request.target.partition(b"?")[0]
     if path not in (b"/metrics", b"/healthz", b"/readyz"):
-        return _Answer(404, "here are /metrics, /healthz and /readyz\n")
+        return _Answer(404, "not found: there are /metrics, /healthz and /readyz\n")
     if request.method not in (b"GET", b"HEAD"):
         return _Answer(405, "expected GET or HEAD\n", fields=("Allow: GET, HEAD",))
     if path == b"/metrics":
@@ -205,7 +206,7 @@ def _wire(answer: _Answer, *, head_only: bool = False) -> bytes:
         f"HTTP/1.1 {answer.status} {_PHRASES[answer.status]}",
         f"Content-Type: {answer.content_type}",
         f"Content-Length: {len(body)}",
-        # What a cache on the way says of a probe is about another time.
+        # A cached answer would tell a probe about an earlier time.
         "Cache-Control: no-store",
         "Connection: close",
         *answer.fields,
@@ -214,4 +215,4 @@ def _wire(answer: _Answer, *, head_only: bool = False) -> bytes:
 
 
 class _Departed(Exception):
-    """The client left before its request was whole."""
+    """The client closed the connection before its request was complete."""

@@ -1,12 +1,11 @@
-"""What every connection leaves in the log: one record when it opens a tunnel and one when that ends, or one of
-why there was none.
+"""The audit log: one record when a tunnel opens and one when it ends, or one that says why there was no tunnel.
 
 A record is a `Record`: keys and values for JSON, and a line of `key=value` pairs in the same order. It holds no
-token, no request line and no text that a client made up: addresses are parsed before they get here, and a
-token's name is the operator's. docs/log.md is the reference.
+token, no request line and no text that a client chose: addresses are parsed before they get here, and the name of
+a token is the operator's. docs/log.md is the reference.
 
-What has not come as far as a request (it left, it was silent, it had to make room) is told with -v alone: thousands
-of such connections are no event. Of what strangers are refused, `Refusals` says which ones are lines; with -v all are.
+A connection that ends before it has sent a request is logged with -v only, since scanners make thousands of them.
+`Refusals` decides which refusals of unauthenticated clients are logged; with -v all are.
 """
 
 from __future__ import annotations
@@ -34,33 +33,33 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger("http2tcp.audit")
 
-# Of so many sessions that one could count them, two in a million share an id.
+# 48 bits: among a million sessions, the chance that any two share an id is one in 560.
 _ID_BYTES = 6
-# Wrong tokens of one address that are lines, in a minute: fail2ban and its like count them.
+# How many wrong tokens of one address are logged in a minute. fail2ban and similar programs count these lines.
 _FAILURES = 10
-# Refusals of one kind that are lines, in a minute: 60 MB a day at worst, were all kinds to come all the time.
+# How many refusals of one kind are logged in a minute. At worst, with all kinds all the time, that is 60 MB a day.
 _REFUSALS = 20
-# Addresses that are counted at once; of more, the oldest is forgotten, and has lines again.
+# How many addresses are counted at once. Beyond that the oldest is forgotten, and its wrong tokens are logged again.
 _ADDRESSES = 10_000
-# What is told of these is English and not a word.
+# The values of these keys are sentences, and are quoted in a line of text.
 _PROSE = ("rule", "detail")
 _WORD = re.compile(r"[!-~]+")
 
 
 class Event(Enum):
-    """What a record is about."""
+    """The kinds of records."""
 
     OPENED = "opened"
     ENDED = "ended"
     REFUSED = "refused"
-    #: It brought a token, and that is not known or has expired.
+    #: Refused, because its token is unknown or has expired.
     AUTHENTICATION_FAILED = "authentication_failed"
-    #: It opened no tunnel, and got no answer either.
+    #: The connection ended with neither a tunnel nor an answer.
     ABANDONED = "abandoned"
 
 
 class Record(dict[str, object]):
-    """Keys and values in their order; its text is a line."""
+    """A record's keys and values, in order. `str(record)` is its line of text."""
 
     __slots__ = ()
 
@@ -76,9 +75,10 @@ class Record(dict[str, object]):
 
 
 class Refusals:
-    """Which of the refusals that strangers get are lines of their own, in each minute; the others are summed up.
+    """Decides which refusals of unauthenticated clients are logged. The others are summed up once a minute.
 
-    Wrong tokens have ten lines for each address, whatever others do. All else has twenty for each kind.
+    In a minute, ten wrong tokens are logged for each address, whatever other addresses do; and twenty refusals of each
+    other kind.
     """
 
     __slots__ = ("_failures", "_kinds", "_unheard")
@@ -89,7 +89,7 @@ class Refusals:
         self._unheard: Counter[str] = Counter()
 
     def failed(self, client: str) -> bool:
-        """Count a wrong token of an address, or of `unix`; whether it is a line."""
+        """Count a wrong token from an address, or from `unix`, and return whether to log it."""
         key = client if client == "unix" else group(unmapped(ip_address(client)))
         count = self._failures.pop(key, 0) + 1
         self._failures[key] = count
@@ -100,7 +100,7 @@ class Refusals:
         return count <= _FAILURES
 
     def refused(self, refusal: Refusal) -> bool:
-        """Count any other refusal; whether it is a line."""
+        """Count any other refusal, and return whether to log it."""
         kind = refusal.phrase.lower().replace(" ", "_")
         self._kinds[kind] += 1
         if self._kinds[kind] > _REFUSALS:
@@ -108,7 +108,7 @@ class Refusals:
         return self._kinds[kind] <= _REFUSALS
 
     def sum_up(self) -> None:
-        """A minute is over: one line for all that were none, and the next minute begins."""
+        """A minute is over: log one line for all refusals that were not logged, and start counting anew."""
         if self._unheard:
             kinds = ", ".join(f"{kind} {count}" for kind, count in self._unheard.most_common())
             logger.info("%d more refused: %s", self._unheard.total(), kinds)
@@ -117,7 +117,7 @@ class Refusals:
 
 
 class SessionRecords:
-    """The records of one connection from its first byte to its last."""
+    """Writes the records of one connection, and keeps what they say."""
 
     __slots__ = (
         *("id", "traffic", "_cause", "_client", "_dialled", "_has_token", "_is_stranger", "_opened_at"),
@@ -125,38 +125,38 @@ class SessionRecords:
     )
 
     def __init__(self, peer: TCPAddress | None, refusals: Refusals | None = None) -> None:
-        """`peer` is who has connected; None: by a Unix socket, where peers have no address.
+        """`peer` is the address that connected; None for a peer on a Unix socket.
 
-        `refusals` are those of the whole server; None: each of these is a line.
+        `refusals` is the server's; None: log each refusal.
         """
         self._refusals = Refusals() if refusals is None else refusals
-        #: Both sides' logs have it.
+        #: The session's id, in the logs of the server and of the client.
         self.id = os.urandom(_ID_BYTES).hex()
         self.traffic = Traffic()
         self._client = "unix" if peer is None else peer.host
         self._port = None if peer is None else peer.port
         self._via: str | None = None
         self._token = self._cause = self._target = self._dialled = self._transport = ""
-        #: Its token has not been accepted.
+        #: Whether the client is not authenticated yet, by a token or by the server's needing none.
         self._is_stranger = True
-        #: One was.
+        #: Whether a token was accepted.
         self._has_token = False
         self._opened_at = 0.0
 
     def client_is(self, address: IPAddress, port: int | None = None) -> None:
-        """The peer is a proxy, and this is who it speaks for."""
+        """The peer is a proxy, and the client has this address."""
         if self._via is None:
             self._via = self._client if self._port is None else str(TCPAddress(self._client, self._port))
         self._client, self._port = str(address), port
 
     def authenticated(self, token_name: str | None = "") -> None:
-        """Its token was accepted; None: none is asked for."""
+        """The token of this name was accepted; None: the server needs no token."""
         self._is_stranger = False
         self._has_token = token_name is not None
         self._token = token_name or ""
 
     def failed_authentication(self, token_name: str | None = None) -> None:
-        """It brought a token that is not known, or one of this name that has expired. A refusal follows."""
+        """The token is unknown, or the one of this name has expired. A refusal follows."""
         self._cause = "unknown" if token_name is None else "expired"
         self._token = token_name or ""
 
@@ -165,7 +165,10 @@ class SessionRecords:
         self._target = str(target)
 
     def opened(self, dialled: Address, carrier: str, dial_time: float) -> None:
-        """The target has accepted, after so many seconds; `carrier` is the transport, or `connect`."""
+        """Write the first record: the target accepted after `dial_time` seconds.
+
+        `carrier` is the transport, or `connect`.
+        """
         self._opened_at = time.monotonic()
         self._dialled = str(dialled)
         self._transport = carrier
@@ -174,7 +177,7 @@ class SessionRecords:
         self._log(logging.INFO, record)
 
     def over(self, outcome: Outcome) -> None:
-        """Write the last record, of how it ended."""
+        """Write the last record, which says how the connection ended."""
         match outcome:
             case Refused(refusal):
                 self._refused(refusal)
@@ -196,7 +199,7 @@ class SessionRecords:
         if isinstance(refusal, Forbidden) and refusal.rule:
             record["rule"] = refusal.rule
         if isinstance(refusal, ProxyHeaderRefused):
-            # The operator has to do something about it; its words are ours alone.
+            # The operator must change a setting. The words are our own and quote nothing of the peer's.
             record["detail"] = str(refusal)
         self._log(logging.INFO if self._is_heard(refusal) else logging.DEBUG, record)
 
@@ -207,12 +210,12 @@ class SessionRecords:
         self._log(logging.DEBUG if self._is_stranger else logging.INFO, record)
 
     def _is_heard(self, refusal: Refusal) -> bool:
-        """Whether it is a line without -v."""
+        """Whether the refusal is logged without -v."""
         if self._has_token:
             return True
         if self._cause:
             return self._refusals.failed(self._client)
-        # A request that was not complete in time is as little an event as a connection that said nothing.
+        # 408: scanners often send no complete request, just as they often send nothing at all.
         return refusal.status != 408 and self._refusals.refused(refusal)
 
     def _record(self, event: Event) -> Record:
@@ -232,11 +235,11 @@ class SessionRecords:
 
     def _log(self, level: int, record: Record) -> None:
         if logger.isEnabledFor(level):
-            # Without a look for the calling line, which would cost as much as all the rest.
+            # makeRecord, since logger.log would look for the calling line, which costs as much as everything else.
             extra = {"expendable": True} if self._is_stranger else None
             logger.handle(logger.makeRecord(logger.name, level, "", 0, record, (), None, extra=extra))
 
 
 def _word(text: str) -> str:
-    """As one word: a Unix socket's path and a token's name may hold blanks, and they end a value."""
+    """The text as one word. A blank ends a value, and a Unix socket's path or a token's name may contain one."""
     return text if _WORD.fullmatch(text) else quote(text, safe=string.punctuation, errors="replace")

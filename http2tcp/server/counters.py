@@ -1,4 +1,4 @@
-"""What a server counts of itself. Pure."""
+"""The counters of a server, which /metrics shows. Pure."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from http2tcp.protocol.transport import Transport
 from http2tcp.server.outcome import Abandoned, Ended, NoSession, Outcome, Reason, Refused
 from http2tcp.server.prometheus import Counter, Histogram, Values
 
-# From a target in the same rack to one that has not answered by the end of a patient client's own limit.
+# Bounds of the histograms, in seconds: from a target in the same rack to the time limit of a patient client.
 _SECONDS = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 20)
 
 
@@ -17,7 +17,7 @@ _SECONDS = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 
 CARRIERS = (*(transport.value for transport in Transport), "connect")
 
 
-#: Every refusal, by its status and its error in Proxy-Status.
+#: Every refusal there is: its status, and its error in Proxy-Status.
 REFUSALS = (
     ("400", "http_request_error"),
     ("400", "proxy_configuration_error"),
@@ -41,13 +41,13 @@ REFUSALS = (
 )
 
 
-#: What ends tunnels, and what leaves connections without one.
+#: Every `reason` of a tunnel that ended, and of a connection that was abandoned.
 ENDINGS = tuple(reason.value for reason in Reason)
 ABANDONED = tuple(reason.value for reason in NoSession)
 
 
 class _Traffic(Protocol):
-    """What `net.relay.Traffic` is here."""
+    """What the counters need of `net.relay.Traffic`."""
 
     @property
     def bytes_up(self) -> int: ...
@@ -57,10 +57,10 @@ class _Traffic(Protocol):
 
 
 class Metrics:
-    """What has happened since the server began."""
+    """What has happened since the server started."""
 
     def __init__(self, now: float) -> None:
-        """`now`, when it begins, is POSIX time in seconds, as all times here."""
+        """`now` is the time of the start. All times here are POSIX times in seconds."""
         self.accepted = Counter("http2tcp_connections_accepted_total", "Connections that were accepted.")
         self.sessions_opened = Counter(
             "http2tcp_sessions_opened_total",
@@ -102,23 +102,23 @@ class Metrics:
         )
         self.reloads = Counter(
             "http2tcp_config_reloads_total",
-            "Configurations that were read anew, and taken or not.",
+            "Reloads of the configuration, by whether it was valid and taken.",
             ["result"],
             [("success",), ("failure",)],
         )
-        #: Whether the latest one was taken, and when one was; the first came with the start.
+        #: Whether the latest configuration was taken, and when the last valid one was; the first is that of the start.
         self.reload_taken = True
         self.taken_at = now
         self._open: dict[_Traffic, str] = {}
         self._bytes_up = self._bytes_down = 0
 
     def opened(self, traffic: _Traffic, carrier: str) -> None:
-        """A tunnel opened; its bytes count from now on."""
+        """A tunnel opened. Its bytes are counted from now on."""
         self.sessions_opened.add(carrier)
         self._open[traffic] = carrier
 
     def over(self, outcome: Outcome, traffic: _Traffic) -> None:
-        """A connection ended so, and its tunnel had carried these bytes."""
+        """Count how a connection ended, and the bytes that its tunnel had carried."""
         match outcome:
             case Refused(refusal):
                 self.refusals.add(str(refusal.status), refusal.proxy_error)
@@ -131,23 +131,23 @@ class Metrics:
                 self._bytes_down += traffic.bytes_down
 
     def reloaded(self, now: float) -> None:
-        """A configuration that was read anew is in force."""
+        """A reload succeeded: its configuration is in force."""
         self.reloads.add("success")
         self.reload_taken = True
         self.taken_at = now
 
     def reload_failed(self) -> None:
-        """One was broken, and the old one stays."""
+        """A reload failed: the old configuration stays in force."""
         self.reloads.add("failure")
         self.reload_taken = False
 
     def sessions_open(self) -> Mapping[Values, float]:
-        """How many are open, by what carries them."""
+        """How many tunnels are open, by what carries them."""
         carriers = list(self._open.values())
         return {(carrier,): carriers.count(carrier) for carrier in CARRIERS}
 
     def bytes(self) -> Mapping[Values, float]:
-        """Bytes in each direction, those of the open tunnels included."""
+        """The bytes carried in each direction, including those of open tunnels."""
         return {
             ("up",): self._bytes_up + sum(traffic.bytes_up for traffic in self._open),
             ("down",): self._bytes_down + sum(traffic.bytes_down for traffic in self._open),

@@ -1,6 +1,6 @@
-"""What this process takes of its machine, by the names that every client of Prometheus gives it.
+"""What this process uses of its machine, under the names that all Prometheus client libraries use.
 
-What a system does not tell is left out: of others than Linux, the descriptors and the memory.
+A figure that the system does not provide is left out: descriptors and memory are shown on Linux only.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from http2tcp.server.prometheus import Family, Reading
 
 
 def footprint() -> list[Family]:
-    """Its families."""
+    """The families to show on /metrics."""
     started = time.time()
     families = [
         _reading("gauge", "process_start_time_seconds", "When the server started, in POSIX time.", lambda: started),
@@ -34,7 +34,7 @@ def _reading(kind: str, name: str, help: str, read: Callable[[], float]) -> Fami
         try:
             return {(): read()}
         except OSError:
-            return {}  # no /proc, or no descriptor to read it with: the others are told all the same
+            return {}  # no /proc, or no descriptor left to read it with: the other families are shown all the same
 
     return Reading(kind, name, help, samples)
 
@@ -45,8 +45,8 @@ def _resident_memory() -> int:
 
 
 def open_descriptors() -> int:
-    """How many there are."""
-    # From Linux 6.2 on the directory's size is their number; to list thousands takes milliseconds.
+    """How many descriptors this process has open."""
+    # Since Linux 6.2 the size of the directory is the number of its entries. Listing thousands takes milliseconds.
     return os.stat("/proc/self/fd").st_size or len(os.listdir("/proc/self/fd")) - 1
 
 

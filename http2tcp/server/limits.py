@@ -1,8 +1,8 @@
-"""What the server holds at most, and whom it lets go when that is reached.
+"""How much the server holds at most, and which connection it evicts when a limit is reached.
 
-Pure counting: no network, no clock; times are handed in. Every limit counts how often it was reached, for
-the metrics. Peers behind which everybody is (loopback, a Unix socket, a trusted proxy) have no share of
-their own: the caller gives None for their address.
+Pure counting: no network and no clock; the caller gives the time. Every limit counts how often it was reached, for the
+metrics. The limits per address do not apply to addresses that many clients share (loopback, a Unix socket, a trusted
+proxy): for those the caller gives None.
 """
 
 from __future__ import annotations
@@ -20,17 +20,18 @@ from http2tcp.errors import LimitReached, TooManyRequests
 from http2tcp.server.policy import Token
 from http2tcp.units import counted
 
-# What is not a connection: spliced flows' pipes, which are 64 and an eighth of all at most (net/splice.py), dials'
-# further attempts (net/dial.py has 32), the log, the listeners, epoll, look-ups under way.
+# Descriptors that are kept for things other than connections. First, the pipes of spliced flows: at most 64 pipes, and
+# at most an eighth of all descriptors (net/splice.py). Then a reserve for further attempts of dials (32, net/dial.py),
+# the log, the listeners, epoll and look-ups.
 _PIPES = 128
 _PIPE_SHARE = 1 / 8
 _RESERVED_DESCRIPTORS = 64
 _RESERVED_SHARE = 1 / 16
-# An attacker with one IPv6 address has all of its /64 (RFC 6177, section 2).
+# Whoever has one IPv6 address has all of its /64 (RFC 6177, section 2), so a /64 counts as one client.
 _IPV6_PREFIX = 64
-# Where there are several tokens, this part of what all share is kept from each: one alone does not shut the others out.
+# Where there are several tokens, each of them leaves this part of all tunnels to the others.
 _KEPT_FOR_OTHERS = 1 / 8
-# Addresses of which wrong tokens are remembered; of more, the oldest is forgotten.
+# How many addresses with wrong tokens are remembered. Beyond that the oldest one is forgotten.
 _MAX_FAILING = 10_000
 
 
@@ -55,7 +56,7 @@ class Limits:
     max_rate: float | None = None
 
     def within(self, descriptors: int) -> Limits:
-        """The same, so far lowered that so many descriptors suffice. A tunnel takes two of them."""
+        """The same limits, lowered until this many descriptors are enough. A tunnel takes two descriptors."""
         reserved = _RESERVED_DESCRIPTORS + min(_PIPES, int(descriptors * _PIPE_SHARE))
         left = descriptors - max(reserved, int(descriptors * _RESERVED_SHARE))
         unauthenticated = max(1, min(self.unauthenticated, left // 4))
@@ -65,7 +66,7 @@ class Limits:
 
 
 def share(total: int) -> int:
-    """What one of several tokens may take of so many tunnels or look-ups: all but an eighth, and one at least."""
+    """How many of all tunnels, or look-ups, one of several tokens may take: all but an eighth, and at least one."""
     return max(1, total - math.ceil(total * _KEPT_FOR_OTHERS))
 
 
@@ -217,10 +218,10 @@ class Unauthenticated(Generic[_C]):
 
 
 class Tunnels:
-    """The sessions from their accepted token on, all of them and each token's."""
+    """Counts tunnels, in all and for each token. A session takes its place before its target is dialled."""
 
     def __init__(self, limits: Limits, tokens: int = 0) -> None:
-        """`tokens` is how many there are. It may change, as `limits` may."""
+        """`tokens` is how many tokens are configured. A reload may change that and `limits`."""
         self.limits = limits
         self.tokens = tokens
         self._of_token: dict[bytes, int] = {}
@@ -234,18 +235,18 @@ class Tunnels:
 
     @property
     def full(self) -> bool:
-        """Whether nobody gets one more."""
+        """Whether the limit of all tunnels is reached."""
         return self.limits.tunnels is not None and self._all >= self.limits.tunnels
 
     @property
     def per_token(self) -> int | None:
-        """How many a token may have that has no number of its own."""
+        """The limit for a token without a limit of its own; None: no limit."""
         if self.limits.tunnels_per_token is not None or self.limits.tunnels is None or self.tokens < 2:
             return self.limits.tunnels_per_token
         return share(self.limits.tunnels)
 
     def enter(self, token: Token | None) -> None:
-        """One more. Raises LimitReached or TooManyRequests."""
+        """Count one tunnel more. Raises LimitReached or TooManyRequests."""
         if self.full:
             self.reached += 1
             raise LimitReached
@@ -256,13 +257,13 @@ class Tunnels:
                 self.reached_per_token += 1
                 words = f"this token has its {counted(most, 'tunnel')} open already"
                 if token.max_tunnels is None and self.limits.tunnels_per_token is None:
-                    words += "; the last eighth of the server's is kept for other tokens"
+                    words += "; an eighth of the server's tunnels is kept for other tokens"
                 raise TooManyRequests(words)
             self._of_token[token.digest] = held + 1
         self._all += 1
 
     def leave(self, token: Token | None) -> None:
-        """One that had entered is over."""
+        """A tunnel that was counted is over."""
         self._all -= 1
         if token is not None:
             held = self._of_token[token.digest] - 1
@@ -273,7 +274,7 @@ class Tunnels:
 
 
 class Failures:
-    """Wrong tokens by client address: how many lately, as a bucket that leaks."""
+    """Counts recent wrong tokens for each client address, with a leaky bucket."""
 
     def __init__(self, limits: Limits) -> None:
         self.limits = limits
@@ -282,7 +283,7 @@ class Failures:
         self.reached = 0
 
     def failed(self, address: IPAddress | None, now: float) -> bool:
-        """Count one; whether the address has had too many. `now` is of a clock that does not jump."""
+        """Count one wrong token, and return whether the address has sent too many. `now` is a monotonic time."""
         if address is None:
             return False
         key = group(address)
@@ -290,7 +291,7 @@ class Failures:
         per_minute = self.limits.failures_per_minute
         level = max(0.0, level - (now - since) * per_minute / 60)
         too_many = level + 1 > per_minute
-        # What is refused does not count: the address is heard again as soon as it slows down.
+        # Tokens beyond the limit do not fill the bucket, so that the address may try again as soon as it slows down.
         self._buckets[key] = (level if too_many else level + 1, now)
         self.reached += too_many
         if len(self._buckets) > _MAX_FAILING:
@@ -299,7 +300,7 @@ class Failures:
 
 
 def group(address: IPAddress) -> str:
-    """What counts as one client: an IPv4 address, or an IPv6 address's /64."""
+    """The key under which an address is counted: the IPv4 address, or the /64 of the IPv6 address."""
     if isinstance(address, IPv6Address):
         return f"{IPv6Address(int(address) >> _IPV6_PREFIX << _IPV6_PREFIX)}/{_IPV6_PREFIX}"
     return str(address)

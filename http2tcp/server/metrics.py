@@ -1,7 +1,7 @@
 """Everything that /metrics shows of a server: its counters, and gauges that are read from its state when asked for.
 
-No label holds a destination, a client's address or anything else that a client makes up. Every vocabulary is
-closed, but for the names that the operator gave to tokens. docs/metrics.md says what each family is for.
+No label holds a destination, a client's address or anything else that a client chooses. Every label has a fixed set
+of values, except for the names that the operator gave to tokens. docs/metrics.md says what each family is for.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 
 
 def families(state: State) -> list[Family]:
-    """All that can be said of a server, in the order of docs/metrics.md."""
+    """All families of a server, in the order of docs/metrics.md."""
     metrics = state.metrics
     return [
         _gauge(

@@ -1,8 +1,8 @@
 """Who may go where. Pure: no network, no clock, no log.
 
-A token gives a `Grant`; a grant admits a destination as it was asked for; the `Admission` judges every
-address that it resolves to, whatever spelling it came in. `deny` wins over `allow`, and `forbidden`, the
-built-in list, over both.
+A token gives a `Grant`. A grant admits a destination as the client wrote it, and gives an `Admission`, which judges
+every address that the destination resolves to. `deny` wins over `allow`, and the built-in list (`forbidden`) wins over
+both.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from http2tcp.address import Address, IPAddress, UnixAddress
 from http2tcp.errors import Forbidden, TokenExpired, Unauthorized
 from http2tcp.server.rules import Rule, literal
 
-#: What is closed to everybody.
+#: Networks that nobody can reach through the server.
 BUILT_IN: tuple[IPv4Network | IPv6Network, ...] = (
     IPv4Network("169.254.0.0/16"),  # link-local (RFC 3927), and the metadata service of most clouds
     IPv4Network("100.100.100.200/32"),  # Alibaba Cloud
@@ -34,7 +34,7 @@ BUILT_IN: tuple[IPv4Network | IPv6Network, ...] = (
     IPv6Network("fd00:42::42/128"),  # Scaleway
 )
 
-# Where an IPv6 address carries an IPv4 address in its last 32 bits.
+# IPv6 networks whose addresses contain an IPv4 address in their last 32 bits.
 _LAST_32_BITS = (
     IPv6Network("::ffff:0:0/96"),  # IPv4-mapped (RFC 4291, section 2.5.5.2)
     IPv6Network("::/96"),  # IPv4-compatible (RFC 4291, section 2.5.5.1)
@@ -48,16 +48,16 @@ _TEREDO = IPv6Network("2001::/32")  # RFC 4380, section 4
 _ISATAP = (0x00005EFE, 0x02005EFE)  # RFC 5214, section 6.1: these 32 bits, then the IPv4 address
 _LOOPBACK: dict[int, IPAddress] = {4: IPv4Address("127.0.0.1"), 6: IPv6Address("::1")}
 
-#: How an operator calls who has no name: no token may be called so.
+#: How an operator names the token without a name, or a client without a token. No token may have this name.
 UNNAMED = "-"
 
-# Why, in an operator's words.
+# Reasons for the operator; clients do not see them.
 _NOT_OPENED = "no rule of allow opens it"
 _NOT_NAMED = "no rule of allow names this Unix socket"
 
 
 def forbidden(address: IPAddress) -> bool:
-    """Whether the built-in list keeps the address from everybody: link-local and cloud metadata."""
+    """Whether the built-in list closes the address: link-local or cloud metadata."""
     return any(
         address_there in network
         for address_there in _leads_to(address)
@@ -67,11 +67,13 @@ def forbidden(address: IPAddress) -> bool:
 
 
 def _leads_to(address: IPAddress) -> Iterator[IPAddress]:
-    """The address, every IPv4 address that is embedded in it, and loopback where one of them stands for this host."""
+    """All addresses that a connection to this one may reach: itself, embedded IPv4 addresses, and loopback for 0.0.0.0
+    or ::.
+    """
     for each in _embedded(address):
         yield each
         if each.is_unspecified:
-            # Whoever connects to 0.0.0.0 or :: gets to 127.0.0.1 or ::1.
+            # A connection to 0.0.0.0 or :: goes to 127.0.0.1 or ::1.
             yield _LOOPBACK[each.version]
 
 
@@ -83,7 +85,7 @@ def _embedded(address: IPAddress) -> Iterator[IPAddress]:
     if any(address in network for network in _LAST_32_BITS) or (bits >> 32) & 0xFFFFFFFF in _ISATAP:
         yield IPv4Address(bits & 0xFFFFFFFF)
     if address in _NAT64_LOCAL:
-        # RFC 6052, section 2.2: /48, /56 and /64 have 16, 8 and no bits of it before the zero octet.
+        # RFC 6052, section 2.2: in a /48, /56 or /64 the zero octet comes after 16, 8 or no bits of the IPv4 address.
         yield IPv4Address((bits >> 64 & 0xFFFF) << 16 | bits >> 40 & 0xFFFF)
         yield IPv4Address((bits >> 64 & 0xFF) << 24 | bits >> 32 & 0xFFFFFF)
         yield IPv4Address(bits >> 24 & 0xFFFFFFFF)
@@ -96,31 +98,31 @@ def _embedded(address: IPAddress) -> Iterator[IPAddress]:
 
 @dataclass(frozen=True, slots=True)
 class Token:
-    """A credential, known by its digest alone."""
+    """A credential, of which the server keeps the digest only."""
 
-    #: How records call it; empty for the one that needs no name.
+    #: Its name in records; empty for a token given without one.
     name: str
     digest: bytes = field(repr=False)
-    #: POSIX time in seconds from which on it is refused.
+    #: From this POSIX time on, in seconds, it is refused.
     expires: float = math.inf
-    #: What it may reach; None: what everybody may.
+    #: What it may reach; None: what the server's own `allow` says.
     allow: Sequence[Rule] | None = None
-    #: What it may not, on top of what nobody may.
+    #: What it may not reach, in addition to the server's own `deny`.
     deny: Sequence[Rule] = ()
-    #: Tunnels at once.
+    #: How many tunnels it may have open at once; None: as many as other tokens.
     max_tunnels: int | None = None
 
 
 def digest(token: str) -> bytes:
-    """What is kept of a token: SHA-256. Tokens are random, so that there is nothing to slow down."""
+    """The SHA-256 of a token. Tokens are random, so a slow hash as for passwords would gain nothing."""
     return hashlib.sha256(token.encode("utf-8", "surrogateescape")).digest()
 
 
 class Policy:
     """The tokens, the rules for all of them, and the default destination.
 
-    Without any token everybody may reach the default destination, and nothing else. `allow` is for tokens
-    that have none of their own; without both, everything but the built-in list is open. `deny` is for all.
+    Without any token, everyone may reach the default destination and nothing else. `allow` applies to tokens without an
+    `allow` of their own; without either, everything but the built-in list is open. `deny` applies to all tokens.
     """
 
     def __init__(
@@ -139,22 +141,22 @@ class Policy:
 
     @property
     def tokens(self) -> list[Token]:
-        """All of them."""
+        """All tokens."""
         return list(self._by_digest.values())
 
     @property
     def asks_for_token(self) -> bool:
-        """Whether nobody gets in without one."""
+        """Whether a client needs a token."""
         return bool(self._by_digest)
 
     def authenticate(self, token: str | None, now: float) -> Grant:
-        """The grant of a token at a POSIX time; without any token configured, of everybody.
+        """The grant of a token at a POSIX time. Where no token is configured, everyone has the same grant.
 
-        Raises Unauthorized, or TokenExpired, which tells the client no more.
+        Raises Unauthorized, or TokenExpired, which looks the same to the client.
         """
         if not self._by_digest:
             return Grant(None, self._default, pinned=True, allow=self._allow, deny=self._deny)
-        # Found by its digest: the time that takes tells about the digest, and nobody can go from there to a token.
+        # The look-up is by digest. How long it takes may reveal something of the digest, but nothing of the token.
         known = None if token is None else self._by_digest.get(digest(token))
         if known is None:
             raise Unauthorized
@@ -163,37 +165,37 @@ class Policy:
         return self.grant(known)
 
     def grant(self, token: Token) -> Grant:
-        """What one of its tokens may do, should it be good."""
+        """What one of the configured tokens may do. Its expiry is not checked."""
         allow = self._allow if token.allow is None else token.allow
         return Grant(token, self._default, pinned=False, allow=allow, deny=(*self._deny, *token.deny))
 
     def find(self, known: Token) -> Token | None:
-        """The token as it is here now; None where it was taken away."""
+        """The token as this policy has it; None where it was removed."""
         return self._by_digest.get(known.digest)
 
 
 @dataclass(frozen=True, slots=True)
 class Grant:
-    """What an accepted request may do."""
+    """What a client may do once its token is accepted."""
 
-    #: None: no token is asked for.
+    #: None on a server without tokens.
     token: Token | None
     #: The server's default destination.
     default: Address | None
-    #: Only the default may be reached.
+    #: Whether only the default destination may be reached.
     pinned: bool
-    #: None: everything.
+    #: None: everything but the built-in list.
     allow: Sequence[Rule] | None = None
     deny: Sequence[Rule] = ()
 
     def admit(self, destination: Address) -> Admission:
-        """The destination as it was asked for. Its addresses have still to be judged. Raises Forbidden."""
+        """Admit the destination as the client wrote it. Its addresses are still to be judged. Raises Forbidden."""
         if self.pinned and destination != self.default:
             raise Forbidden(rule="without a token, the default destination alone is open")
         if (rule := _about(self.deny, destination)) is not None:
             raise Forbidden(rule=f"deny {rule}")
         if self.allow is None:
-            # The file system is not the network: a Unix socket has to be named by somebody.
+            # "Everything" means the network. A Unix socket is open only where a rule, or -d, names it.
             if isinstance(destination, UnixAddress) and destination != self.default:
                 raise Forbidden(rule=_NOT_NAMED)
             return Admission(destination, None, self.deny, by_name=True)
@@ -217,19 +219,20 @@ def _about(rules: Sequence[Rule], destination: Address) -> Rule | None:
 
 @dataclass(frozen=True, slots=True)
 class Admission:
-    """A destination that was admitted by its name, or only as far as its addresses are."""
+    """A destination that was admitted: by its name, or on the condition that a rule opens its address."""
 
     destination: Address
-    #: The rules of which one has to match an address; None: no rule has to.
+    #: An address must match one of these rules; None: any address will do.
     networks: Sequence[Rule] | None
     deny: Sequence[Rule]
-    #: Whether it may be told what became of the name: a token that may not go there learns nothing of it.
+    #: Whether a rule, or the absence of rules, admits the name itself. If not, the client must not learn whether the
+    #: name exists or where it leads.
     by_name: bool
     #: The rule that admitted the name.
     rule: Rule | None = None
 
     def refusal(self, address: IPAddress) -> str:
-        """What keeps this address of the destination from being dialled; empty where it may be."""
+        """Why this address of the destination may not be dialled; "" where it may."""
         if forbidden(address):
             return "link-local and metadata addresses are closed to everybody"
         if (rule := self.refusing(address)) is not None:
@@ -239,13 +242,16 @@ class Admission:
         return ""
 
     def refusing(self, address: IPAddress) -> Rule | None:
-        """The rule of `deny` that closes an address, in whatever form it comes."""
+        """The rule of `deny` that closes an address, also where it is embedded in another one."""
         assert not isinstance(self.destination, UnixAddress), "it has no addresses"
         inside = list(_leads_to(address))
         return next((rule for rule in self.deny if rule.matches_address(inside, self.destination.port)), None)
 
     def admitting(self, address: IPAddress) -> Rule | None:
-        """The rule of `networks` that opens an address, as such or IPv4-mapped: other forms lead through a gateway."""
+        """The rule of `networks` that opens an address.
+
+        An IPv4-mapped address counts as its IPv4 address. Other embedded ones do not: they lead through a gateway.
+        """
         assert not isinstance(self.destination, UnixAddress), "it has no addresses"
         port = self.destination.port
         mapped = address.ipv4_mapped if isinstance(address, IPv6Address) else None

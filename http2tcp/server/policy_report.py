@@ -1,4 +1,4 @@
-"""What a server's settings amount to, in words: for the line at its start, for `-s --check` and for `--as`. Pure."""
+"""What a server's settings allow, in words: for its first line, for `-s --check` and for `--as`. Pure."""
 
 from __future__ import annotations
 
@@ -17,13 +17,13 @@ if TYPE_CHECKING:
     from datetime import datetime
 
 LABEL_WIDTH = 18
-# Of those who may go anywhere; more of them are counted.
+# How many of the tokens that may go anywhere are named; the rest are counted.
 _NAMES = 5
-# Networks of the built-in list in a line.
+# How many networks of the built-in list fit on a line.
 _A_LINE = 4
 _EVERYTHING = "any destination but link-local and metadata addresses"
 _DAY = 86400
-# The first second of year 1, and the last of 9999.
+# The first second of year 1 and the last of year 9999, in POSIX time: a datetime's limits.
 _FIRST, _LAST = -62135596800, 253402300799
 
 Rows = list[tuple[str, Sequence[str]]]
@@ -33,14 +33,14 @@ Rows = list[tuple[str, Sequence[str]]]
 
 
 def reach(settings: ServerSettings, policy: Policy, now: float) -> str:
-    """What the server is open to, for the line that it says when it starts. `now` is POSIX time in seconds."""
+    """What the server is open to, for the line that it logs when it starts. `now` is POSIX time in seconds."""
     tokens = [token for token in policy.tokens if token.expires > now]
     if policy.tokens and not tokens:
         return "nothing: every token has expired"
     if not tokens:
         if _admits(policy.authenticate(None, 0), settings):
             return f"{settings.destination} alone, for everybody"
-        return f"nothing: without a token only {settings.destination} could be reached, and the rules close it"
+        return f"nothing: without tokens only {settings.destination} could be reached, but the rules close it"
     by = "the token" if len(tokens) == 1 else f"any of {len(tokens)} tokens"
     grants = [policy.grant(token) for token in tokens]
     free = [grant for grant in grants if grant.allow is None and not grant.deny]
@@ -56,7 +56,7 @@ def reach(settings: ServerSettings, policy: Policy, now: float) -> str:
 
 
 def _admits(grant: Grant, settings: ServerSettings) -> bool:
-    """Whether it lets the default destination's name through; its addresses are not known here."""
+    """Whether the grant admits the default destination by its name. The addresses are not looked up here."""
     assert settings.destination is not None, "a server without a token has one"
     try:
         grant.admit(settings.destination)
@@ -69,7 +69,7 @@ def _admits(grant: Grant, settings: ServerSettings) -> bool:
 
 
 def describe(settings: ServerSettings, policy: Policy, limits: Limits, now: float) -> str:
-    """Lines for a person. `limits` are those in force; `now` is POSIX time in seconds."""
+    """The whole policy for a person to read. `limits` are those in force; `now` is POSIX time in seconds."""
     tokens = [_token(settings, token, now) for token in policy.tokens]
     per_token = Tunnels(limits, len(policy.tokens)).per_token
     parts = [_doors(settings), _limits(settings, limits, per_token), *tokens, _everybody(settings, policy)]
@@ -163,7 +163,7 @@ def _everybody(settings: ServerSettings, policy: Policy) -> Rows:
 def _shown(rows: Rows) -> str:
     lines = []
     for label, values in rows:
-        # A name may be longer than its column.
+        # A token's name may be longer than the column of labels.
         first, *rest = values or [""]
         lines.append(f"{label:<{LABEL_WIDTH - 1}} {first}".rstrip())
         lines += [" " * LABEL_WIDTH + value for value in rest]
@@ -171,11 +171,11 @@ def _shown(rows: Rows) -> str:
 
 
 def expiry(token: Token, now: float) -> str:
-    """When it expires, or did."""
+    """When the token expires or expired, in words."""
     if token.expires == math.inf:
         return "never expires"
     over = token.expires <= now
-    # A time that is a midnight is the end of a day.
+    # An expiry at midnight is shown as the end of the day before.
     if token.expires % _DAY == 0:
         day = _utc(token.expires - _DAY).date()
         words = f"expired at the end of {day} (UTC)" if over else f"good to the end of {day} (UTC)"
@@ -186,9 +186,9 @@ def expiry(token: Token, now: float) -> str:
 
 
 def _utc(seconds: float) -> datetime:
-    from datetime import UTC, datetime  # here, since a server's start needs none
+    from datetime import UTC, datetime  # imported here to keep it out of most servers' start
 
-    # An offset may lead out of what a datetime can be.
+    # An expiry with an offset from UTC can lie beyond the first or last year of a datetime.
     return datetime.fromtimestamp(min(max(seconds, _FIRST), _LAST), UTC)
 
 
@@ -196,13 +196,13 @@ _UNITS = ((_DAY, "d"), (3600, "h"), (60, "min"), (1, "s"))
 
 
 def _time(seconds: float) -> str:
-    """In the largest unit of which it is a multiple."""
+    """A time, exactly, in the largest unit that divides it."""
     unit, name = next((each for each in _UNITS if seconds % each[0] == 0), (1, "s"))
     return f"{seconds / unit:g} {name}"
 
 
 def _about(seconds: float) -> str:
-    """In the largest unit of which it has one."""
+    """A time, rounded down, in the largest unit that is not larger."""
     unit, name = next((each for each in _UNITS if seconds >= each[0]), (1, "s"))
     return f"{int(seconds // unit)} {name}"
 
@@ -218,7 +218,7 @@ def _bytes(number: float) -> str:
 
 
 def who(grant: Grant) -> str:
-    """Whose grant it is."""
+    """Whose grant it is, in words."""
     if grant.token is None:
         return "a client"
     return grant.token.name or "the token without a name"

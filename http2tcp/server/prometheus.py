@@ -1,7 +1,7 @@
-"""Figures, and their text as Prometheus reads it. Pure: no clock and no lock; one thread counts and reads.
+"""Counters, gauges and histograms, and their text for Prometheus. Pure: no clock, and no lock, for one thread only.
 
-The text is version 0.0.4 of https://prometheus.io/docs/instrumenting/exposition_formats/, which every collector
-of that family takes. Names are in base units, and a counter's ends in `_total`.
+The text is version 0.0.4 of https://prometheus.io/docs/instrumenting/exposition_formats/, which Prometheus and all
+compatible collectors read. Figures are in base units, and the name of a counter ends in `_total`.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ Values = tuple[str, ...]
 
 
 class Sample(NamedTuple):
-    """One line. `suffix` follows the family's name, and only a histogram's has one."""
+    """One line of the text. `suffix` is added to the family's name; only histograms have suffixes."""
 
     suffix: str
     labels: Sequence[tuple[str, str]]
@@ -35,36 +35,36 @@ class Family(Protocol):
     labels: Sequence[str]
 
     def samples(self) -> Iterator[Sample]:
-        """Its lines, as of now."""
+        """Its present samples."""
 
 
 class Counter:
-    """A number that only rises, for each combination of its labels' values."""
+    """A number that only grows, for each combination of its labels' values."""
 
     kind = "counter"
 
     def __init__(self, name: str, help: str, labels: Sequence[str] = (), known: Iterable[Values] = ()) -> None:
-        """`known` exist from the start, as 0: a rate needs something to rise from."""
+        """The combinations in `known` exist from the start, as 0, so that Prometheus sees the first increase."""
         self.name = name
         self.help = help
         self.labels = labels
         self._values = dict.fromkeys(known if labels else [()], 0.0)
 
     def add(self, *values: str, amount: float = 1) -> None:
-        """Count: once, or `amount` times."""
+        """Add 1, or `amount`, for these values of the labels."""
         self._values[values] = self._values.get(values, 0) + amount
 
     def of(self, *values: str) -> float:
-        """The number of these values."""
+        """The number for these values of the labels."""
         return self._values.get(values, 0)
 
     def samples(self) -> Iterator[Sample]:
-        """One for each combination."""
+        """One sample for each combination of values."""
         return (Sample("", tuple(zip(self.labels, values, strict=True)), n) for values, n in self._values.items())
 
 
 class Reading:
-    """Numbers that are looked up whenever somebody asks for them."""
+    """Numbers that are read from elsewhere whenever /metrics is requested."""
 
     def __init__(
         self,
@@ -74,7 +74,7 @@ class Reading:
         read: Callable[[], Mapping[Values, float]],
         labels: Sequence[str] = (),
     ) -> None:
-        """`kind` is gauge or counter; a counter's readings may not fall."""
+        """`kind` is gauge or counter. What `read` returns for a counter must never become smaller."""
         self.kind = kind
         self.name = name
         self.help = help
@@ -82,18 +82,18 @@ class Reading:
         self._read = read
 
     def samples(self) -> Iterator[Sample]:
-        """One for each combination."""
+        """One sample for each combination of values."""
         return (Sample("", tuple(zip(self.labels, values, strict=True)), n) for values, n in self._read().items())
 
 
 class Histogram:
-    """How many observations were at most so large, for each of some bounds."""
+    """Counts observations by size: for each of some bounds, how many were at most as large."""
 
     kind = "histogram"
     labels: Sequence[str] = ()
 
     def __init__(self, name: str, help: str, bounds: Sequence[float]) -> None:
-        """`bounds` rise; what is above the last is counted, too."""
+        """`bounds` are in rising order. Observations above the last one are counted as well."""
         self.name = name
         self.help = help
         self._bounds = (*bounds, math.inf)
@@ -101,12 +101,12 @@ class Histogram:
         self._sum = 0.0
 
     def observe(self, value: float) -> None:
-        """Count one."""
+        """Count one observation."""
         self._counts[bisect_left(self._bounds, value)] += 1
         self._sum += value
 
     def samples(self) -> Iterator[Sample]:
-        """Its buckets, each with those below it; the sum and the number of all."""
+        """The buckets, each including all smaller ones; then the sum and the number of all observations."""
         for bound, count in zip(self._bounds, accumulate(self._counts), strict=True):
             yield Sample("_bucket", (("le", _number(bound)),), count)
         yield Sample("_sum", (), self._sum)
@@ -114,7 +114,7 @@ class Histogram:
 
 
 def exposition(families: Iterable[Family]) -> str:
-    """The text of all families, as of now."""
+    """The text of all families at this moment."""
     return "".join(line for family in families for line in _lines(family))
 
 
@@ -133,5 +133,5 @@ def _escaped(text: str, *, quote: bool = False) -> str:
 def _number(value: float) -> str:
     if math.isinf(value):
         return "+Inf" if value > 0 else "-Inf"
-    # An int of any size stays exact; Go's parser takes what repr writes of a float.
+    # Whole numbers are written exactly, whatever their size. Go's parser reads what repr writes for a float.
     return str(int(value)) if value == int(value) else repr(value)

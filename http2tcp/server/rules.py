@@ -1,15 +1,15 @@
-"""Rules of `allow` and `deny`: what each says, and what it matches. Pure.
+"""Rules of `allow` and `deny`: how they are written, and what they match. Pure.
 
-    bastion:22          a name, as it is asked for
-    *.prod.svc:22       every name below it
-    10.20.0.0/16:5432   addresses, as names resolve to them; one address alone is a network of itself
+    bastion:22          a name, as the client writes it
+    *.prod.svc:22       every name below prod.svc
+    10.20.0.0/16:5432   a network of addresses, also where a name resolves to them; or a single address
     [fd00::/8]:22
     db:5432-5439        ports: one, a range, or * for all
     *:443               every host
     unix:/run/x.sock    a Unix socket, which no other rule matches
 
-A name rule speaks of names and an address rule of addresses: neither ever matches the other's kind, so that
-`deny = ["10.0.0.0/8:*"]` holds for every name that leads there.
+A rule with a name matches names only, and a rule with a network matches addresses only. Addresses are judged after the
+look-up, so `deny = ["10.0.0.0/8:*"]` holds for every name that resolves to such an address.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ from http2tcp.address import (
 from http2tcp.errors import AddressError
 
 _MAX_PORT = 65535
-# What other programs call so, and nobody's machine is.
+# Words that mean every host in other programs. No machine is called so, so a rule with one of them is an error.
 _EVERYWHERE = ("any", "all", "0.0.0.0", "[::]")  # noqa: S104  (nothing is bound)
 _PORTS = re.compile(r"([0-9]{1,5})(?:-([0-9]{1,5}))?", re.ASCII)
 
@@ -47,7 +47,7 @@ class _Kind(Enum):
 
 
 class Rule(NamedTuple):
-    """One line of `allow` or `deny`. `str(rule)` is how it was written."""
+    """One rule of `allow` or `deny`. `str(rule)` is the rule as it was written."""
 
     text: str
     kind: _Kind
@@ -61,7 +61,7 @@ class Rule(NamedTuple):
         return self.text
 
     def matches_name(self, destination: Address) -> bool:
-        """Whether it is about this name, or Unix socket, as it is asked for. `*` is about every host."""
+        """Whether the rule matches the name, or the Unix socket, that the client wrote. `*` matches every host."""
         if isinstance(destination, UnixAddress):
             return self.kind is _Kind.UNIX and destination.path == self.name
         if not self.first_port <= destination.port <= self.last_port:
@@ -71,11 +71,11 @@ class Rule(NamedTuple):
         host = _without_dot(destination.host)
         if self.kind is _Kind.NAME:
             return host == self.name
-        # An address has no name, whatever its scope ends in: fe80::1%a.example.com.
+        # The scope of an IPv6 address could look like the end of a name: fe80::1%a.example.com.
         return self.kind is _Kind.SUFFIX and host.endswith(self.name) and literal(destination) is None
 
     def matches_address(self, addresses: Sequence[IPAddress], port: int) -> bool:
-        """Whether it is about one of these addresses."""
+        """Whether the rule matches one of these addresses."""
         if not self.first_port <= port <= self.last_port:
             return False
         if self.kind is _Kind.ANY:
@@ -86,12 +86,12 @@ class Rule(NamedTuple):
         )
 
     def is_about_addresses_at(self, port: int) -> bool:
-        """Whether a name has to be looked up to know if this rule is about it."""
+        """Whether the rule has a network and this port, so that a name must be looked up to know if it matches."""
         return self.kind is _Kind.NETWORK and self.first_port <= port <= self.last_port
 
 
 def literal(destination: TCPAddress) -> IPAddress | None:
-    """The address that the destination is written as; None for a name."""
+    """The destination's address where its host is one; None for a name."""
     try:
         return ip_address(destination.host.partition("%")[0])
     except ValueError:
@@ -99,34 +99,34 @@ def literal(destination: TCPAddress) -> IPAddress | None:
 
 
 def _without_dot(name: str) -> str:
-    # RFC 1034, section 3.1: the dot of the root says that nothing follows. One of them.
+    # One dot at the end stands for the DNS root and does not change the name (RFC 1034, section 3.1).
     return name.removesuffix(".")
 
 
 def parse_rule(text: str) -> Rule:
-    """One rule, as the module says. Raises AddressError."""
+    """Parse a rule as the module's docstring describes. Raises AddressError."""
     if text.startswith("unix:"):
         path = parse_destination(text)
         assert isinstance(path, UnixAddress)
         if "*" in path.path:
-            raise AddressError(f"{text!a}: a Unix socket is named by its whole path; a * is no pattern there")
+            raise AddressError(f"{text!a}: a rule for a Unix socket needs its whole path, without a *")
         return Rule(text, _Kind.UNIX, path.path)
     host, colon, ports = text.rpartition(":")
     if _is_ipv6(text):
-        # A port that was forgotten would make it another address.
+        # Without the brackets, an IPv6 address and a port could be read as another address.
         meant = f"[{host}]:{ports}, or [{text}]:* for every port" if _is_ipv6(host) else f"[{text}]:PORT"
-        raise AddressError(f"{text!a}: IPv6 is in brackets, so that its port shows: {meant}")
-    # What ends in a bracket or a mask has no port: its last colon is the address's own.
+        raise AddressError(f"{text!a}: an IPv6 address needs brackets, so that its port is clear: {meant}")
+    # With a bracket or a mask behind the last colon, that colon is the address's own, and there is no port.
     if not colon or not host or "]" in ports or "/" in ports or "//" in host:
         raise AddressError(
             f"{text!a}: expected HOST:PORT, such as bastion:22, 10.0.0.0/8:*, [fd00::/8]:22; or unix:/PATH"
         )
     first, last = _parse_ports(ports, text)
     if host.lower() in _EVERYWHERE:
-        raise AddressError(f"{text!a}: every host is *:{ports}, and {host} would be one host")
+        raise AddressError(f"{text!a}: for every host, write *:{ports}")
     if host != "*" and "*" in host.removeprefix("*."):
         raise AddressError(
-            f"{text!a}: a * stands for all hosts, or for what is before the first dot, as in *.example.com"
+            f"{text!a}: a * may stand alone, for all hosts, or before the first dot, as in *.example.com"
         )
     if host == "*":
         return Rule(text, _Kind.ANY, first_port=first, last_port=last)
@@ -153,7 +153,7 @@ def _parse_name(name: str, text: str) -> str:
 
 
 def ip_like(host: str) -> bool:
-    """Whether a resolver may take it for an IPv4 address, in whatever spelling: no real name ends in a number."""
+    """Whether a resolver may read the host as an IPv4 address, in any spelling. No real name ends in a number."""
     last = host.rpartition(".")[2]
     return last.isdecimal() or last.startswith("0x")
 

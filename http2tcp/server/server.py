@@ -1,7 +1,7 @@
-"""Serving: listen, share, reload, drain. A tunnel's whole life is `Connection.run`, in connection.py.
+"""The server: it listens, starts a `Connection` for each client, and drains.
 
-Draining is the shape of the nurseries: the accepting one lies inside the sessions' one and is cancelled; the
-sessions get a deadline.
+The nurseries give draining its shape: the accepting nursery lies inside the nursery of the connections. To drain,
+the inner one is cancelled, and the outer one gets a deadline.
 """
 
 from __future__ import annotations
@@ -22,11 +22,11 @@ from http2tcp.server.state import State
 
 logger = logging.getLogger("http2tcp.server")
 
-# How often the wall clock is looked at, by which tokens expire: it may be put forward while sessions are open.
+# How often open sessions are compared with the wall clock. Tokens expire by that, and it may be set forward.
 _WALL_CLOCK = 30.0
-# What strangers were refused is summed up so often.
+# How often the refusals that got no line of their own are summed up in one line.
 _SUM = 60.0
-# What a relay gets beyond the grace to tell its peers that it is over.
+# How long a relay may take after the grace to tell its two sides why it ends.
 _LAST_WORDS = 1.0
 
 
@@ -38,20 +38,20 @@ async def serve(
 ) -> None:
     """Serve tunnels until cancelled, or until `drain` is set and the sessions are over.
 
-    Start it with `nursery.start`, which returns the addresses listened on once connections are taken.
-    After `drain` no connection is accepted but those that the kernel has accepted already; all accepted
-    ones are served as usual and have `settings.grace` seconds. Raises ListenError.
+    Start it with `nursery.start`, which returns the listening addresses once connections are accepted.
+    After `drain`, connections that wait in the kernel's queue are still accepted, and no later ones. All connections
+    are served as usual and have `settings.grace` seconds to end. Raises ListenError.
     """
     await Server(settings).run(drain=drain, task_status=task_status)
 
 
 class Server:
-    """Listens, starts a `Connection` for each that comes, and drains."""
+    """Listens, starts a `Connection` for each client, and drains."""
 
     def __init__(
         self, settings: ServerSettings, *, listeners: Sequence[Listener] = (), admin_listeners: Sequence[Listener] = ()
     ) -> None:
-        """Listeners that somebody else has opened take the place of the settings'. They are closed at the end."""
+        """`listeners` and `admin_listeners`, where given, replace those of the settings. They are closed at the end."""
         self._listeners, self._admin_listeners = list(listeners), list(admin_listeners)
         self.state = State(settings)
         self.admin_addresses: Sequence[Address] = ()
@@ -90,12 +90,12 @@ class Server:
                     if listener.accept_queued(accepted):
                         listener.close()
                     else:
-                        # Out of descriptors: as sessions end, what is queued gets theirs.
+                        # Out of descriptors: accept the queued connections as sessions end and free descriptors.
                         sessions.start_soon(listener.accept_rest, accepted)
                 self.state.ends_at = trio.current_time() + self.state.settings.grace
                 for session in self.state.sessions:
                     session.limit_lifetime()
-                # Those that are not open by then.
+                # Sessions end by their lifetime. This is for connections whose tunnel is not open by then.
                 sessions.cancel_scope.deadline = self.state.ends_at + _LAST_WORDS
         finally:
             for listener in listeners:
@@ -103,7 +103,7 @@ class Server:
 
     @asynccontextmanager
     async def _watched(self) -> AsyncIterator[None]:
-        """What goes by the minute is looked after, to the end of the last session."""
+        """Run what is due periodically, until the last session has ended."""
         async with trio.open_nursery() as nursery:
             nursery.start_soon(self._follow_wall_clock)
             nursery.start_soon(self._sum_up_refusals)
@@ -126,7 +126,7 @@ class Server:
 
     @asynccontextmanager
     async def _observed(self) -> AsyncIterator[None]:
-        """What goes on inside can be asked for at the admin listener, to its end. Raises ListenError."""
+        """Serve the admin listener, where there is one, until the last session has ended. Raises ListenError."""
         listeners = self._admin_listeners
         if self.state.settings.admin is None and not listeners:
             yield
@@ -145,7 +145,7 @@ class Server:
         for address in self.admin_addresses:
             if isinstance(address, TCPAddress) and not is_loopback(address.host):
                 logger.warning(
-                    "--admin asks for no token, and other machines reach %s: let a firewall say who may", address
+                    "--admin needs no token, and other machines can reach %s: restrict it with a firewall", address
                 )
         try:
             async with trio.open_nursery() as nursery:

@@ -1,8 +1,7 @@
-"""A server as a service: signals tell it what to do, and it tells its service manager how it is.
+"""A server as a service: it obeys signals, and reports its state to the service manager.
 
-SIGTERM and SIGINT drain, and a second one ends; SIGHUP rereads the settings, or leaves them as they were and says
-why; SIGUSR1 is a line in the log and no more. What is told of a reload are counts and names of settings, never their
-values.
+SIGTERM and SIGINT drain the server; a second one ends it at once. SIGHUP rereads the settings, or keeps the old ones
+and logs why. SIGUSR1 only logs a line. What is logged of a reload are counts and names of settings, never values.
 """
 
 from __future__ import annotations
@@ -31,11 +30,11 @@ from http2tcp.server.systemd import Notifier, inherited_sockets
 
 logger = logging.getLogger("http2tcp.service")
 
-# Look-ups under way at once, of which a name takes two, one for each family. A thread that waits costs 30 kB.
+# How many look-ups run at once, each in a thread. A name takes two, one for each family. A waiting thread costs 30 kB.
 _LOOK_UPS = 256
-# What a socket unit calls the admin listener's socket (FileDescriptorName=).
+# FileDescriptorName= of the admin listener's socket in a socket unit.
 _ADMIN = "admin"
-# What only a new process can change.
+# Settings that a reload cannot change.
 _FIXED = ("listen", "admin", "log_format", "log_file")
 # What the command line calls otherwise.
 _FLAGS = {
@@ -57,7 +56,7 @@ class Service:
     """A server's process from its start to its end."""
 
     def __init__(self, settings: ServerSettings, reread: Reread | None = None) -> None:
-        """`reread` is called in a thread, and gives new settings or raises Http2tcpError.
+        """`reread` returns the settings as they are now, or raises Http2tcpError. It is called in a thread.
 
         Raises ListenError or SettingsError.
         """
@@ -70,13 +69,13 @@ class Service:
         self._drain = trio.Event()
         self._hung_up = trio.Event()
         self._notifier = Notifier()
-        # Why the last reload failed.
+        # Why the last reload failed; "" where it did not.
         self._complaint = ""
         self._terminals = [fd for fd in (0, 1, 2) if os.isatty(fd)]
 
     async def run(self) -> None:
         """Serve until drained or cancelled. Raises ListenError."""
-        # One look-up a thread: those for which no name server answers are not to hold up the others soon.
+        # Each look-up takes a thread. Many threads, so that look-ups without an answer do not soon block the others.
         trio.to_thread.current_default_thread_limiter().total_tokens = _LOOK_UPS
         failure: Http2tcpError | None = None
         try:
@@ -94,12 +93,12 @@ class Service:
             raise failure
 
     def on_signal(self, number: signal.Signals, everything: trio.CancelScope) -> None:
-        """Do as the signal says; `everything` ends all of it."""
+        """Obey a signal. `everything` is the scope of the whole server."""
         if number == getattr(signal, "SIGHUP", None) and not self._terminal_is_gone():
             self._hung_up.set()
         elif number == getattr(signal, "SIGUSR1", None):
-            # Who rotates the logs of others sends it. This line is all that it takes: a file that was moved is noticed.
-            logger.info("%s: nothing to do; a log file that was moved is opened anew without it", number.name)
+            # Programs that rotate logs send it. The log needs no signal: it notices by itself that its file was moved.
+            logger.info("%s: nothing to do; a log file that was moved is reopened without a signal", number.name)
         elif self._drain.is_set():
             logger.warning("%s again: ending at once", number.name)
             everything.cancel()
@@ -109,29 +108,29 @@ class Service:
             self._notifier.tell("STOPPING=1", f"STATUS={self._status()}")
 
     def _terminal_is_gone(self) -> bool:
-        """Whether it was started in a terminal, and that was closed: nobody is left who could type Ctrl-C."""
+        """Whether the server was started in a terminal that is closed now, so that nobody can press Ctrl-C any more."""
         return bool(self._terminals) and not any(map(os.isatty, self._terminals))
 
     def started(self, addresses: Sequence[Address] | None = None) -> None:
-        """The server listens: to it, this is its TaskStatus."""
+        """The server calls this, as its TaskStatus, once it listens."""
         settings = self._server.state.settings
         reached = reach(settings, self._server.state.policy, time.time())
         how = "" if settings.tls is None else " for https"
         logger.info("listening on %s%s; open to %s", _and(addresses or ()), how, reached)
         exposed = [each for each in addresses or () if isinstance(each, TCPAddress) and not is_loopback(each.host)]
         if exposed and settings.proxy_protocol and not settings.trusted_proxies:
-            words = "--proxy-protocol believes whoever reaches %s: name the proxies with --trusted-proxy"
+            words = "--proxy-protocol believes everyone who can reach %s: list the proxies with --trusted-proxy"
             logger.warning(words, _and(exposed))
         for proxies in settings.trusted_proxies:
             if proxies != "unix" and proxies.prefixlen == 0:
-                logger.warning("--trusted-proxy %s trusts every client: each can pass for any address", proxies)
+                logger.warning("--trusted-proxy %s trusts every client: each can claim to be any address", proxies)
         if exposed and settings.tls is None and settings.tokens:
-            words = "tokens travel to %s in the clear: keep all but a front end away, or serve https (--tls-cert)"
+            words = "tokens travel to %s unencrypted: let only a front end connect, or serve https (--tls-cert)"
             logger.warning(words, _and(exposed))
         self._notifier.tell("READY=1", f"STATUS={self._status()}")
         self._ready.set()
 
-    # --- what the service manager is told ---------------------------------------------------------
+    # --- reports to the service manager -----------------------------------------------------------
 
     async def _keep_telling(self) -> None:
         await self._ready.wait()
@@ -148,7 +147,7 @@ class Service:
         if not self._drain.is_set():
             return 0.0
         if self._server.state.ends_at == math.inf:
-            return self._server.state.settings.grace  # it begins now
+            return self._server.state.settings.grace  # draining has not begun yet, but will at once
         return max(0.0, self._server.state.ends_at - trio.current_time())
 
     # --- reload -----------------------------------------------------------------------------------
@@ -157,9 +156,9 @@ class Service:
         await self._ready.wait()
         while True:
             await self._hung_up.wait()
-            # One that comes meanwhile means another reload: it may have missed what was written since.
+            # A SIGHUP during the reload means one more reload, since the files may have changed after they were read.
             self._hung_up = trio.Event()
-            # To the service manager one that stops does not reload; who is taken out is to be out all the same.
+            # While draining, do not tell systemd about a reload; but do reload, so that a revoked token stops working.
             if not self._drain.is_set():
                 self._notifier.reloading()
             self._complaint = await self._reload()
@@ -167,10 +166,10 @@ class Service:
                 self._notifier.tell("READY=1", f"STATUS={self._status()}")
 
     async def _reload(self) -> str:
-        """Take what is written now; or why that was not possible."""
+        """Reread the settings and take them. Returns why that failed, or ""."""
         old = self._server.state.settings
         try:
-            # In a thread, since a disk may be slow; with a limiter of its own, since look-ups may have theirs full.
+            # In a thread, since disks may be slow; with its own limiter, since look-ups may occupy all other threads.
             prepared = await trio.to_thread.run_sync(
                 lambda: prepare(self._reread() if self._reread else old),
                 abandon_on_cancel=True,
@@ -181,24 +180,24 @@ class Service:
         except Http2tcpError as error:
             self._server.state.metrics.reload_failed()
             logger.error("SIGHUP: %s; everything stays as it was", error)
-            # One line, whatever a file is called: the next one would be another assignment to the service manager.
+            # As one line, even with line breaks in a file's name: systemd would read a second line as another variable.
             return " ".join(str(error).split())
         except Exception:
-            # A bug in what reads the settings must not end the sessions.
+            # A bug in the code that reads the settings must not end the sessions.
             self._server.state.metrics.reload_failed()
             logger.exception("SIGHUP: the settings could not be reread; please report this")
             return "see the log"
-        # Where a certificate is renewed, its file alone changes: whoever did that is not to read that nothing did.
+        # A renewed certificate changes its file and no setting, so "nothing has changed" would be wrong with TLS.
         what, nothing = ("reread, the certificate too", "nothing else") if new.tls else ("reread", "nothing")
         logger.info("SIGHUP: %s; %s", what, "; ".join(_changes(old, new)) or f"{nothing} has changed")
         fixed = [_flag(name) for name in _FIXED if getattr(new, name) != getattr(self._started_with, name)]
         if fixed:
-            logger.warning("SIGHUP: %s can change by a restart only, and nothing changes there", " and ".join(fixed))
+            logger.warning("SIGHUP: %s can be changed only by a restart; for now the old values stay", " and ".join(fixed))
         return ""
 
 
 def _inherited_listeners(settings: ServerSettings) -> tuple[list[Listener], list[Listener]]:
-    """Those for tunnels, and those whose unit calls them `admin`."""
+    """The listeners that the service manager opened: for tunnels, and those that the unit calls `admin`."""
     inherited = inherited_sockets()
     tunnels = [Listener(each.socket, shared=True) for each in inherited if each.name != _ADMIN]
     admin = [Listener(each.socket, shared=True) for each in inherited if each.name == _ADMIN]
@@ -214,12 +213,12 @@ def _inherited_listeners(settings: ServerSettings) -> tuple[list[Listener], list
 
 
 def _check_alone(option: str, ours: Sequence[Address], theirs: Sequence[Listener]) -> None:
-    # Either may be what the operator believes to be in force: a guess could open a port, or close one, unnoticed.
+    # The operator may believe that either of them is in force. A guess could leave a port open or closed by mistake.
     if ours and theirs:
         listening = _and([listener.address for listener in theirs])
         raise SettingsError(
             f"the service manager's socket unit listens on {listening}, and {option} names {_and(ours)}: "
-            "leave one of them out"
+            "use only one of them"
         )
 
 
@@ -228,7 +227,7 @@ def _and(addresses: Sequence[Address]) -> str:
 
 
 def _changes(old: ServerSettings, new: ServerSettings) -> list[str]:
-    """In counts and names."""
+    """What differs between the settings, as counts and names."""
     words = []
     tokens, before = _tokens(new), _tokens(old)
     counts = {
@@ -251,7 +250,7 @@ def _differing(old: ServerSettings | Limits, new: ServerSettings | Limits, but: 
 
 
 def _tokens(settings: ServerSettings) -> dict[str | bytes, Token]:
-    """By their names; those without one by what they are."""
+    """The tokens by their names; a token without a name by its digest."""
     return {token.name or token.digest: token for token in Policy(settings.tokens).tokens}
 
 

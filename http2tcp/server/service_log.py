@@ -1,7 +1,7 @@
-"""A server's log: its forms, text and JSON, and where they go: stderr, the journal, or a file that is rotated.
+"""A server's log: as text or JSON, to stderr, to the journal, or to a file that other programs rotate.
 
-A message that is a dict is a record of `http2tcp.server.audit`: JSON has its keys, and its `str` is the line. Whatever
-becomes of the log, the server goes on. docs/log.md is the reference.
+A message that is a dict is a record of `http2tcp.server.audit`: JSON shows its keys, text shows its `str`. A log that
+cannot be written never stops the server. docs/log.md is the reference.
 """
 
 from __future__ import annotations
@@ -18,18 +18,19 @@ from typing import Literal, TextIO
 from http2tcp.errors import SettingsError, os_reason
 from http2tcp.log import BackgroundHandler, HeldBack, logger, mark, marked, stderr_is_journal, warning
 
-# Who may read it: it says who went where.
+# Not readable for everyone: the log says which client went where.
 _MODE = 0o640
-# How often a log that cannot be written is told of, in seconds: a disk that is full may have room for one line in two.
+# At most once in so many seconds, say on stderr that the log cannot be written. A full disk may have room for every
+# second line, so without this limit there would be thousands of complaints.
 _COMPLAINTS = 60.0
 
 
 def log_as_service(form: Literal["text", "json"], path: str | None) -> None:
-    """From now on log in this form, to the file or else to stderr, in a thread; what was held back comes first.
+    """From now on log in this form, in a thread, to the file or else to stderr. Lines held back so far come first.
 
     Raises SettingsError where the file cannot be written.
     """
-    # The journal has a time of its own.
+    # The journal adds the time itself.
     timed = path is not None or not stderr_is_journal()
     formatter = JSONFormatter() if form == "json" else TextFormatter(timed=timed)
     handler: logging.Handler
@@ -47,15 +48,15 @@ def log_as_service(form: Literal["text", "json"], path: str | None) -> None:
 
 
 class _StderrHandler(logging.StreamHandler[TextIO]):
-    """Counts what could not be written."""
+    """Counts the lines that could not be written."""
 
     def __init__(self) -> None:
         super().__init__()
-        #: Lines that nobody got.
+        #: How many lines could not be written.
         self.lost = 0
 
     def handleError(self, record: logging.LogRecord) -> None:
-        """There is nowhere else to tell of it but in the metrics."""
+        """Count the line. Only the metrics can show it, since stderr is what failed."""
         self.lost += 1
 
 
@@ -63,14 +64,14 @@ class _StderrHandler(logging.StreamHandler[TextIO]):
 
 
 class _Clock:
-    """RFC 3339 in UTC with milliseconds. The text of a second is made once."""
+    """Writes times as RFC 3339 in UTC with milliseconds. The text of a second is made once and kept."""
 
     def __init__(self) -> None:
         self._second = -1
         self._text = ""
 
     def read(self, record: logging.LogRecord) -> str:
-        """When the record was made."""
+        """The time of the record."""
         second = int(record.created)
         if second != self._second:
             self._second, self._text = second, time.strftime("%Y-%m-%dT%H:%M:%S", time.gmtime(second))
@@ -78,19 +79,19 @@ class _Clock:
 
 
 class TextFormatter(logging.Formatter):
-    """The time, and the message; a traceback below it."""
+    """Formats a line as its time and its message, with a traceback below."""
 
     def __init__(self, *, timed: bool) -> None:
         super().__init__()
         self._clock = _Clock() if timed else None
 
     def formatMessage(self, record: logging.LogRecord) -> str:
-        """Without what is below it."""
+        """The line without a traceback."""
         return record.message if self._clock is None else f"{self._clock.read(record)} {record.message}"
 
 
 class JSONFormatter(logging.Formatter):
-    """One object a line (RFC 8259), in ASCII."""
+    """Formats each line as a JSON object (RFC 8259), in ASCII."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -98,7 +99,7 @@ class JSONFormatter(logging.Formatter):
         self._encode = json.JSONEncoder(separators=(",", ":")).encode
 
     def format(self, record: logging.LogRecord) -> str:
-        """A record's own keys behind the time and the level; any other line is the event `log`."""
+        """The time and the level, then the keys of an audit record. Any other line has `event` `log` and `message`."""
         line: dict[str, object] = {"time": self._clock.read(record), "level": record.levelname.lower()}
         if isinstance(record.msg, dict):
             line |= record.msg
@@ -110,7 +111,7 @@ class JSONFormatter(logging.Formatter):
 
 
 def _unicode(text: str) -> str:
-    # The name of a file may hold what is no UTF-8, and its escape in JSON is no character: many readers give up.
+    # A file name may not be UTF-8. Its escapes in JSON would be lone surrogates, which many readers reject.
     return text if text.isascii() else text.encode("utf-8", "replace").decode("utf-8")
 
 
@@ -118,7 +119,7 @@ def _unicode(text: str) -> str:
 
 
 def check_log_file(path: str) -> None:
-    """Raises SettingsError where a log could not be written there. It is neither made nor opened."""
+    """Raise SettingsError if a log could not be written there. The file is neither created nor opened."""
     place = path if os.path.exists(path) else os.path.dirname(path) or os.curdir
     if os.path.isdir(path):
         code = errno.EISDIR
@@ -132,20 +133,20 @@ def check_log_file(path: str) -> None:
 
 
 class FileHandler(logging.Handler):
-    """Appends to a file that others rename, truncate or remove; it is opened anew where it is not there any more.
+    """Appends to a file that other programs may rename, truncate or remove. A file that was moved is opened anew.
 
-    What cannot be written is counted, told on stderr, and told in the file as soon as that can be written again.
+    Lines that cannot be written are counted. stderr says so, and so does the file once it can be written again.
     """
 
     def __init__(self, path: str) -> None:
-        """Raises SettingsError where it cannot be opened."""
+        """Raises SettingsError where the file cannot be opened."""
         super().__init__()
         self._path = path
         self._fd = -1
         self._inode: tuple[int, int] | None = None
-        #: The last line was cut off within.
+        #: Whether the last line was written in part only.
         self._torn = False
-        #: Lines that could not be written, and how many of them the file tells of.
+        #: How many lines could not be written, and how many of these the file mentions already.
         self.lost = self._told = 0
         self._why = ""
         self._complained_at = -_COMPLAINTS
@@ -155,11 +156,11 @@ class FileHandler(logging.Handler):
             raise SettingsError(f"cannot write the log file {path}: {os_reason(error)}") from error
 
     def emit(self, record: logging.LogRecord) -> None:
-        """Write it, or count it."""
+        """Write the line, or count it as lost."""
         try:
             text = self.format(record)
         except Exception:
-            # A bug in one line must not keep the others from the file.
+            # A line that cannot be formatted is a bug, which must not keep other lines from the file.
             self.handleError(record)
             return
         if lost := self.lost - self._told:
@@ -181,7 +182,7 @@ class FileHandler(logging.Handler):
         super().close()
 
     def _open(self) -> None:
-        # A pipe by name that nobody has open to read would be waited for, without a word.
+        # O_NONBLOCK, since opening a named pipe without a reader would block.
         fd = os.open(self._path, os.O_WRONLY | os.O_APPEND | os.O_CREAT | getattr(os, "O_NONBLOCK", 0), _MODE)
         if os.name == "posix":
             os.set_blocking(fd, True)
@@ -200,7 +201,7 @@ class FileHandler(logging.Handler):
             self._open()
 
     def _write(self, text: str) -> None:
-        # One write, so that lines of two processes that share the file do not mix.
+        # One write for the whole line, so that the lines of two processes that share the file do not mix.
         data = (("\n" if self._torn else "") + text + "\n").encode("utf-8", "backslashreplace")
         written = os.write(self._fd, data)
         while written < len(data):
@@ -211,14 +212,14 @@ class FileHandler(logging.Handler):
     def _complain(self) -> None:
         if time.monotonic() - self._complained_at < _COMPLAINTS:
             return
-        words = f"http2tcp: cannot write the log file {self._path}: {self._why}; its lines are lost until it can"
+        words = f"http2tcp: cannot write the log file {self._path}: {self._why}; lines are lost until this is fixed"
         if stderr_is_journal():
             words = mark(words, logging.ERROR)
         try:
-            # In a thread, since stderr may have a reader who has stopped.
+            # In a thread, since writing to stderr blocks when its reader has stopped reading.
             threading.Thread(target=_say, args=(words,), name="log complaint", daemon=True).start()
         except RuntimeError:
-            return  # there are too many; the next line that is lost tries again
+            return  # no further thread can be started; the next lost line tries again
         self._complained_at = time.monotonic()
 
 
@@ -227,4 +228,4 @@ def _say(words: str) -> None:
         if sys.stderr is not None:
             print(words, file=sys.stderr, flush=True)
     except (OSError, ValueError):
-        pass  # nobody listens there either
+        pass  # stderr cannot be written either

@@ -1,7 +1,7 @@
 """What the connections of one server share: its settings, limits, counters and open sessions.
 
-A connection reads and changes this; it never reaches the server that started it. `reload` swaps the settings and
-what is made of them, and tells each open session.
+Connections read and change it, and do not know the server that started them. `reload` replaces the settings and
+everything made from them, and tells each open session.
 """
 
 from __future__ import annotations
@@ -47,16 +47,19 @@ class OpenSession(Protocol):
 
 
 class Prepared(NamedTuple):
-    """Settings, and what is made of them for new connections."""
+    """Settings, and what is made from them for new connections."""
 
     settings: ServerSettings
     policy: Policy
-    #: With what they shake hands; None: they speak plain http.
+    #: For the TLS handshake; None: connections speak plain http.
     tls: ssl.SSLContext | None
 
 
 def prepare(settings: ServerSettings) -> Prepared:
-    """Read the certificate. A disk may be slow: where a server runs already, in a thread. Raises SettingsError."""
+    """Make the policy, and read the certificate. Call it in a thread where a server runs: disks may be slow.
+
+    Raises SettingsError.
+    """
     policy = Policy(settings.tokens, settings.destination, allow=settings.allow, deny=settings.deny)
     return Prepared(settings, policy, _tls(settings))
 
@@ -74,22 +77,23 @@ class State:
         self.failures = Failures(self.limits)
         #: The open sessions.
         self.sessions: set[OpenSession] = set()
-        #: When they end: the grace after `drain`.
+        #: When open sessions end because the server stops: after the grace that begins with draining.
         self.ends_at = math.inf
         self.draining = False
         self.metrics = Metrics(time.time())
-        #: Which of what strangers are refused is in the log.
+        #: Decides which refusals of unauthenticated clients get a line in the log.
         self.refusals = Refusals()
         self.settings, self.policy, self.tls = prepare(settings)
         self.tunnels.tokens = len(self.policy.tokens)
         self.look_ups = LookUps()
 
     def reload(self, prepared: Prepared) -> None:
-        """Take new settings. Where it listens stays as it is.
+        """Take new settings. The listening addresses stay.
 
-        The longest time of a session and the tokens' times count for open sessions too, and a session whose token
-        is gone ends, or that has none where one is needed now, unless `settings.keep_sessions`. All else is asked
-        when a session opens only, which is when its target has accepted; the certificate, of new connections.
+        Open sessions: `max_session` and the tokens' expiries apply to them too. A session ends where its token was
+        removed, or where it has no token and one is needed now, unless `settings.keep_sessions`. The rules and all
+        other limits apply to sessions that open later, that is, whose target accepts later. The certificate, timeouts
+        and trusted proxies apply to connections that are accepted later.
         """
         self.settings, self.policy, self.tls = prepared
         limits = _limits(prepared.settings)
@@ -100,18 +104,18 @@ class State:
         self.metrics.reloaded(time.time())
 
     def look_up_limiter(self, token: Token | None) -> LookUpLimiter | None:
-        """What a token's look-ups wait for, beside the threads that all share; None: for these alone."""
+        """The limiter of one token's look-ups; None where they are limited by the shared threads only."""
         if token is None or self.tunnels.tokens < 2:
             return None
         total = trio.to_thread.current_default_thread_limiter().total_tokens
         return self.look_ups.of(token.digest, share(int(min(total, sys.maxsize))))
 
     def unready(self) -> str:
-        """Why it takes no tunnel now; empty where it does."""
+        """Why the server takes no new tunnel now; "" where it does."""
         if self.draining:
             return "draining"
         if self.tunnels.full:
-            return f"all of its tunnels are open: {len(self.tunnels)}"
+            return f"the limit of tunnels is reached: {len(self.tunnels)} are open"
         return ""
 
 
@@ -128,6 +132,6 @@ def _limits(settings: ServerSettings) -> Limits:
     asked, descriptors = settings.limits or Limits(), allowed()
     limits = asked.within(descriptors)
     if asked.tunnels is not None and limits.tunnels != asked.tunnels:
-        words = "--max-tunnels is %d and not %d: this process may have %d descriptors (ulimit -n, LimitNOFILE=)"
+        words = "--max-tunnels is lowered to %d from %d: the process may open only %d files (ulimit -n, LimitNOFILE=)"
         logger.warning(words, limits.tunnels, asked.tunnels, descriptors)
     return limits

@@ -1,7 +1,7 @@
-"""What the service manager hands to a service and is told by it: sd_listen_fds(3), sd_notify(3).
+"""A service's side of systemd: the sockets that it inherits (sd_listen_fds(3)), and its reports (sd_notify(3)).
 
-All of it is variables of the environment, inherited descriptors and datagrams, so that nothing of systemd need be
-installed. The variables are removed as they are read: they are meant for this process alone.
+All of this is environment variables, inherited descriptors and datagrams, so no library of systemd's is needed. The
+variables are removed from the environment once read, since they are meant for this process only.
 """
 
 from __future__ import annotations
@@ -22,11 +22,11 @@ logger = logging.getLogger("http2tcp.systemd")
 
 # The first descriptor after stdin, stdout and stderr (SD_LISTEN_FDS_START).
 _FIRST = 3
-# What systemd calls a socket that has no FileDescriptorName=, and whose unit it does not know.
+# systemd's name for a socket without FileDescriptorName= and without a known unit.
 _UNNAMED = "unknown"
-# Of the status line, in seconds: `systemctl status` is read by people.
+# How often the status line is updated, in seconds. People read it in `systemctl status`.
 _STATUS_PERIOD = 5.0
-# Of a datagram, systemd reads 4,096 bytes (NOTIFY_BUFFER_MAX), and drops a longer one whole.
+# systemd drops datagrams of more than 4,096 bytes (NOTIFY_BUFFER_MAX). Our datagrams have few assignments.
 _MAX_ASSIGNMENT = 2048
 
 
@@ -38,9 +38,9 @@ class InheritedSocket(NamedTuple):
 
 
 def inherited_sockets() -> list[InheritedSocket]:
-    """The listening sockets that this process was started with; none without a service manager's.
+    """The listening sockets that the service manager opened for this process; an empty list where it opened none.
 
-    They belong to the caller. Raises ListenError for a descriptor that cannot be served.
+    The caller closes them. Raises ListenError for a descriptor that is no listening stream socket.
     """
     pid, count = os.environ.pop("LISTEN_PID", ""), os.environ.pop("LISTEN_FDS", "")
     names = os.environ.pop("LISTEN_FDNAMES", "")
@@ -48,10 +48,10 @@ def inherited_sockets() -> list[InheritedSocket]:
     if not count:
         return []
     if pid != str(os.getpid()):
-        logger.warning("the sockets of LISTEN_FDS are another process's: a shell before http2tcp needs to exec it")
+        logger.warning("ignoring LISTEN_FDS: it is for another process (a shell that starts http2tcp must exec it)")
         return []
     if not count.isdecimal():
-        raise ListenError("LISTEN_FDS is no number: expected what systemd sets")
+        raise ListenError("LISTEN_FDS is not a number, as systemd would set it")
     inherited: list[InheritedSocket] = []
     given = names.split(":")
     try:
@@ -72,15 +72,15 @@ def _listening_socket(fd: int, name: str) -> socket.socket:
         sock = socket.socket(fileno=fd)
     except OSError as error:
         reason = (error.strerror or str(error)).lower()
-        raise ListenError(f"{what} is no socket: {reason}") from error
+        raise ListenError(f"{what} is not a socket: {reason}") from error
     expected = "expected a socket unit with ListenStream="
     fault = ""
     if sock.family not in (socket.AF_INET, socket.AF_INET6, getattr(socket, "AF_UNIX", None)):
-        fault = f"is of neither TCP nor Unix: {expected}"
+        fault = f"is neither a TCP nor a Unix socket: {expected}"
     elif sock.type != socket.SOCK_STREAM:
-        fault = f"carries no streams: {expected}"
+        fault = f"is not a stream socket: {expected}"
     elif not sock.getsockopt(socket.SOL_SOCKET, socket.SO_ACCEPTCONN):
-        fault = f"does not listen: {expected} and without Accept=yes"
+        fault = f"is not listening: {expected} and without Accept=yes"
     if fault:
         sock.close()
         raise ListenError(f"{what} {fault}")
@@ -88,17 +88,17 @@ def _listening_socket(fd: int, name: str) -> socket.socket:
 
 
 class Notifier:
-    """What the service manager is told. Without one, or where it does not listen, nothing is."""
+    """Reports to the service manager. Does nothing where there is none."""
 
     def __init__(self) -> None:
-        """From the environment: sd_notify(3), sd_watchdog_enabled(3). It is closed at the end."""
+        """Reads its variables from the environment: sd_notify(3), sd_watchdog_enabled(3)."""
         address = os.environ.pop("NOTIFY_SOCKET", "")
         microseconds, pid = os.environ.pop("WATCHDOG_USEC", ""), os.environ.pop("WATCHDOG_PID", "")
         self._socket: socket.socket | None = None
         self._address = ""
-        # What it could not take yet, in order.
+        # Datagrams for which the service manager's socket had no room yet, in order.
         self._untold: deque[bytes] = deque()
-        #: How often it wants to hear from us, in seconds; None: never.
+        #: Within how many seconds the watchdog must hear from us; None: there is no watchdog.
         self.watchdog: float | None = None
         if not address:
             return
@@ -107,33 +107,33 @@ class Notifier:
             return
         # An abstract socket's name begins with a zero octet.
         self._address = "\0" + address[1:] if address.startswith("@") else address
-        # Held open: where descriptors have run out, the watchdog must be fed all the same.
+        # The socket stays open, so that the watchdog can be fed even when the process is out of descriptors.
         self._socket = socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM)
         self._socket.setblocking(False)
         if microseconds.isdecimal() and int(microseconds) > 0 and pid in ("", str(os.getpid())):
             self.watchdog = int(microseconds) / 1e6
 
     def tell(self, *assignments: str) -> None:
-        """Say it now, in one datagram, or as soon as there is room. It never waits."""
+        """Send the assignments in one datagram, now or as soon as there is room. Never blocks."""
         if self._socket is not None:
             self._untold.append(b"\n".join(map(_encoded, assignments)))
             self._flush()
 
     def close(self) -> None:
-        """Say no more."""
+        """Close the socket. Later calls do nothing."""
         if self._socket is not None:
             self._socket.close()
             self._socket = None
 
     def reloading(self) -> None:
-        """A reload begins; `READY=1` ends it. With the time, without which Type=notify-reload waits in vain."""
+        """Report that a reload begins; `READY=1` reports its end. Type=notify-reload needs the time as well."""
         self.tell("RELOADING=1", f"MONOTONIC_USEC={time.clock_gettime_ns(time.CLOCK_MONOTONIC) // 1000}")
 
     async def keep_telling(self, status: Callable[[], str], extend: Callable[[], float]) -> None:
-        """Say `status()` when it has changed, and feed the watchdog, until cancelled.
+        """Report `status()` when it has changed, and feed the watchdog, until cancelled.
 
-        Both are said by a task of the very loop that serves: one that is stuck falls silent, and is restarted.
-        While `extend()` is above 0, the service manager is asked for so many seconds of patience with a stop.
+        This runs in the event loop of the server, so that a stuck loop stops feeding the watchdog and is restarted.
+        While `extend()` is above 0, ask the service manager to wait this many seconds for the server to stop.
         """
         if self._socket is None:
             return
@@ -146,7 +146,7 @@ class Notifier:
             if (line := status()) != said:
                 assignments.append(f"STATUS={line}")
             if (seconds := extend()) > 0:
-                # Anew each time, and for little more than until the next: a process that hangs gets no more.
+                # Ask for little more time than until the next report, so that a process that hangs gets no more.
                 assignments.append(f"EXTEND_TIMEOUT_USEC={int((min(seconds, period) + _STATUS_PERIOD) * 1e6)}")
             self._flush()
             if assignments and not self._untold:
@@ -167,5 +167,5 @@ class Notifier:
 
 
 def _encoded(assignment: str) -> bytes:
-    # A status may name a file, whose name may be no UTF-8, and quote a mistake of any length.
+    # A status may contain a file name that is not UTF-8, and an error message of any length.
     return assignment.encode("utf-8", "replace")[:_MAX_ASSIGNMENT].decode("utf-8", "ignore").encode()

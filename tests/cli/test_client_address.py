@@ -84,7 +84,7 @@ async def test_where_anybody_may_bring_a_proxy_header_the_server_says_so(
         process.terminate()
         status, rest = await server.ended()
     assert status == 0
-    assert ("believes whoever reaches 0.0.0.0:" in rest) == warns
+    assert ("believes everyone who can reach 0.0.0.0:" in rest) == warns
 
 
 @pytest.mark.parametrize(("network", "warns"), [("0.0.0.0/0", True), ("::/0", True), ("10.0.0.0/8", False)])
@@ -93,4 +93,4 @@ async def test_a_server_that_trusts_everybody_says_what_that_means(network: str,
         server.process.terminate()
         status, rest = await server.ended()
     assert status == 0
-    assert (f"--trusted-proxy {network} trusts every client: each can pass for any address" in rest) == warns
+    assert (f"--trusted-proxy {network} trusts every client" in rest) == warns

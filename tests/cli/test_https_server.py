@@ -119,7 +119,7 @@ async def test_tokens_in_the_clear_beyond_this_machine_earn_one_warning(
         await said_until_it_listens(server)
         server.process.terminate()
         _, rest = await server.ended()
-    assert rest.count("in the clear: keep all but a front end away, or serve https (--tls-cert)") == warns
+    assert rest.count("unencrypted: let only a front end connect, or serve https (--tls-cert)") == warns
 
 
 async def test_an_expired_certificate_and_an_open_key_are_served_with_a_warning(tmp_path: Path) -> None:

@@ -158,7 +158,7 @@ async def test_a_directory_that_vanishes_stops_no_tunnel_and_is_told_once(tmp_pa
         assert "lines of this log that were lost: " in path.read_text()
     (line,) = stderr.read_text().splitlines()
     assert line == (
-        f"http2tcp: cannot write the log file {path}: no such file or directory; its lines are lost until it can"
+        f"http2tcp: cannot write the log file {path}: no such file or directory; lines are lost until this is fixed"
     )
 
 

@@ -231,7 +231,7 @@ def test_a_socket_that_does_not_listen_is_a_sentence(unit: Unit) -> None:
         manager = unit(started=False, web=sock)
         assert manager.fail() == 73
     assert manager.log == (
-        "http2tcp: descriptor 3 ('web') of LISTEN_FDS carries no streams: expected a socket unit with ListenStream=\n"
+        "http2tcp: descriptor 3 ('web') of LISTEN_FDS is not a stream socket: expected a socket unit with ListenStream=\n"
     )
 
 
@@ -552,7 +552,7 @@ async def test_what_only_a_restart_can_change_is_named_and_left(
     manager = configured()
     configuration.write('admin = "127.0.0.1:1"', 'log_format = "json"', alice="")
     await in_thread(manager.reload)
-    words = "SIGHUP: admin and log-format can change by a restart only, and nothing changes there\n"
+    words = "SIGHUP: admin and log-format can be changed only by a restart; for now the old values stay\n"
     await until(lambda: words in manager.log, "it says so")
     assert await status_with(address_of(manager), "alice") == 400
 

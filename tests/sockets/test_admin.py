@@ -93,7 +93,7 @@ async def test_a_query_changes_nothing() -> None:
 async def test_every_other_path_is_a_404_that_says_what_is_there(path: str) -> None:
     async with answering() as address:
         answer = await ask(address, path)
-    assert (answer.status, answer.body) == (404, b"here are /metrics, /healthz and /readyz\n")
+    assert (answer.status, answer.body) == (404, b"not found: there are /metrics, /healthz and /readyz\n")
 
 
 @pytest.mark.parametrize("method", ["POST", "PUT", "DELETE", "OPTIONS", "TRACE", "get"])

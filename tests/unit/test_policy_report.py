@@ -80,7 +80,7 @@ def test_a_server_names_those_tokens_that_no_rule_holds() -> None:
 def test_a_server_without_a_token_says_what_everybody_reaches() -> None:
     assert said(ServerSettings(destination=SSHD)) == "localhost:22 alone, for everybody"
     closed = ServerSettings(destination=SSHD, allow=[parse_rule("db:22")])
-    assert said(closed) == "nothing: without a token only localhost:22 could be reached, and the rules close it"
+    assert said(closed) == "nothing: without tokens only localhost:22 could be reached, but the rules close it"
     assert "no token nobody may go anywhere: the rules close localhost:22" in " ".join(shown(closed).split())
 
 

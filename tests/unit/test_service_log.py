@@ -221,7 +221,7 @@ def test_a_directory_that_vanishes_is_told_once_and_the_log_recovers(
     for number in range(3):
         handler.handle(record(f"lost {number}"))
     assert said(capsys) == (
-        f"http2tcp: cannot write the log file {path}: no such file or directory; its lines are lost until it can\n"
+        f"http2tcp: cannot write the log file {path}: no such file or directory; lines are lost until this is fixed\n"
     )
     moved.rename(path.parent)
     handler.handle(record("back"))

@@ -117,7 +117,7 @@ def test_the_sockets_of_another_process_are_left_alone_and_that_is_told(
 def test_a_count_that_is_none_is_a_sentence(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("LISTEN_FDS", "many")
     monkeypatch.setenv("LISTEN_PID", str(os.getpid()))
-    with pytest.raises(ListenError, match="LISTEN_FDS is no number"):
+    with pytest.raises(ListenError, match="LISTEN_FDS is not a number"):
         inherited_sockets()
 
 
@@ -141,10 +141,10 @@ def a_file() -> IO[bytes]:
 @pytest.mark.parametrize(
     ("make", "words"),
     [
-        (a_datagram_socket, "carries no streams: expected a socket unit with ListenStream="),
-        (a_connection, "does not listen: expected a socket unit with ListenStream= and without Accept=yes"),
-        (lambda: socket.socket(socket.AF_NETLINK, socket.SOCK_RAW), "is of neither TCP nor Unix"),
-        (a_file, "is no socket: socket operation on non-socket"),
+        (a_datagram_socket, "is not a stream socket: expected a socket unit with ListenStream="),
+        (a_connection, "is not listening: expected a socket unit with ListenStream= and without Accept=yes"),
+        (lambda: socket.socket(socket.AF_NETLINK, socket.SOCK_RAW), "is neither a TCP nor a Unix socket"),
+        (a_file, "is not a socket: socket operation on non-socket"),
     ],
     ids=["datagrams", "connection", "netlink", "file"],
 )
@@ -164,7 +164,7 @@ def test_a_descriptor_that_cannot_be_served_is_a_sentence_and_none_is_kept(
 def test_a_descriptor_that_is_not_there_is_a_sentence(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("LISTEN_FDS", "1")
     monkeypatch.setenv("LISTEN_PID", str(os.getpid()))
-    with pytest.raises(ListenError, match="is no socket: bad file descriptor"):
+    with pytest.raises(ListenError, match="is not a socket: bad file descriptor"):
         inherited_sockets()
 
 
