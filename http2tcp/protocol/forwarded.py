@@ -1,8 +1,8 @@
 """The client's address behind trusted proxies, from the one header field that they fill in. Pure.
 
-Each proxy adds the address that it was reached from at the end of what it got. What is there from the right
-is true as far as the proxies who wrote it are trusted, and ends at the first address that is none of
-theirs: that is the client's. What stands before it is whatever the client made up, and is not looked at.
+Each proxy adds, at the right end of the field, the address from which it was reached. So the field is read from the
+right, for as long as the addresses are those of trusted proxies. The first other address is the client's. Everything
+to the left of it was written by the client and is ignored.
 """
 
 from __future__ import annotations
@@ -12,16 +12,17 @@ from collections.abc import Iterator, Sequence
 from ipaddress import IPv4Address, IPv4Network, IPv6Address, IPv6Network, ip_address
 from typing import Literal
 
-#: Where a connection comes from; a Unix socket's peer has no address.
+#: Where a connection comes from. A peer on a Unix socket has no address.
 Peer = IPv4Address | IPv6Address | Literal["unix"]
-#: Whose word about the client counts; `unix` is everybody at a Unix socket that is listened on.
+#: A proxy that may name the client; `unix` stands for every peer on a Unix socket.
 TrustedProxy = IPv4Network | IPv6Network | Literal["unix"]
 
-# An address with a port or in brackets; RFC 7239, section 6 allows a port to be hidden behind a name.
+# An address in brackets or with a port. The port may be a name such as _hidden (RFC 7239, section 6).
 _NODE = re.compile(r"(?:\[([0-9A-Fa-f:.]+)\]|([0-9.]+))(?::(?:[0-9]{1,5}|_[0-9A-Za-z._-]+))?")
-# RFC 7239, section 4; blanks around the semicolon are no part of it, but are met.
+# A pair as in RFC 7239, section 4. Blanks around the semicolon are not allowed there, but some proxies write them.
 _PAIR = re.compile(r"""[ \t]*(?:([!#$%&'*+.^_`|~0-9A-Za-z-]+)=("(?:[^"\\]|\\.)*"|[^ \t",;]+)[ \t]*)?(?:;|\Z)""")
-# A run of backslashes is looked at from its first one only: from each of them, 16 KiB would take a second.
+# A comma, or a quote with all backslashes before it. The look-behind makes a match begin at the first backslash of a
+# row: trying from each one, 16 KiB of backslashes would take a second.
 _COMMA_OR_QUOTE = re.compile(r'(?<!\\)\\*"|,')
 _ESCAPED = re.compile(r"\\(.)")
 
@@ -34,11 +35,10 @@ def is_trusted(peer: Peer, trusted: Sequence[TrustedProxy]) -> bool:
 
 
 def client_address(peer: Peer, values: Sequence[bytes], *, header: str, trusted: Sequence[TrustedProxy]) -> Peer:
-    """The right-most address that is no trusted proxy's; the left-most where all are.
+    """The right-most address that is not a trusted proxy's; the left-most one where all are.
 
-    `values` are those of the field's lines, in their order. `header` is its name: `Forwarded` is read as
-    RFC 7239 has it, any other as a list of addresses. From the first thing on that is no address, nothing
-    counts.
+    `values` are the values of the field's lines, in order. `header` is the field's name: `Forwarded` is read as in
+    RFC 7239, any other field as a list of addresses. Reading stops at the first element that is not an address.
     """
     client = peer
     text = ",".join(value.decode("latin-1") for value in values)
@@ -52,7 +52,7 @@ def client_address(peer: Peer, values: Sequence[bytes], *, header: str, trusted:
 
 
 def unmapped(address: IPv4Address | IPv6Address) -> IPv4Address | IPv6Address:
-    """The IPv4 address where it is IPv4-mapped (RFC 4291, section 2.5.5.2), as on a socket for both families."""
+    """The IPv4 address of an IPv4-mapped one (RFC 4291, section 2.5.5.2), as sockets for both families report them."""
     return (address.ipv4_mapped if isinstance(address, IPv6Address) else None) or address
 
 
@@ -64,7 +64,7 @@ def _parse(hop: str) -> IPv4Address | IPv6Address | None:
     if node is not None:
         hop = node[1] or node[2]
     try:
-        # A zone means something on the proxy's machine alone.
+        # An address with a zone has a meaning on the proxy's machine only.
         return None if "%" in hop else unmapped(ip_address(hop))
     except ValueError:
         return None
@@ -101,5 +101,5 @@ def _for(element: str) -> str:
         if (pair[1] or "").lower() == "for":
             found.append(_ESCAPED.sub(r"\1", pair[2]))
         position = pair.end()
-    # Section 4: a parameter comes once in an element.
+    # A parameter may occur only once in an element (RFC 7239, section 4).
     return found[0] if len(found) == 1 else ""

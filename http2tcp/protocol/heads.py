@@ -1,7 +1,8 @@
-"""Hands an answer to h11 head by head, so that h11 sees no head that costs it more than its length. Pure.
+"""Hands an answer to h11 head by head, and refuses heads that would take h11 quadratic time. Pure.
 
-h11's pattern for a header field tries every way to divide blanks that end in a byte which it refuses, and folded lines
-are joined by blanks: 16 KiB of them take a second. Nobody means so many; the server's own reader refuses them as well.
+When a row of blanks ends in a byte that a header field may not contain, h11's pattern tries every way to divide the
+row, so 16 KiB of blanks take a second. Folded lines count too, since h11 joins them with blanks. No honest sender
+writes so many blanks in a row.
 """
 
 from __future__ import annotations
@@ -9,26 +10,27 @@ from __future__ import annotations
 import re
 from collections.abc import Callable
 
-# In a row, line ends included. A field's value is seldom aligned, and never so far.
+# How many blanks may follow each other, line ends included. Some senders align values, but never this far.
 MAX_BLANKS = 64
 
 _TOO_MANY = b" " * (MAX_BLANKS + 1)
 _BLANKS = bytes.maketrans(b"\t\r\n", b"   ")
 _BLANK_LINE = re.compile(rb"\n\r?\n")
-# How far back the beginning of a blank line may be, where its end has just come.
+# How many bytes of a blank line may have arrived before its end does.
 _BEHIND = 2
 _STATUS = re.compile(rb"HTTP/1\.[0-9] ([0-9]{3})")
 
 
 class TooManyBlanks(Exception):
-    """A head with a row of blanks that no sender means."""
+    """A head has more blanks in a row than any honest sender writes."""
 
 
 class HeadFeed:
-    """Takes an answer in pieces and gives `feed` each head once it is whole, then all that follows the last one.
+    """Takes an answer in pieces, and hands `feed` each head once it is whole, then everything after the last head.
 
-    What follows 101, or any 2xx where it `opens` a tunnel, is the tunnel's. Of another answer's body the part before
-    too many blanks is given, since fields may stand behind it (RFC 9112, section 7.1.2); then `cut` is true.
+    After a 101 everything is the tunnel's, and where a 2xx `opens` a tunnel, after that too. Any other answer has a
+    body, at whose end there may be fields (RFC 9112, section 7.1.2): so a body is cut off before too many blanks as
+    well, and then `cut` is true.
     """
 
     def __init__(self, feed: Callable[[bytes], None], *, opens: bool = False) -> None:
@@ -39,11 +41,11 @@ class HeadFeed:
         self._last_head_given = False
         self._scans = False
         self._blanks = 0
-        #: The rest of the body is left out.
+        #: Whether the rest of the body was left out.
         self.cut = False
 
     def receive(self, data: bytes) -> None:
-        """Take bytes; b"" is their end. Raises TooManyBlanks."""
+        """Take bytes; b"" says that the answer ends here. Raises TooManyBlanks."""
         if not data:
             self._give_rest()
             self._feed(b"")
@@ -64,7 +66,7 @@ class HeadFeed:
         self._give_rest()
 
     def give_all(self) -> None:
-        """Give what there is of a head without an end. Raises TooManyBlanks."""
+        """Hand on what has arrived of a head that is not whole. Raises TooManyBlanks."""
         if not self._last_head_given:
             self._give_rest()
 

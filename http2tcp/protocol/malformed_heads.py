@@ -1,21 +1,21 @@
-"""The head of an answer that h11 cannot read for a line or two, without those lines. Loaded where h11 has failed.
+"""Mends the head of an answer that h11 cannot read because of a few lines, by removing those lines.
 
-A front end or a proxy may add a line that is no header field: a name with a blank in it, or no colon. RFC 9112,
-section 5.1 has a proxy remove a blank before the colon; a client that ignores the line loses less than one that
-ignores the answer. Nothing is ever read out of such a line: it is left out with all the lines that continue it, so that
-it can take a field away from what we trust (Proxy-Status, Upgrade), but never give or change one.
+It is loaded only after h11 has failed. A front end or a proxy may add a line that is not a header field: one with a
+blank in the name (RFC 9112, section 5.1), or without a colon. For a client it is better to ignore the line than the
+whole answer. Nothing is ever read from such a line. It is removed together with the lines that continue it, so that it
+may hide a field that we trust (Proxy-Status, Upgrade), but can never add or change one.
 """
 
 from __future__ import annotations
 
 import re
 
-# Each of them is somebody's mistake. More are no answer to a request of ours.
+# How many malformed lines a head may have. With more, it is probably not an answer to our request.
 MAX_MALFORMED = 4
-# Heads on one connection: an interim answer's, the final one's, and a second look at one of them.
+# How many heads of one connection are mended: an interim answer's, the final one's, and one of them a second time.
 MAX_MENDED = 3
 
-# What h11 takes, or less: what is left has to be read by it.
+# These accept no more than h11 does, since h11 must be able to read the mended head.
 _STATUS_LINE = re.compile(rb"HTTP/1\.[0-9] ([1-9][0-9]{2})(?: [\t\x20-\x7e\x80-\xff]*)?")
 _FIELD = re.compile(rb"([!#$%&'*+.^_`|~0-9A-Za-z-]+):[\t\x20-\x7e\x80-\xff]*")
 _CONTINUED = re.compile(rb"[ \t][\t\x20-\x7e\x80-\xff]*")
@@ -24,20 +24,20 @@ _FRAMING = (b"content-length", b"transfer-encoding")
 
 
 class MalformedHead(Exception):
-    """It cannot be mended. `str(error)` says why, to follow on who sent it, and quotes nothing."""
+    """The head cannot be mended. `str(error)` is the rest of a sentence about the sender; it quotes nothing."""
 
 
 def mend(data: bytes, *, tunnel: bool) -> bytes | None:
-    """`data`, which begins with a head, without the lines that are no fields; None where it is no such head.
+    """`data`, which begins with a head, without the lines that are not fields; None where it begins with no whole head.
 
-    `tunnel`: a 2xx opens a tunnel, as a 101 does. What such an answer says about its body is left out as well, since it
-    has none (RFC 9110, section 9.3.6; RFC 9112, section 6.3). Raises MalformedHead where too much is wrong, or
-    something else is.
+    `tunnel`: a 2xx opens a tunnel, as a 101 does. Fields about the body of an answer that opens a tunnel are removed as
+    well, since it has no body (RFC 9110, section 9.3.6; RFC 9112, section 6.3). Raises MalformedHead where too many
+    lines are malformed, or where no line is, so that h11 must have failed for another reason.
     """
     blank = _BLANK_LINE.search(data)
     if blank is None:
         return None
-    # As h11 takes lines apart: a CR is a line end's where it stands before an LF.
+    # Lines end in LF, and a CR before it belongs to the line end, as in h11.
     lines = [line.removesuffix(b"\r") for line in data[: blank.start()].split(b"\n")]
     status = _STATUS_LINE.fullmatch(lines[0])
     if status is None or (tunnel and status[1] == b"101"):
@@ -62,7 +62,7 @@ def mend(data: bytes, *, tunnel: bool) -> bytes | None:
 
 
 def _grouped(lines: list[bytes]) -> list[tuple[int, list[bytes]]]:
-    """Each line with those that continue it, and its number; the status line is the first."""
+    """Each line with the lines that continue it, and its number. The status line has number 1."""
     groups: list[tuple[int, list[bytes]]] = []
     for number, line in enumerate(lines, 2):
         if groups and line[:1] in (b" ", b"\t"):

@@ -1,9 +1,9 @@
 """Sans-IO receiver of the PROXY protocol, versions 1 and 2. Never blocks, never logs.
 
-https://www.haproxy.org/download/2.6/doc/proxy-protocol.txt, whose sections are named below. Whether a
-header comes is configured and never guessed: a connection that begins in another way is an error, told at
-its first wrong byte. A header is taken to its last byte and no further, for TLS may follow it: `needed` is
-how much may be read without reading too far. No error quotes what came.
+Section numbers below are those of https://www.haproxy.org/download/2.6/doc/proxy-protocol.txt. Whether a header comes
+is configured and never guessed, so a connection that begins differently is an error at its first wrong byte. Not a byte
+beyond the header may be read, since TLS may follow: `needed` says how much can be read safely. No error quotes what
+was received.
 """
 
 from __future__ import annotations
@@ -14,9 +14,9 @@ from typing import NamedTuple
 
 from http2tcp.protocol.forwarded import unmapped
 
-# Section 2.1 counts it: two IPv6 addresses at their longest after UNKNOWN.
+# The longest line, as section 2.1 computes it: UNKNOWN and two IPv6 addresses at full length.
 MAX_LINE = 107
-# A length has 16 bits. HAProxy's own buffer has 16 KiB, and the TLVs of a client's certificate fit in it.
+# The length field could say up to 64 KiB. HAProxy's buffer has 16 KiB, enough for TLVs with a client's certificate.
 MAX_BLOCK = 16 * 1024
 
 _NAME = b"PROXY "
@@ -33,32 +33,32 @@ _UNKNOWN = re.compile(rb"PROXY UNKNOWN(?: [^\r\n]*)?")
 
 _LOCAL, _PROXY = 0x20, 0x21
 _UNSPECIFIED, _INET, _INET6, _UNIX = range(4)
-# Two addresses, and their ports where they have any.
+# The size of both addresses with their ports, by family.
 _BLOCK = {_UNSPECIFIED: 0, _INET: 12, _INET6: 36, _UNIX: 216}
 _TRANSPORTS = range(3)  # none, stream, datagram
 
 
 class ProxyHeaderError(Exception):
-    """The connection does not begin with a PROXY header that is sound. `str(error)` is fit for a log."""
+    """The connection does not begin with a valid PROXY header. `str(error)` is safe to log."""
 
 
 class ProxyHeader(NamedTuple):
-    """Who is at the other end of the connection that the proxy passes on."""
+    """The client of the connection that the proxy passes on."""
 
-    #: None: the proxy itself (LOCAL), or one without an IP address (UNKNOWN, UNSPEC, AF_UNIX).
+    #: None: the client is the proxy itself (LOCAL), or has no IP address (UNKNOWN, UNSPEC, AF_UNIX).
     source: IPv4Address | IPv6Address | None = None
     port: int = 0
 
 
 class ProxyHeaderReader:
-    """Reads one header. Read no more than `needed` bytes, feed them with `receive`, ask `next_event`."""
+    """Reads one header. Read at most `needed` bytes, feed them with `receive`, then ask `next_event`."""
 
     def __init__(self) -> None:
         self._buffer = bytearray()
 
     def receive(self, data: bytes) -> None:
         """Take bytes from the wire, at most `needed`."""
-        assert len(data) <= self.needed, "what follows the header is not ours"
+        assert len(data) <= self.needed, "bytes beyond the header belong to somebody else"
         self._buffer += data
 
     @property
@@ -92,7 +92,7 @@ class ProxyHeaderReader:
         """Version 1, section 2.1."""
         line = bytes(self._buffer)
         missing = self.needed
-        # A lone LF ends no line, and no address holds one.
+        # An LF may only follow the CR at the end of the line.
         if b"\n" in line[:-1]:
             raise _malformed()
         if len(line) + missing > MAX_LINE:
@@ -122,14 +122,14 @@ class ProxyHeaderReader:
             return None
         local = self._buffer[12] == _LOCAL
         family, transport = divmod(self._buffer[13], 16)
-        # LOCAL's family is to be ignored, its length is not.
+        # For LOCAL the family must be ignored, but not the length.
         if not local and (transport not in _TRANSPORTS or self._block_size < _BLOCK.get(family, 1 << 16)):
             raise _malformed()
         if self._block_size > MAX_BLOCK:
             raise ProxyHeaderError("its PROXY header is too large")
         if self.needed:
             return None
-        # What follows the addresses are TLVs: a receiver may skip them.
+        # TLVs follow the addresses. A receiver may skip them.
         block = bytes(self._buffer[_FIXED:])
         if not local and transport and family == _INET:
             return ProxyHeader(IPv4Address(block[:4]), int.from_bytes(block[8:10], "big"))
@@ -139,7 +139,7 @@ class ProxyHeaderReader:
 
 
 def _begins(data: bytearray, start: bytes) -> bool:
-    """Whether it begins so, or may yet."""
+    """Whether the data begins with `start`, or may do so once more has arrived."""
     return data.startswith(start[: len(data)])
 
 

@@ -1,11 +1,11 @@
 """Sans-IO server handshake. Never blocks, never logs, never dials.
 
-`RequestReader` takes bytes as they come and gives one `TunnelRequest`, or raises a `Refusal`. The head
-is held to stricter rules than h11's own, which are those of a parser and not of a border guard: what a
-front end and we could read in two ways is refused. Nothing that a client sent ever enters an error's
-text, for a head holds a token. CONNECT, for clients that know only proxies, is a 400 unless it was turned on.
+`RequestReader` takes bytes as they arrive and returns one `TunnelRequest`, or raises a `Refusal`. Its rules are
+stricter than h11's: a head that a front end could read differently from us is refused. No error contains anything that
+the client sent, since a head contains a token. CONNECT, for clients that only know proxies, gets a 400 unless it is
+enabled.
 
-The order of the checks after this module's (syntax): path, token, upgrade, address, policy, dial.
+This module checks the syntax. Later checks, in their order: path, token, upgrade, address, policy, dial.
 """
 
 from __future__ import annotations
@@ -31,20 +31,20 @@ from http2tcp.protocol.transport import (
     parse_keepalive,
 )
 
-# Apache stops at 8 KiB a line; one token and one address fit easily.
+# Apache allows 8 KiB a line. A token and an address need much less.
 MAX_HEAD = 16 * 1024
-# Apache allows 100 fields, browsers send 20, a chain of proxies adds 10.
+# Browsers send about 20 fields, and a chain of proxies adds about 10. Apache allows 100.
 MAX_FIELDS = 64
 
 _HEAD_END = b"\r\n\r\n"
 # Bytes that a head may hold. Any other byte is refused at once: a TLS client's hello at its first byte, for example.
 _POSSIBLE = bytes({*b"\t\r\n", *range(0x20, 0x7F), *range(0x80, 0x100)})
-# RFC 9112, section 3.2: any other value is answered with 400. No userinfo, no path, no blank.
+# A valid Host: no userinfo, no path, no blank. Any other value gets a 400 (RFC 9112, section 3.2).
 _HOST = re.compile(rb"[!$%&'()*+,;=:.\[\]_~0-9A-Za-z-]+")
-# The default template of connect-tcp.
+# The default URI template of connect-tcp.
 _WELL_KNOWN = re.compile(r"/\.well-known/masque/tcp/([^/]+)/([^/]+)/?")
 _TARGET_PARAMETERS = ("addr", "target_host", "target_port")
-# RFC 9112, section 3.2.3: what CONNECT asks for has a port, and an IPv6 address has its brackets.
+# The target of CONNECT always has a port, and brackets around an IPv6 address (RFC 9112, section 3.2.3).
 _AUTHORITY = re.compile(r"(?:\[([0-9A-Fa-f.]*:[0-9A-Fa-f:.]*)\]|([^][/?#@:]+)):([0-9]+)")
 
 _Fields = dict[bytes, list[bytes]]
@@ -56,49 +56,50 @@ _REQUEST_LINE = re.compile(rb"[!#$%&'*+.^_`|~0-9A-Za-z-]+ [\x21-\x7e]+ HTTP/[0-9
 class TunnelRequest:
     """A well-formed request to open a tunnel. Nothing in it has been authorised yet."""
 
-    #: None: CONNECT has none.
+    #: None for CONNECT, which has no path.
     path: str | None
-    #: `addr` as it was sent; None: the server's own default. It is parsed after the token is accepted.
+    #: `addr` as it was sent; None: the server's default destination. It is parsed only after the token is accepted.
     addr: str | None = None
-    #: `target_host` and `target_port` as connect-tcp's templates send them, or CONNECT's, in the place of `addr`.
+    #: Used instead of `addr`: `target_host` and `target_port` of connect-tcp's templates, or CONNECT's target.
     target: tuple[str, str] | None = None
     token: str | None = field(default=None, repr=False)
-    #: None where the request asks for no upgrade, or for one that is not known.
+    #: None where the request asks for no upgrade, or for an unknown one.
     transport: Transport | None = None
-    #: The Upgrade token as it was sent, in lower case: the answer repeats it.
+    #: The Upgrade token as it was sent, in lower case. The answer repeats it.
     upgrade: str = ""
-    #: The client's interval in seconds, where it announces one.
+    #: The interval of the client's keepalives in seconds, where the request says so.
     keepalive: float | None = None
-    #: The client confirms what has arrived (CONFIRM_FIELD).
+    #: The client confirms that everything has arrived (CONFIRM_FIELD).
     confirms: bool = False
     #: The tunnel's bytes travel in capsules.
     capsules: bool = False
-    #: The client waits for a 100 (RFC 9110, section 10.1.1).
+    #: The client waits for a `100 Continue` (RFC 9110, section 10.1.1).
     expects_continue: bool = False
-    #: A web page made the request, and the browser says whose; None: no browser says so.
+    #: The Origin field: a web page of this origin made the request. None: no browser made it.
     origin: str | None = None
-    #: What the answer has to be made from, on websocket.
+    #: On websocket, the key from which the answer is computed.
     websocket_key: str = ""
-    #: The values of the field that may name the client's address, line by line. Anybody can have written them.
+    #: The values of the field that names the client's address, line by line. They are not trustworthy yet: anyone
+    #: can have written them.
     forwarded: tuple[bytes, ...] = field(default=(), repr=False)
 
     @property
     def is_connect(self) -> bool:
-        """Whether it was made for a proxy, which answers in other words; the tunnel's bytes are raw."""
+        """Whether it is a CONNECT. It is answered as a proxy does, and the tunnel's bytes are raw."""
         return self.path is None
 
     @property
     def carrier(self) -> str:
-        """What carries the tunnel, as the log names it."""
+        """What carries the tunnel, by the name that the log uses."""
         assert self.transport is not None, "such a request opens no tunnel"
         return "connect" if self.is_connect else self.transport.value
 
 
 class RequestReader:
-    """Reads one request head. Feed it with `receive`, ask it with `next_event`."""
+    """Reads one request head. Feed it with `receive`, then ask `next_event`."""
 
     def __init__(self, *, connect: bool = False, forwarded_header: str | None = None) -> None:
-        """`connect`: take CONNECT too. `forwarded_header`: the field that may name the client's address."""
+        """`connect`: accept CONNECT too. `forwarded_header`: the field that may name the client's address."""
         self._connect = connect
         self._forwarded_header = forwarded_header
         self._buffer = bytearray()
@@ -140,7 +141,7 @@ class RequestReader:
 
     @property
     def trailing_data(self) -> bytes:
-        """What followed the head. It belongs to the tunnel, should there be one."""
+        """The bytes that followed the head. They belong to the tunnel, if one is opened."""
         return bytes(self._buffer)
 
 
@@ -170,19 +171,19 @@ def _parse_head(head: bytes, *, connect: bool, forwarded_header: str | None) -> 
     if len(lines) - 1 > MAX_FIELDS:
         raise HeadTooLarge
     if any(line[:1] in (b" ", b"\t") for line in lines):
-        raise BadRequest  # obs-fold: RFC 9112, section 5.2 lets a server refuse it
+        raise BadRequest  # a folded line, which a server may refuse (RFC 9112, section 5.2)
     if sum(line[:15].lower() == b"content-length:" for line in lines) > 1:
-        raise BadRequest  # h11 takes two that agree for one
+        raise BadRequest  # h11 would accept two equal ones
     connect = connect and lines[0].startswith(b"CONNECT ")
     if connect:
-        # Some clients of proxies leave Host out, which h11 forbids them in 1.1.
+        # Some clients send CONNECT without Host. h11 allows that in HTTP/1.0 only.
         head = head.replace(b" HTTP/1.1\r\n", b" HTTP/1.0\r\n", 1)
     connection = h11.Connection(h11.SERVER, max_incomplete_event_size=MAX_HEAD)
     try:
         connection.receive_data(head)
         request: object = connection.next_event()
     except h11.RemoteProtocolError:
-        # Its text quotes the line, token included: not even the context of ours may hold it.
+        # The error quotes the head, token included, so it must not even be the context of our own error.
         request = None
     if not isinstance(request, h11.Request):
         raise BadRequest
@@ -207,7 +208,7 @@ def _parse_head(head: bytes, *, connect: bool, forwarded_header: str | None) -> 
 
 def _parse_connect(request: h11.Request, fields: _Fields) -> TunnelRequest:
     authority = _AUTHORITY.fullmatch(request.target.decode("ascii"))
-    # Two ways to switch in one request are one too many.
+    # A CONNECT that also asks for an upgrade is ambiguous.
     if authority is None or request.http_version != b"1.0" or b"upgrade" in fields:
         raise BadRequest
     ipv6, name, port = authority.groups()
@@ -231,7 +232,7 @@ def _parse_upgrade_request(request: h11.Request, fields: _Fields) -> TunnelReque
         key = _only(fields, websocket.KEY_FIELD.lower().encode()) or b""
         if not websocket.is_key(key):
             raise BadRequest
-        # RFC 6455, section 4.4: another version is answered as an upgrade that is not known.
+        # Another version is refused like an unknown upgrade (RFC 6455, section 4.4).
         if _only(fields, websocket.VERSION_FIELD.lower().encode()) != websocket.VERSION.encode():
             transport = None
     return TunnelRequest(
@@ -256,7 +257,7 @@ def _offers_capsules(fields: _Fields) -> bool:
 
 
 def _only(fields: _Fields, name: bytes) -> bytes | None:
-    """The value of a field that may come once."""
+    """The value of a field that may not be repeated; None where it is absent."""
     values = fields.get(name, [])
     if len(values) > 1:
         raise BadRequest
@@ -268,11 +269,11 @@ def _parse_target(request_target: bytes) -> tuple[str, str | None, tuple[str, st
         raise BadRequest
     path, _, query = request_target.decode("ascii").partition("?")
     try:
-        # What is no UTF-8 may stand in a parameter that is not ours; no address holds it.
+        # Parameters that are not ours may contain bytes that are not UTF-8. In an address they fail later.
         pairs = parse_qsl(query, keep_blank_values=True, errors="surrogateescape", max_num_fields=MAX_FIELDS)
     except ValueError:
         raise BadRequest from None
-    # The original sends an empty addr where it was given no destination, and so does a template.
+    # An empty addr counts as none: movsb/http2tcp sends it for "no destination", and so can a template.
     values = {name: value for name, value in pairs if name in _TARGET_PARAMETERS}
     if len(values) < sum(name in _TARGET_PARAMETERS for name, _ in pairs):
         raise BadRequest
@@ -293,7 +294,7 @@ def _parse_upgrade(fields: _Fields) -> str:
     if token is not None and b"," in token:
         raise BadRequest
     options = b",".join(fields.get(b"connection", [])).lower().split(b",")
-    # RFC 9110, section 7.8: an Upgrade field that Connection does not name is to be ignored.
+    # An Upgrade field that Connection does not list must be ignored (RFC 9110, section 7.8).
     if token is None or b"upgrade" not in (option.strip() for option in options):
         return ""
     return token.decode("latin-1").lower()
@@ -327,15 +328,18 @@ def _text(value: bytes) -> str:
     return value.decode("utf-8", "surrogateescape")
 
 
-#: The interim answer that a client with `Expect: 100-continue` waits for.
+#: The interim answer for a client that sent `Expect: 100-continue`.
 CONTINUE = b"HTTP/1.1 100 Continue\r\n\r\n"
 
 
 def accept(request: TunnelRequest, session: str, *, keepalive: float, dial_time: float | None = None) -> bytes:
-    """The 101, or CONNECT's 200, that opens the tunnel; every byte after it is the tunnel's. Times in seconds."""
+    """The head that opens the tunnel: a 101, or a 200 for CONNECT. All bytes after it are the tunnel's.
+
+    Times are in seconds.
+    """
     own = [("Proxy-Status", PROXY_NAME), (SESSION_FIELD, session)]
     if request.is_connect:
-        # In these words, and as HTTP/1.1 to clients of 1.0 too: it is what they compare it with.
+        # HTTP/1.1 and these exact words, even for HTTP/1.0: some clients compare the line with them.
         return _head("200 Connection established", own)
     fields = [("Connection", "Upgrade"), ("Upgrade", request.upgrade), *own]
     if request.transport is Transport.WEBSOCKET:
@@ -354,7 +358,7 @@ def accept(request: TunnelRequest, session: str, *, keepalive: float, dial_time:
 
 
 def refuse(refusal: Refusal, session: str) -> bytes:
-    """The whole answer to a request that opens no tunnel. The connection is closed after it."""
+    """The whole answer to a request that gets no tunnel. The connection is closed after it."""
     body = str(refusal).encode() + b"\n"
     fields = [
         ("Connection", "close"),
@@ -366,7 +370,7 @@ def refuse(refusal: Refusal, session: str) -> bytes:
         *refusal.headers,
     ]
     if isinstance(refusal, UpgradeRequired):
-        # RFC 9110, section 15.5.22: the answer names what would do, and Connection names the field.
+        # A 426 must list the upgrades that would work (RFC 9110, section 15.5.22).
         fields[0] = ("Connection", "Upgrade, close")
         fields.append(("Upgrade", ", ".join(transport.value for transport in Transport)))
         fields.append((websocket.VERSION_FIELD, websocket.VERSION))

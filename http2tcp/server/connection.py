@@ -53,9 +53,9 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger("http2tcp.connection")
 
-# Refusals that a client without a token can get. It must not hold its place for longer than an unanswered head could.
+# The statuses of refusals that a client without a token can get. Such a client may not stay beyond the deadline of its
+# head, but always gets _SHORTEST_LINGER to read the refusal.
 _WITHOUT_TOKEN = (400, 401, 404, 407, 408, 426, 429, 431)
-# … but it always gets this long to read the refusal.
 _SHORTEST_LINGER = 0.1
 # Out of descriptors: how long to wait for evicted connections to free theirs.
 _EXHAUSTED_PAUSE = 0.1
@@ -90,7 +90,7 @@ class Connection:
             if isinstance(outcome, Refused):
                 await self._deliver(outcome.refusal)
         except Exception:
-            # Any stranger can reach the code that refuses; a bug there must not end the server.
+            # Every client can reach the code that refuses, even without a token. A bug there must not end the server.
             self._log_bug()
         finally:
             self._stream.abort()

@@ -192,7 +192,7 @@ class Service:
         logger.info("SIGHUP: %s; %s", what, "; ".join(_changes(old, new)) or f"{nothing} has changed")
         fixed = [_flag(name) for name in _FIXED if getattr(new, name) != getattr(self._started_with, name)]
         if fixed:
-            logger.warning("SIGHUP: %s can be changed only by a restart; for now the old values stay", " and ".join(fixed))
+            logger.warning("SIGHUP: %s can be changed only by a restart; the old values stay", " and ".join(fixed))
         return ""
 
 

@@ -230,9 +230,8 @@ def test_a_socket_that_does_not_listen_is_a_sentence(unit: Unit) -> None:
         sock.bind(("127.0.0.1", 0))
         manager = unit(started=False, web=sock)
         assert manager.fail() == 73
-    assert manager.log == (
-        "http2tcp: descriptor 3 ('web') of LISTEN_FDS is not a stream socket: expected a socket unit with ListenStream=\n"
-    )
+    assert manager.log.startswith("http2tcp: descriptor 3 ('web') of LISTEN_FDS is not a stream socket: ")
+    assert manager.log.count("\n") == 1
 
 
 def test_systemd_s_own_activation_starts_it_at_the_first_connection(tmp_path: Path, token_file: Path) -> None:
@@ -552,7 +551,7 @@ async def test_what_only_a_restart_can_change_is_named_and_left(
     manager = configured()
     configuration.write('admin = "127.0.0.1:1"', 'log_format = "json"', alice="")
     await in_thread(manager.reload)
-    words = "SIGHUP: admin and log-format can be changed only by a restart; for now the old values stay\n"
+    words = "SIGHUP: admin and log-format can be changed only by a restart; the old values stay\n"
     await until(lambda: words in manager.log, "it says so")
     assert await status_with(address_of(manager), "alice") == 400
 
