@@ -1,4 +1,4 @@
-"""Whatever connections do, in whatever order: the pool holds no more than its limits, and forgets who has left."""
+"""Whatever connections do, in any order: the pool holds no more than its limits, and forgets those that left."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ steps = st.one_of(
 
 
 @given(st.integers(1, 4), st.integers(1, 3), st.lists(steps, min_size=30, max_size=80))
-def test_the_pool_holds_no_more_than_its_limits_and_forgets_who_has_left(
+def test_the_pool_holds_no_more_than_its_limits_and_forgets_connections_that_left(
     most: int, share: int, taken: list[tuple[object, ...]]
 ) -> None:
     evicted: list[int] = []

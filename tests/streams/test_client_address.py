@@ -91,7 +91,7 @@ async def test_a_trusted_front_end_names_the_client(client: Words) -> None:
     assert client() == ("203.0.113.7", "10.0.0.5:4711")
 
 
-async def test_whoever_comes_by_the_unix_socket_is_believed_where_unix_is_trusted(client: Words) -> None:
+async def test_a_peer_on_a_unix_socket_is_believed_where_unix_is_trusted(client: Words) -> None:
     await ask(serving("unix"), forwarded("X-Forwarded-For: 203.0.113.7"), peer=None)
     assert client() == ("203.0.113.7", "unix")
 

@@ -106,7 +106,7 @@ def test_a_session_that_was_stopped_before_it_opened_has_one_record(records: Lin
     ]
 
 
-def test_a_missing_proxy_header_is_said_in_words_since_the_operator_has_to_turn_it_on(records: Lines) -> None:
+def test_a_missing_proxy_header_is_explained_since_the_operator_has_to_turn_it_on(records: Lines) -> None:
     session = SessionRecords(CLIENT)
     session.over(Refused(ProxyHeaderRefused("it does not begin with a PROXY header")))
     assert records()[0].endswith(
@@ -124,7 +124,7 @@ def test_a_refusal_names_the_rule_for_the_operator(records: Lines) -> None:
 
 
 @pytest.mark.parametrize("reason", [NoSession.CLIENT_LEFT, NoSession.PUSHED_OUT, NoSession.STOPPED])
-def test_a_connection_that_never_asked_is_told_with_verbose_alone(
+def test_a_connection_that_never_sent_a_request_is_logged_with_verbose_only(
     caplog: pytest.LogCaptureFixture, reason: NoSession
 ) -> None:
     caplog.set_level(logging.DEBUG)
@@ -135,19 +135,19 @@ def test_a_connection_that_never_asked_is_told_with_verbose_alone(
     assert record.getMessage() == f"abandoned session={session.id} client=192.0.2.1 port=40000 reason={reason.value}"
 
 
-def test_a_session_that_had_a_good_token_is_always_told(caplog: pytest.LogCaptureFixture) -> None:
+def test_a_session_with_an_accepted_token_is_always_logged(caplog: pytest.LogCaptureFixture) -> None:
     caplog.set_level(logging.INFO)
     asked().over(Abandoned(NoSession.STOPPED))
     assert len(caplog.records) == 1
 
 
-def test_thousands_of_silent_connections_are_no_lines(caplog: pytest.LogCaptureFixture) -> None:
+def test_silent_connections_are_not_logged(caplog: pytest.LogCaptureFixture) -> None:
     caplog.set_level(logging.INFO)
     SessionRecords(CLIENT).over(Refused(HeadTimeout()))
     assert caplog.records == []
 
 
-def test_only_what_strangers_cause_is_expendable(caplog: pytest.LogCaptureFixture) -> None:
+def test_only_records_of_unauthenticated_clients_may_be_dropped(caplog: pytest.LogCaptureFixture) -> None:
     """A flood of it is dropped before a session's record is."""
     caplog.set_level(logging.DEBUG)
     SessionRecords(CLIENT).over(Refused(Unauthorized()))
@@ -316,7 +316,7 @@ def test_a_client_behind_a_proxy_is_named_and_the_proxy_too(records: Lines, peer
     assert f" client=203.0.113.9 via={via} status=401" in records()[0]
 
 
-def test_of_two_proxies_that_name_the_client_the_nearer_is_told(records: Lines) -> None:
+def test_of_two_proxies_that_name_the_client_the_nearer_is_recorded(records: Lines) -> None:
     """A PROXY header by the balancer, and a forwarded address in the head."""
     session = SessionRecords(CLIENT)
     session.client_is(ip_address("198.51.100.1"), 5)

@@ -1,4 +1,4 @@
-"""Whom the server lets go when it is full: who waits longest without a token, and never who has just come."""
+"""Which connection the server evicts when it is full: the oldest without a token, and never the newest."""
 
 from __future__ import annotations
 
@@ -45,7 +45,7 @@ def test_a_group_of_one_is_spared_where_another_has_more(silent: int, sent_somet
     assert evicted > 1 or evicted == max(sizes.values())
 
 
-def test_when_it_is_full_the_oldest_silent_connection_goes_and_not_the_newcomer() -> None:
+def test_when_it_is_full_the_oldest_silent_connection_is_evicted_and_not_the_newcomer() -> None:
     pool, gone = crowd(unauthenticated=3)
     for name in "abc":
         pool.enter(name, None)
@@ -59,7 +59,7 @@ def test_when_it_is_full_the_oldest_silent_connection_goes_and_not_the_newcomer(
     assert pool.reached == 3
 
 
-def test_where_all_others_speak_the_oldest_of_them_goes() -> None:
+def test_where_all_others_have_sent_something_the_oldest_of_them_is_evicted() -> None:
     pool, gone = crowd(unauthenticated=2)
     for name in "ab":
         pool.enter(name, None)
@@ -85,7 +85,7 @@ def test_a_crowd_that_has_said_a_byte_each_does_not_make_newcomers_push_each_oth
     assert len(pool) == 100
 
 
-def test_who_has_had_an_answer_goes_before_those_who_wait_for_one() -> None:
+def test_refused_connections_are_evicted_before_those_without_an_answer() -> None:
     pool, gone = crowd(unauthenticated=4)
     for name in "abcd":
         pool.enter(name, None)
@@ -101,7 +101,7 @@ def test_who_has_had_an_answer_goes_before_those_who_wait_for_one() -> None:
     assert len(pool) == 3
 
 
-def test_where_descriptors_run_out_some_of_those_who_wait_give_theirs_up() -> None:
+def test_out_of_descriptors_a_quarter_of_the_unauthenticated_connections_is_evicted() -> None:
     pool, gone = crowd()
     pool.give_way()
     for number in range(8):
@@ -123,7 +123,7 @@ def test_a_refusal_that_is_still_to_be_read_counts_although_the_token_was_accept
     assert len(pool) == 0
 
 
-def test_the_only_place_is_the_newcomer_s() -> None:
+def test_where_there_is_one_place_the_newcomer_gets_it() -> None:
     pool, gone = crowd(unauthenticated=1)
     pool.enter("a", ONE)
     pool.answered("a")
@@ -135,7 +135,7 @@ def test_the_only_place_is_the_newcomer_s() -> None:
     ("limits", "turns"),
     [(Limits(), 4), (Limits(unauthenticated=40), 8), (Limits(unauthenticated=8, unauthenticated_per_address=8), 4)],
 )
-def test_a_newcomer_has_a_few_turns_before_others_push_it_out(limits: Limits, turns: int) -> None:
+def test_a_newcomer_has_a_few_turns_before_others_evict_it(limits: Limits, turns: int) -> None:
     """However many come at once, and although all are of one address: it takes two to read a token."""
     gone: list[str] = []
     pool: Unauthenticated[str] = Unauthenticated(limits, gone.append)
@@ -148,7 +148,7 @@ def test_a_newcomer_has_a_few_turns_before_others_push_it_out(limits: Limits, tu
     assert "login" not in gone
 
 
-def test_who_has_left_makes_room() -> None:
+def test_a_connection_that_has_left_makes_room() -> None:
     pool, gone = crowd(unauthenticated=1, unauthenticated_per_address=1)
     pool.enter("a", ONE)
     pool.leave("a")

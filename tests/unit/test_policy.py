@@ -290,7 +290,7 @@ def test_a_default_destination_is_allowed_by_rules_where_there_are_any() -> None
 @pytest.mark.parametrize(
     ("allow", "told"), [(["db:22"], True), (["*:22"], True), (["10.0.0.0/8:22"], False), ([], True)]
 )
-def test_only_who_may_use_a_name_learns_what_became_of_it(allow: list[str], told: bool) -> None:
+def test_only_a_token_that_may_use_a_name_learns_whether_it_exists(allow: list[str], told: bool) -> None:
     assert grant(*allow).admit(TCPAddress("db", 22)).by_name == told
 
 
