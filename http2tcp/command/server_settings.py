@@ -67,11 +67,11 @@ def _limits(options: dict[str, Any]) -> Limits:
     from http2tcp.server.limits import Limits
 
     limits = {
-        "unauthenticated": options["max_unauthenticated"],
-        "unauthenticated_per_address": options["max_unauthenticated_per_address"],
-        "failures_per_minute": options["max_failures_per_minute"],
-        "tunnels": options["max_tunnels"],
-        "tunnels_per_token": options["max_tunnels_per_token"],
+        "max_unauthenticated": options["max_unauthenticated"],
+        "max_unauthenticated_per_address": options["max_unauthenticated_per_address"],
+        "max_failures_per_minute": options["max_failures_per_minute"],
+        "max_tunnels": options["max_tunnels"],
+        "max_tunnels_per_token": options["max_tunnels_per_token"],
         "idle_timeout": options["idle_timeout"],
         "max_session": options["max_session"],
         "max_rate": options["max_rate"],

@@ -37,17 +37,17 @@ _MAX_FAILING = 10_000
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Limits:
-    """Times are in seconds; None: no limit, or for `tunnels` what the descriptors allow."""
+    """Times are in seconds; None: no limit, or for `max_tunnels` what the descriptors allow."""
 
     #: Connections whose token has not been accepted yet.
-    unauthenticated: int = 4096
+    max_unauthenticated: int = 4096
     #: … of one client address (IPv6: of its /64).
-    unauthenticated_per_address: int = 64
+    max_unauthenticated_per_address: int = 64
     #: Wrong tokens a minute from one client address before it is told to wait.
-    failures_per_minute: int = 10
-    tunnels: int | None = None
+    max_failures_per_minute: int = 10
+    max_tunnels: int | None = None
     #: … of one token that has no number of its own; None: `share` of them where there are several tokens.
-    tunnels_per_token: int | None = None
+    max_tunnels_per_token: int | None = None
     #: Silence in both directions.
     idle_timeout: float | None = None
     #: A session's whole life.
@@ -59,10 +59,10 @@ class Limits:
         """The same limits, lowered until this many descriptors are enough. A tunnel takes two descriptors."""
         reserved = _RESERVED_DESCRIPTORS + min(_PIPES, int(descriptors * _PIPE_SHARE))
         left = descriptors - max(reserved, int(descriptors * _RESERVED_SHARE))
-        unauthenticated = max(1, min(self.unauthenticated, left // 4))
+        unauthenticated = max(1, min(self.max_unauthenticated, left // 4))
         possible = max(1, (left - unauthenticated) // 2)
-        tunnels = possible if self.tunnels is None else min(self.tunnels, possible)
-        return replace(self, unauthenticated=unauthenticated, tunnels=tunnels)
+        tunnels = possible if self.max_tunnels is None else min(self.max_tunnels, possible)
+        return replace(self, max_unauthenticated=unauthenticated, max_tunnels=tunnels)
 
 
 def share(total: int) -> int:
@@ -143,7 +143,7 @@ class Unauthenticated(Generic[_C]):
         A new connection needs a few turns of the event loop to read its token. It must not be evicted before that,
         even if all places and all of its address's places are filled again and again.
         """
-        return max(1, min(self.limits.unauthenticated // 32, self.limits.unauthenticated_per_address // 4))
+        return max(1, min(self.limits.max_unauthenticated // 32, self.limits.max_unauthenticated_per_address // 4))
 
     def enter(self, connection: _C, address: IPAddress | None) -> None:
         """Count a connection that was just accepted."""
@@ -165,7 +165,7 @@ class Unauthenticated(Generic[_C]):
             return
         same = self._of_address.setdefault(key, OrderedDict())
         same[connection] = None
-        if len(same) > self.limits.unauthenticated_per_address:
+        if len(same) > self.limits.max_unauthenticated_per_address:
             self.reached_per_address += 1
             self._evict(next(iter(same)))
 
@@ -194,7 +194,7 @@ class Unauthenticated(Generic[_C]):
             self._evict_oldest()
 
     def _make_room(self) -> None:
-        if len(self) > self.limits.unauthenticated:
+        if len(self) > self.limits.max_unauthenticated:
             self._evict_oldest()
 
     def _evict_oldest(self) -> None:
@@ -236,14 +236,14 @@ class Tunnels:
     @property
     def full(self) -> bool:
         """Whether the limit of all tunnels is reached."""
-        return self.limits.tunnels is not None and self._all >= self.limits.tunnels
+        return self.limits.max_tunnels is not None and self._all >= self.limits.max_tunnels
 
     @property
     def per_token(self) -> int | None:
         """The limit for a token without a limit of its own; None: no limit."""
-        if self.limits.tunnels_per_token is not None or self.limits.tunnels is None or self.tokens < 2:
-            return self.limits.tunnels_per_token
-        return share(self.limits.tunnels)
+        if self.limits.max_tunnels_per_token is not None or self.limits.max_tunnels is None or self.tokens < 2:
+            return self.limits.max_tunnels_per_token
+        return share(self.limits.max_tunnels)
 
     def enter(self, token: Token | None) -> None:
         """Count one tunnel more. Raises LimitReached or TooManyRequests."""
@@ -256,7 +256,7 @@ class Tunnels:
             if most is not None and held >= most:
                 self.reached_per_token += 1
                 words = f"this token has its {counted(most, 'tunnel')} open already"
-                if token.max_tunnels is None and self.limits.tunnels_per_token is None:
+                if token.max_tunnels is None and self.limits.max_tunnels_per_token is None:
                     words += "; an eighth of the server's tunnels is kept for other tokens"
                 raise TooManyRequests(words)
             self._of_token[token.digest] = held + 1
@@ -288,7 +288,7 @@ class Failures:
             return False
         key = group(address)
         level, since = self._buckets.pop(key, (0.0, now))
-        per_minute = self.limits.failures_per_minute
+        per_minute = self.limits.max_failures_per_minute
         level = max(0.0, level - (now - since) * per_minute / 60)
         too_many = level + 1 > per_minute
         # Tokens beyond the limit do not fill the bucket, so that the address may try again as soon as it slows down.

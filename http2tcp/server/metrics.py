@@ -98,10 +98,10 @@ def _limits(state: State) -> Mapping[Values, float]:
     return {
         (name,): math.inf if limit is None else limit
         for name, limit in {
-            "max_unauthenticated": limits.unauthenticated,
-            "max_unauthenticated_per_address": limits.unauthenticated_per_address,
-            "max_failures_per_minute": limits.failures_per_minute,
-            "max_tunnels": limits.tunnels,
+            "max_unauthenticated": limits.max_unauthenticated,
+            "max_unauthenticated_per_address": limits.max_unauthenticated_per_address,
+            "max_failures_per_minute": limits.max_failures_per_minute,
+            "max_tunnels": limits.max_tunnels,
             "max_tunnels_per_token": state.tunnels.per_token,
             "head_timeout": settings.head_timeout,
             "connect_timeout": settings.connect_timeout,

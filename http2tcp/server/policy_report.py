@@ -105,8 +105,8 @@ def _doors(settings: ServerSettings) -> Rows:
 
 
 def _limits(settings: ServerSettings, limits: Limits, per_token: int | None) -> Rows:
-    assert limits.tunnels is not None, "those in force are what the descriptors allow"
-    lines = [f"{counted(limits.tunnels, 'tunnel')} at once"]
+    assert limits.max_tunnels is not None, "those in force are what the descriptors allow"
+    lines = [f"{counted(limits.max_tunnels, 'tunnel')} at once"]
     if per_token is not None:
         lines.append(f"{per_token} of one token that has no number of its own")
     if limits.max_session is not None:
@@ -116,9 +116,9 @@ def _limits(settings: ServerSettings, limits: Limits, per_token: int | None) -> 
     if limits.max_rate is not None:
         lines.append(f"{_bytes(limits.max_rate)} a second each way in a tunnel")
     lines += [
-        f"{counted(limits.unauthenticated, 'connection')} without an accepted token, "
-        f"{limits.unauthenticated_per_address} from one address",
-        f"{counted(limits.failures_per_minute, 'wrong token')} a minute from one address",
+        f"{counted(limits.max_unauthenticated, 'connection')} without an accepted token, "
+        f"{limits.max_unauthenticated_per_address} from one address",
+        f"{counted(limits.max_failures_per_minute, 'wrong token')} a minute from one address",
         f"{_time(settings.head_timeout)} for a request to be complete",
         f"{_time(settings.connect_timeout)} to reach its target",
         f"{_time(settings.grace)} for open tunnels when the server is stopped",

@@ -42,11 +42,6 @@ _FLAGS = {
     "allow_origins": "allow_origin",
     "tls": "tls_cert",
     "trusted_proxies": "trusted_proxy",
-    "tunnels": "max_tunnels",
-    "tunnels_per_token": "max_tunnels_per_token",
-    "unauthenticated": "max_unauthenticated",
-    "unauthenticated_per_address": "max_unauthenticated_per_address",
-    "failures_per_minute": "max_failures_per_minute",
 }
 
 Reread = Callable[[], ServerSettings]

@@ -131,7 +131,7 @@ def _tls(settings: ServerSettings) -> ssl.SSLContext | None:
 def _limits(settings: ServerSettings) -> Limits:
     asked, descriptors = settings.limits or Limits(), allowed()
     limits = asked.within(descriptors)
-    if asked.tunnels is not None and limits.tunnels != asked.tunnels:
+    if asked.max_tunnels is not None and limits.max_tunnels != asked.max_tunnels:
         words = "--max-tunnels is lowered to %d from %d: the process may open only %d files (ulimit -n, LimitNOFILE=)"
-        logger.warning(words, limits.tunnels, asked.tunnels, descriptors)
+        logger.warning(words, limits.max_tunnels, asked.max_tunnels, descriptors)
     return limits

@@ -167,7 +167,7 @@ def test_the_command_line_beats_the_environment_and_that_beats_the_file(http2tcp
     # A list is one value: none is added to another's.
     assert list(map(str, server.allow or ())) == ["option:1"]
     assert server.limits is not None
-    assert server.limits.tunnels == 3
+    assert server.limits.max_tunnels == 3
 
 
 def test_an_option_that_says_the_default_beats_the_file_too(http2tcp: Run, file: Path) -> None:

@@ -26,7 +26,7 @@ def test_the_pool_holds_no_more_than_its_limits_and_forgets_connections_that_lef
 ) -> None:
     evicted: list[int] = []
     pool: Unauthenticated[int] = Unauthenticated(
-        Limits(unauthenticated=most, unauthenticated_per_address=share), evicted.append
+        Limits(max_unauthenticated=most, max_unauthenticated_per_address=share), evicted.append
     )
     # Each number is a connection of its own every time that it enters.
     now: dict[int, int] = {}

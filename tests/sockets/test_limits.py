@@ -21,7 +21,7 @@ async def connect(address: TCPAddress) -> trio.SocketStream:
 
 
 async def test_silent_connections_give_way_to_a_login_however_many_they_are() -> None:
-    async with target(echo) as where, served(limits=Limits(unauthenticated=10)) as server:
+    async with target(echo) as where, served(limits=Limits(max_unauthenticated=10)) as server:
         silent = [await connect(server.address) for _ in range(40)]
         with trio.fail_after(5):
             stream, _ = await open_raw(server.address, asking(where))
@@ -46,7 +46,7 @@ async def test_silent_connections_give_way_to_a_login_however_many_they_are() ->
     ids=["no request", "wrong token", "no target"],
 )
 async def test_refused_clients_that_stay_hold_no_more_descriptors_than_the_limit_has(request_head: bytes) -> None:
-    async with target(echo) as where, served(limits=Limits(unauthenticated=10)) as server:
+    async with target(echo) as where, served(limits=Limits(max_unauthenticated=10)) as server:
         before = len(open_descriptors())
         staying = []
         for _ in range(40):
@@ -60,7 +60,7 @@ async def test_refused_clients_that_stay_hold_no_more_descriptors_than_the_limit
 
 
 async def test_more_tunnels_than_the_limit_are_a_503_and_one_that_ends_makes_room() -> None:
-    async with target(echo) as where, served(limits=Limits(tunnels=1)) as server:
+    async with target(echo) as where, served(limits=Limits(max_tunnels=1)) as server:
         first, _ = await open_raw(server.address, asking(where))
         refused = await exchange(server.address, asking(where))
         assert (refused.status, refused.error) == (503, "connection_limit_reached")
@@ -88,14 +88,14 @@ async def test_a_token_with_all_its_tunnels_open_is_a_429_and_others_get_in() ->
 
 
 async def test_tunnels_that_never_opened_are_not_counted_as_open() -> None:
-    async with served(limits=Limits(tunnels=2)) as server:
+    async with served(limits=Limits(max_tunnels=2)) as server:
         for _ in range(5):
             assert (await exchange(server.address, asking("127.0.0.1:1"))).status == 502
         assert len(server.server.state.tunnels) == 0
 
 
 async def test_wrong_tokens_from_loopback_where_everybody_is_are_never_told_to_wait() -> None:
-    async with target(echo) as where, served(limits=Limits(failures_per_minute=1)) as server:
+    async with target(echo) as where, served(limits=Limits(max_failures_per_minute=1)) as server:
         for _ in range(5):
             assert (await exchange(server.address, asking(where, token="wrong"))).status == 401
 
@@ -104,7 +104,7 @@ ALICE, BOB = Token("alice", digest(TOKEN)), Token("bob", digest("bobs"))
 
 
 async def test_one_of_several_tokens_leaves_an_eighth_of_the_tunnels_to_others_also_after_a_reload() -> None:
-    async with target(echo) as where, served(tokens=[ALICE], limits=Limits(tunnels=4)) as server:
+    async with target(echo) as where, served(tokens=[ALICE], limits=Limits(max_tunnels=4)) as server:
         opened = [await open_raw(server.address, asking(where)) for _ in range(3)]
         server.reload(tokens=[ALICE, BOB])
         refused = await exchange(server.address, asking(where))

@@ -170,7 +170,7 @@ async def test_who_has_not_shown_a_token_yet_is_counted_apart() -> None:
 
 
 async def test_every_connection_becomes_one_of_opened_refused_or_abandoned() -> None:
-    async with target(echo) as where, served(admin=ADMIN, limits=Limits(unauthenticated=3)) as server:
+    async with target(echo) as where, served(admin=ADMIN, limits=Limits(max_unauthenticated=3)) as server:
 
         async def settled() -> dict[Series, float]:
             with trio.fail_after(20):
@@ -279,7 +279,7 @@ async def test_no_series_comes_that_was_not_there_from_the_start() -> None:
 
 
 async def test_every_limit_is_told_and_none_is_infinite() -> None:
-    limits = Limits(tunnels=7, unauthenticated=50, max_rate=1e6)
+    limits = Limits(max_tunnels=7, max_unauthenticated=50, max_rate=1e6)
     async with served(admin=ADMIN, limits=limits, connect_timeout=3) as server:
         told = {
             dict(labels)["limit"]: value
@@ -301,7 +301,7 @@ async def test_every_limit_is_told_and_none_is_infinite() -> None:
 
 
 async def test_a_server_that_has_all_its_tunnels_says_so_and_is_not_ready_until_one_ends() -> None:
-    async with target(echo) as where, served(admin=ADMIN, limits=Limits(tunnels=1)) as server:
+    async with target(echo) as where, served(admin=ADMIN, limits=Limits(max_tunnels=1)) as server:
         assert (await ask(server, "/readyz")).status == 200
         stream, _ = await open_raw(server.address, asking(where))
         async with stream:
@@ -316,7 +316,7 @@ async def test_a_server_that_has_all_its_tunnels_says_so_and_is_not_ready_until_
 
 
 async def test_who_is_pushed_out_or_lasts_too_long_counts_for_its_limit() -> None:
-    limits = Limits(unauthenticated=2, max_session=0.2)
+    limits = Limits(max_unauthenticated=2, max_session=0.2)
     async with target(echo) as where, served(admin=ADMIN, limits=limits) as server:
         crowd = [await trio.open_tcp_stream(server.address.host, server.address.port) for _ in range(5)]
         await reaches(server, 3, "limit_reached_total", limit="max_unauthenticated")

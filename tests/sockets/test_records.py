@@ -158,7 +158,7 @@ async def test_who_leaves_before_it_has_asked_is_one_record_for_the_verbose(
 
 
 async def test_who_is_pushed_out_by_others_is_one_record_for_the_verbose(caplog: pytest.LogCaptureFixture) -> None:
-    async with served(limits=Limits(unauthenticated=1)) as server:
+    async with served(limits=Limits(max_unauthenticated=1)) as server:
         first = await trio.open_tcp_stream(server.address.host, server.address.port)
         await trio.testing.wait_all_tasks_blocked(0.01)
         async with first, await trio.open_tcp_stream(server.address.host, server.address.port):

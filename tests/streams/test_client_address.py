@@ -159,7 +159,7 @@ async def test_a_request_that_is_refused_before_it_is_whole_is_the_front_ends(cl
 
 
 async def test_wrong_tokens_are_counted_for_the_client_and_not_for_its_front_end(client: Words) -> None:
-    server = serving("10.0.0.0/24", limits=Limits(failures_per_minute=3))
+    server = serving("10.0.0.0/24", limits=Limits(max_failures_per_minute=3))
 
     async def guess(address: str) -> int:
         return (await ask(server, asking("db:22", f"X-Forwarded-For: {address}", token="wrong"))).status
@@ -175,7 +175,7 @@ async def test_wrong_tokens_are_counted_for_the_client_and_not_for_its_front_end
 async def test_an_untrusted_client_cannot_spread_its_guesses_over_addresses_that_it_makes_up(
     autojump_clock: trio.testing.MockClock,
 ) -> None:
-    server = serving("10.0.0.0/24", limits=Limits(failures_per_minute=3))
+    server = serving("10.0.0.0/24", limits=Limits(max_failures_per_minute=3))
     answers = [
         await ask(server, asking("db:22", f"X-Forwarded-For: 203.0.113.{n}", token="wrong"), peer=STRANGER)
         for n in range(5)
@@ -310,7 +310,7 @@ async def test_silent_connections_are_counted_for_the_client_that_the_proxy_head
     autojump_clock: trio.testing.MockClock,
 ) -> None:
     """One address fills its own share behind a proxy, and nobody else's."""
-    server = serving(proxy_protocol=True, limits=Limits(unauthenticated_per_address=2))
+    server = serving(proxy_protocol=True, limits=Limits(max_unauthenticated_per_address=2))
     ends = []
     async with trio.open_nursery() as nursery:
         for address in ("203.0.113.7", "203.0.113.8", "203.0.113.7", "203.0.113.7"):

@@ -218,7 +218,7 @@ PLAYBOOKS = {
     << answers(404)
     << client_sees("eof")
     >> client_ends(),
-    "no tunnel left": Playbook(limits=Limits(tunnels=0))
+    "no tunnel left": Playbook(limits=Limits(max_tunnels=0))
     >> client_sends(HEAD)
     << records("refused", status=503)
     << answers(503)

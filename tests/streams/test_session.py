@@ -90,7 +90,7 @@ async def test_a_server_that_stops_ends_what_is_open_and_abandons_what_is_not(
 
 
 async def test_a_session_that_is_admitted_again_under_another_token_holds_that_tokens_place_alone() -> None:
-    state = serving(limits=Limits(tunnels_per_token=1))
+    state = serving(limits=Limits(max_tunnels_per_token=1))
     session = asked(state)
     session.admit(state.policy.grant(BOB), DB)
     assert len(state.tunnels) == 1
@@ -102,9 +102,9 @@ async def test_a_session_that_is_admitted_again_under_another_token_holds_that_t
 
 
 async def test_a_session_that_finds_no_place_when_it_is_admitted_again_holds_none() -> None:
-    state = serving(limits=Limits(tunnels=1))
+    state = serving(limits=Limits(max_tunnels=1))
     session = asked(state)
-    state.reload(prepare(ServerSettings(tokens=[ALICE, BOB], limits=Limits(tunnels=0))))
+    state.reload(prepare(ServerSettings(tokens=[ALICE, BOB], limits=Limits(max_tunnels=0))))
     with pytest.raises(LimitReached):
         session.admit(state.policy.grant(ALICE), DB)
     assert len(state.tunnels) == 0

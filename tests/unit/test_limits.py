@@ -46,7 +46,7 @@ def test_a_group_of_one_is_spared_where_another_has_more(silent: int, sent_somet
 
 
 def test_when_it_is_full_the_oldest_silent_connection_is_evicted_and_not_the_newcomer() -> None:
-    pool, gone = crowd(unauthenticated=3)
+    pool, gone = crowd(max_unauthenticated=3)
     for name in "abc":
         pool.enter(name, None)
     pool.sent_something("a")
@@ -60,7 +60,7 @@ def test_when_it_is_full_the_oldest_silent_connection_is_evicted_and_not_the_new
 
 
 def test_where_all_others_have_sent_something_the_oldest_of_them_is_evicted() -> None:
-    pool, gone = crowd(unauthenticated=2)
+    pool, gone = crowd(max_unauthenticated=2)
     for name in "ab":
         pool.enter(name, None)
         pool.sent_something(name)
@@ -70,7 +70,7 @@ def test_where_all_others_have_sent_something_the_oldest_of_them_is_evicted() ->
 
 def test_a_crowd_that_has_said_a_byte_each_does_not_make_newcomers_push_each_other_out() -> None:
     """A login is silent for as long as its request is on its way, and others come meanwhile."""
-    pool, gone = crowd(unauthenticated=100)
+    pool, gone = crowd(max_unauthenticated=100)
     for number in range(100):
         pool.enter(f"slow {number}", None)
         pool.sent_something(f"slow {number}")
@@ -86,7 +86,7 @@ def test_a_crowd_that_has_said_a_byte_each_does_not_make_newcomers_push_each_oth
 
 
 def test_refused_connections_are_evicted_before_those_without_an_answer() -> None:
-    pool, gone = crowd(unauthenticated=4)
+    pool, gone = crowd(max_unauthenticated=4)
     for name in "abcd":
         pool.enter(name, None)
     for name in "cb":
@@ -112,7 +112,7 @@ def test_out_of_descriptors_a_quarter_of_the_unauthenticated_connections_is_evic
 
 
 def test_a_refusal_that_is_still_to_be_read_counts_although_the_token_was_accepted() -> None:
-    pool, gone = crowd(unauthenticated=2, unauthenticated_per_address=1)
+    pool, gone = crowd(max_unauthenticated=2, max_unauthenticated_per_address=1)
     for name in "abc":
         pool.enter(name, ONE if name == "a" else None)
         pool.leave(name)
@@ -124,7 +124,7 @@ def test_a_refusal_that_is_still_to_be_read_counts_although_the_token_was_accept
 
 
 def test_where_there_is_one_place_the_newcomer_gets_it() -> None:
-    pool, gone = crowd(unauthenticated=1)
+    pool, gone = crowd(max_unauthenticated=1)
     pool.enter("a", ONE)
     pool.answered("a")
     pool.enter("b", ONE)
@@ -133,13 +133,17 @@ def test_where_there_is_one_place_the_newcomer_gets_it() -> None:
 
 @pytest.mark.parametrize(
     ("limits", "turns"),
-    [(Limits(), 4), (Limits(unauthenticated=40), 8), (Limits(unauthenticated=8, unauthenticated_per_address=8), 4)],
+    [
+        (Limits(), 4),
+        (Limits(max_unauthenticated=40), 8),
+        (Limits(max_unauthenticated=8, max_unauthenticated_per_address=8), 4),
+    ],
 )
 def test_a_newcomer_has_a_few_turns_before_others_evict_it(limits: Limits, turns: int) -> None:
     """However many come at once, and although all are of one address: it takes two to read a token."""
     gone: list[str] = []
     pool: Unauthenticated[str] = Unauthenticated(limits, gone.append)
-    for number in range(limits.unauthenticated):
+    for number in range(limits.max_unauthenticated):
         pool.enter(f"slow {number}", None)
         pool.sent_something(f"slow {number}")
     pool.enter("login", ONE)
@@ -149,7 +153,7 @@ def test_a_newcomer_has_a_few_turns_before_others_evict_it(limits: Limits, turns
 
 
 def test_a_connection_that_has_left_makes_room() -> None:
-    pool, gone = crowd(unauthenticated=1, unauthenticated_per_address=1)
+    pool, gone = crowd(max_unauthenticated=1, max_unauthenticated_per_address=1)
     pool.enter("a", ONE)
     pool.leave("a")
     pool.leave("a")
@@ -159,7 +163,7 @@ def test_a_connection_that_has_left_makes_room() -> None:
 
 
 def test_one_address_has_its_share_and_takes_no_place_of_others() -> None:
-    pool, gone = crowd(unauthenticated=100, unauthenticated_per_address=2)
+    pool, gone = crowd(max_unauthenticated=100, max_unauthenticated_per_address=2)
     pool.enter("other", OTHER)
     for name in "abc":
         pool.enter(name, ONE)
@@ -176,7 +180,7 @@ def test_a_whole_ipv6_site_counts_as_one_client() -> None:
 
 
 def test_an_address_that_becomes_known_later_is_counted_then() -> None:
-    pool, gone = crowd(unauthenticated_per_address=1)
+    pool, gone = crowd(max_unauthenticated_per_address=1)
     for name in "ab":
         pool.enter(name, None)
     pool.comes_from("a", ONE)
@@ -188,7 +192,7 @@ def test_an_address_that_becomes_known_later_is_counted_then() -> None:
 
 
 def test_tunnels_are_limited_in_all_and_for_each_token() -> None:
-    tunnels = Tunnels(replace(Limits(), tunnels=3))
+    tunnels = Tunnels(replace(Limits(), max_tunnels=3))
     tunnels.enter(ALICE)
     tunnels.enter(ALICE)
     with pytest.raises(TooManyRequests, match="its 2 tunnels"):
@@ -202,7 +206,7 @@ def test_tunnels_are_limited_in_all_and_for_each_token() -> None:
 
 
 def test_a_token_s_own_number_of_tunnels_takes_the_place_of_the_one_for_all_tokens() -> None:
-    tunnels = Tunnels(replace(Limits(), tunnels_per_token=1))
+    tunnels = Tunnels(replace(Limits(), max_tunnels_per_token=1))
     bob, unnamed = Token("bob", digest("b")), Token("", digest("c"))
     for token in (ALICE, ALICE, bob, unnamed):
         tunnels.enter(token)
@@ -215,7 +219,7 @@ def test_a_token_s_own_number_of_tunnels_takes_the_place_of_the_one_for_all_toke
 
 
 def test_wrong_tokens_are_counted_by_address_and_forgiven_with_time() -> None:
-    failures = Failures(replace(Limits(), failures_per_minute=3))
+    failures = Failures(replace(Limits(), max_failures_per_minute=3))
     assert [failures.failed(ONE, 0.0) for _ in range(5)] == [False, False, False, True, True]
     assert not failures.failed(OTHER, 0.0)
     assert not failures.failed(ONE, 20.0)
@@ -225,7 +229,7 @@ def test_wrong_tokens_are_counted_by_address_and_forgiven_with_time() -> None:
 
 
 def test_nobody_is_told_to_wait_for_the_wrong_tokens_of_others_behind_the_same_front_end() -> None:
-    failures = Failures(Limits(failures_per_minute=1))
+    failures = Failures(Limits(max_failures_per_minute=1))
     assert not any(failures.failed(None, 0.0) for _ in range(100))
 
 
@@ -241,18 +245,20 @@ def test_the_addresses_of_many_failures_do_not_fill_the_memory() -> None:
 
 @pytest.mark.parametrize("descriptors", [20, 256, 1024, 20_000, 1_000_000])
 def test_what_is_allowed_at_once_fits_into_the_descriptors(descriptors: int) -> None:
-    limits = Limits(tunnels=10_000_000).within(descriptors)
-    assert limits.tunnels is not None
-    assert limits.tunnels > 0
-    assert limits.unauthenticated > 0
+    limits = Limits(max_tunnels=10_000_000).within(descriptors)
+    assert limits.max_tunnels is not None
+    assert limits.max_tunnels > 0
+    assert limits.max_unauthenticated > 0
     if descriptors >= 256:
         # Each pipe has two; further attempts of dials have 32; look-ups, listeners and the log have what is left.
         pipes = min(64, descriptors // 16)
-        assert descriptors / 2 < limits.tunnels * 2 + limits.unauthenticated + pipes * 2 + 32 + 32 <= descriptors
+        assert (
+            descriptors / 2 < limits.max_tunnels * 2 + limits.max_unauthenticated + pipes * 2 + 32 + 32 <= descriptors
+        )
 
 
 def test_a_lower_limit_stays() -> None:
-    assert Limits(tunnels=5, unauthenticated=7).within(20_000) == Limits(tunnels=5, unauthenticated=7)
+    assert Limits(max_tunnels=5, max_unauthenticated=7).within(20_000) == Limits(max_tunnels=5, max_unauthenticated=7)
 
 
 # --- one of several tokens ------------------------------------------------------------------------
@@ -263,7 +269,7 @@ def test_a_lower_limit_stays() -> None:
 )
 def test_one_of_several_tokens_has_all_but_an_eighth_of_the_tunnels_and_another_gets_in(total: int, most: int) -> None:
     alice, bob = Token("alice", digest("a")), Token("bob", digest("b"))
-    tunnels = Tunnels(Limits(tunnels=total), tokens=2)
+    tunnels = Tunnels(Limits(max_tunnels=total), tokens=2)
     for _ in range(most):
         tunnels.enter(alice)
     assert tunnels.per_token == most
@@ -276,7 +282,7 @@ def test_one_of_several_tokens_has_all_but_an_eighth_of_the_tunnels_and_another_
 
 @pytest.mark.parametrize(("tokens", "token"), [(1, Token("alice", digest("a"))), (0, None)])
 def test_the_only_token_and_everybody_where_there_is_none_may_take_all(tokens: int, token: Token | None) -> None:
-    tunnels = Tunnels(Limits(tunnels=16), tokens=tokens)
+    tunnels = Tunnels(Limits(max_tunnels=16), tokens=tokens)
     for _ in range(16):
         tunnels.enter(token)
     with pytest.raises(LimitReached):
@@ -286,7 +292,7 @@ def test_the_only_token_and_everybody_where_there_is_none_may_take_all(tokens: i
 @pytest.mark.parametrize(("given", "own", "most"), [(3, None, 3), (16, None, 16), (None, 2, 2), (3, 16, 16)])
 def test_a_number_that_was_given_takes_the_share_s_place(given: int | None, own: int | None, most: int) -> None:
     alice = Token("alice", digest("a"), max_tunnels=own)
-    tunnels = Tunnels(Limits(tunnels=20, tunnels_per_token=given), tokens=2)
+    tunnels = Tunnels(Limits(max_tunnels=20, max_tunnels_per_token=given), tokens=2)
     for _ in range(most):
         tunnels.enter(alice)
     with pytest.raises(TooManyRequests, match=r"open already$"):
@@ -295,7 +301,7 @@ def test_a_number_that_was_given_takes_the_share_s_place(given: int | None, own:
 
 def test_the_share_follows_the_number_of_tokens() -> None:
     alice = Token("alice", digest("a"))
-    tunnels = Tunnels(Limits(tunnels=8), tokens=1)
+    tunnels = Tunnels(Limits(max_tunnels=8), tokens=1)
     for _ in range(8):
         tunnels.enter(alice)
     tunnels.tokens = 2

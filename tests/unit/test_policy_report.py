@@ -45,7 +45,7 @@ def said(settings: ServerSettings) -> str:
 
 
 def shown(settings: ServerSettings) -> str:
-    return describe(settings, policy(settings), Limits(tunnels=4000), NOW)
+    return describe(settings, policy(settings), Limits(max_tunnels=4000), NOW)
 
 
 # --- at the start ---------------------------------------------------------------------------------
@@ -160,7 +160,7 @@ def test_without_a_token_it_is_shown_what_everybody_may() -> None:
 
 
 def test_limits_are_shown_in_units_that_a_person_reads() -> None:
-    limits = Limits(tunnels=20, idle_timeout=900, max_session=8 * 3600, max_rate=10 * 1024**2)
+    limits = Limits(max_tunnels=20, idle_timeout=900, max_session=8 * 3600, max_rate=10 * 1024**2)
     settings = ServerSettings(tokens=["x"], head_timeout=2.5, grace=90, proxy_protocol=True)
     words = " ".join(describe(settings, policy(settings), limits, NOW).split())
     assert "20 tunnels at once 8 h for a tunnel 15 min of silence in a tunnel 10 MiB a second each way in a" in words
