@@ -1,5 +1,5 @@
 # bash completion for http2tcp
-# Made from http2tcp/cli.py by `python -m tests.generate`: change that, not this file.
+# Made from http2tcp/command/options.py by `python -m tests.generate`: change that, not this file.
 
 _http2tcp() {
     local current=$2 before option word mode=any given=' ' candidates=()

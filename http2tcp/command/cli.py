@@ -1,43 +1,21 @@
-"""The command line: the options, which mode they choose, and errors to exit codes.
+"""The command line: its parser and its help, which mode was chosen, and what is run.
 
-What the options come to is a server's settings (`server_command`) or a client's (`client_command`).
+What the options come to is a server's settings (`server_settings`) or a client's (`client_settings`). The options
+themselves are rows of a table (`options`).
 """
 
 from __future__ import annotations
 
 import logging
 import os
-from collections.abc import Callable
+from collections.abc import Collection, Sequence
+from functools import cache
 from typing import TYPE_CHECKING, Any
 
 import click
 
-from http2tcp.command.values import (
-    AUTO,
-    BYTES,
-    COUNT,
-    DESTINATION,
-    DYNAMIC_FORWARD,
-    ENDPOINT,
-    ENV_PREFIX,
-    FIELD_NAME,
-    FILE,
-    HEADER,
-    KEEPALIVE,
-    LISTEN,
-    LOCAL_FORWARD,
-    NETWORK,
-    ORIGIN,
-    PATH,
-    PIN,
-    RULE,
-    SERVER_NAME,
-    TIME,
-    TRANSPORT,
-    Option,
-    on_command_line,
-    variable,
-)
+from http2tcp.command import options
+from http2tcp.command.options import ENV_PREFIX, GROUPS, Given, Option
 from http2tcp.errors import SettingsError
 from http2tcp.version import __version__
 
@@ -48,15 +26,9 @@ if TYPE_CHECKING:
 logger = logging.getLogger("http2tcp")
 
 # What --ssh-config has no place for.
-_NOT_OF_SSH = {
-    "server": "-s",
-    "config": "--config",
-    "new_token": "--new-token",
-    "as": "--as",
-    "check": "--check",
-    "json": "--json",
-    "demo": "--demo",
-}
+_NOT_OF_SSH: tuple[Option[Any], ...] = (
+    *(options.SERVER, options.CONFIG, options.NEW_TOKEN, options.AS, options.CHECK, options.JSON, options.DEMO),
+)
 # difflib's ratio: one letter of a short name, two of a longer one.
 _RESEMBLES = 0.8
 
@@ -65,272 +37,232 @@ Reach any TCP port through a web site that is already open.
 
 With -s it serves tunnels behind nginx; with -c it opens one, as ssh's ProxyCommand or from a local port.
 """
-EPILOG = """\b
-Examples:
-  http2tcp -s --token-file /etc/http2tcp/token
-  http2tcp -s --config /etc/http2tcp/http2tcp.toml
-  http2tcp -c -e https://example.com/~http2tcp/ -d db:5432 -l 5432
-  http2tcp --demo
-
-\b
-In ~/.ssh/config:
-  ProxyCommand http2tcp -c -e https://example.com/~http2tcp/ -d %h:%p
-
-Every option but --new-token, --as, --json, --ssh-config and the last four can come from the
-environment: HTTP2TCP_TOKEN for --token, and so on.
-
-Exit status: 0 done, 2 usage, 64 to 75 the hop that failed, 1 a bug.
-"""
+EXAMPLES = (
+    "http2tcp -s --token-file /etc/http2tcp/token",
+    "http2tcp -c -e https://example.com/~http2tcp/ -d db:5432 -l 5432",
+    "http2tcp -c -e https://example.com/~http2tcp/ -D 1080",
+    "http2tcp --ssh-config box -e https://example.com/~http2tcp/ >> ~/.ssh/config",
+    "http2tcp --demo",
+)
+_MORE = "All options, with their variables: http2tcp -s --help, http2tcp -c --help, man http2tcp."
+_EXIT_STATUS = "Exit status: 0 done, 2 usage, 64 to 75 the hop that failed, 1 a bug."
 
 
-# --- the command ------------------------------------------------------------------------------
+# --- the parser -------------------------------------------------------------------------------
+
+# Where a context keeps which options are parsed, and which mode's help is shown.
+_PARAMETERS = "http2tcp.parameters"
+_MODE = "http2tcp.mode"
 
 
 class _Command(click.Command):
-    """A command whose help is grouped."""
+    """The command. Its parameters are made from the table, and only those that the mode needs.
 
-    def format_options(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
-        groups: dict[str, list[tuple[str, str]]] = {"Server": [], "Client": [], "Both": []}
-        for param in self.get_params(ctx):
-            record = param.get_help_record(ctx)
-            if record is not None:
-                groups[getattr(param, "group", "Both")].append(record)
-        # In a narrow pane the texts keep their width, and long names have a line to themselves.
-        names = max(10, min(34, formatter.width - 44))
-        for name, records in groups.items():
-            with formatter.section(name):
-                formatter.write_dl(records, col_max=names)
+    Every login starts a client, so one that begins with -c makes no server's options, as long as nobody gives one.
+    """
+
+    def get_params(self, ctx: click.Context) -> list[click.Parameter]:
+        found: list[click.Parameter] | None = ctx.meta.get(_PARAMETERS)
+        return list(_parameters("any")) if found is None else found
+
+    def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
+        if args and args[0] in options.CLIENT.names:
+            ctx.meta.update({_MODE: "client", _PARAMETERS: list(_parameters("client"))})
+            try:
+                return super().parse_args(ctx, list(args))
+            except click.NoSuchOption:
+                pass  # it may be an option of the server's, or nobody's
+        ctx.meta[_PARAMETERS] = list(_parameters("any"))
+        # Only to see what is there: no value is looked at, and no variable.
+        there, _, _ = self.make_parser(ctx).parse_args(list(args))
+        ctx.meta[_MODE] = mode = _likely_mode(there.keys())
+        ctx.meta[_PARAMETERS] = [
+            # What is of the other mode is taken from the command line, and ignored with a warning.
+            _ignored(row)
+            if mode in ("client", "server")
+            and row.mode
+            not in (
+                mode,
+                "both",
+            )
+            else _parameter(row)
+            for row in options.rows()
+        ]
+        return super().parse_args(ctx, args)
+
+    def invoke(self, ctx: click.Context) -> int:
+        return _run(ctx, Given(ctx))
+
+    def format_help(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
+        mode = ctx.meta.get(_MODE, "any")
+        if mode == "any":
+            _short_help(formatter)
+        else:
+            _help_of(mode, formatter)
 
 
-def _server(*names: str, **attributes: Any) -> Callable[[Callable[..., Any]], Callable[..., Any]]:
-    return click.option(*names, cls=Option, group="Server", **attributes)
+class _Option(click.Option):
+    def __init__(self, row: Option[Any], **attributes: Any) -> None:
+        super().__init__(row.names, **attributes)
+        self.row = row
+
+    def value_from_envvar(self, ctx: click.Context) -> Any:
+        value = super().value_from_envvar(ctx)
+        if self.multiple and value is not None and not value:
+            # click takes an empty variable for an unset one. One of blanks was meant to hold something, such as a pin.
+            raise SettingsError(f"{self.row.variable} holds blanks alone: it was probably not filled in")
+        return value
 
 
-def _client(*names: str, **attributes: Any) -> Callable[[Callable[..., Any]], Callable[..., Any]]:
-    return click.option(*names, cls=Option, group="Client", **attributes)
+@cache
+def _parameters(mode: str) -> tuple[click.Parameter, ...]:
+    """Those of a client, or all."""
+    return tuple(_parameter(row) for row in (options.client_rows() if mode == "client" else options.rows()))
 
 
-def _both(*names: str, **attributes: Any) -> Callable[[Callable[..., Any]], Callable[..., Any]]:
-    return click.option(*names, cls=Option, group="Both", **attributes)
+def _parameter(row: Option[Any]) -> click.Parameter:
+    if row is options.HELP:
+        return _Option(
+            row, is_flag=True, is_eager=True, expose_value=False, callback=_show_help, allow_from_autoenv=False
+        )
+    if row is options.VERSION:
+        return _Option(
+            row, is_flag=True, is_eager=True, expose_value=False, callback=_show_version, allow_from_autoenv=False
+        )
+    attributes: dict[str, Any] = {"allow_from_autoenv": row.from_environment}
+    if row.kind is None:
+        return _Option(row, is_flag=True, **attributes)
+    if row.optional:
+        attributes |= {"is_flag": False, "flag_value": ""}
+    return _Option(
+        row,
+        type=(str, row.kind) if row.named else row.kind,
+        multiple=row.repeatable,
+        default=None if row.repeatable else row.default,
+        # The texts of the others depend on it: see `Kind.convert`.
+        is_eager=row is options.SSH_CONFIG,
+        **attributes,
+    )
 
 
-@click.command(
-    cls=_Command,
+def _ignored(row: Option[Any]) -> click.Parameter:
+    """As many words as the option takes, of which none is looked at, and no variable."""
+    attributes: dict[str, Any] = {"allow_from_autoenv": False, "expose_value": False}
+    if row.kind is None:
+        return _Option(row, is_flag=True, **attributes)
+    if row.optional:
+        attributes |= {"is_flag": False, "flag_value": ""}
+    return _Option(row, type=click.UNPROCESSED, nargs=1 + row.named, multiple=row.repeatable, **attributes)
+
+
+def _show_help(ctx: click.Context, param: click.Parameter, value: bool) -> None:
+    if value and not ctx.resilient_parsing:
+        click.echo(ctx.get_help(), color=ctx.color)
+        ctx.exit()
+
+
+def _show_version(ctx: click.Context, param: click.Parameter, value: bool) -> None:
+    if value and not ctx.resilient_parsing:
+        click.echo(f"http2tcp {__version__}", color=ctx.color)
+        ctx.exit()
+
+
+# --- the help ---------------------------------------------------------------------------------
+
+
+def _short_help(formatter: click.HelpFormatter) -> None:
+    formatter.write_usage("http2tcp", "-s | -c [OPTIONS]")
+    formatter.write_paragraph()
+    formatter.write_text(INTRODUCTION.strip())
+    with formatter.section("Examples"):
+        for example in EXAMPLES:
+            # Never wrapped: it is there to be copied.
+            formatter.write(f"  {example}\n")
+    with formatter.section("What most people use"):
+        _write_rows(formatter, [row for row in options.rows() if row.common or row is options.HELP], short=True)
+    formatter.write_paragraph()
+    formatter.write_text(_MORE)
+    formatter.write_text(_EXIT_STATUS)
+
+
+def _help_of(mode: str, formatter: click.HelpFormatter) -> None:
+    flag, purpose = {"server": ("-s", options.SERVER.help), "client": ("-c", options.CLIENT.help)}[mode]
+    formatter.write_usage("http2tcp", f"{flag} [OPTIONS]")
+    formatter.write_paragraph()
+    formatter.write_text(purpose)
+    table = [row for row in options.rows() if row.mode in (mode, "both")]
+    for group in GROUPS:
+        rows = [row for row in table if row.group == group]
+        if rows:
+            with formatter.section(group):
+                _write_rows(formatter, rows)
+    formatter.write_paragraph()
+    without = [row.long for row in table if not row.from_environment]
+    formatter.write_text(
+        f"Every option but {', '.join(without[:-1])} and {without[-1]} can come from the environment: "
+        f"{options.TOKEN_FILE.variable} for {options.TOKEN_FILE.long}, and so on."
+    )
+    formatter.write_paragraph()
+    formatter.write_text(_EXIT_STATUS)
+
+
+def _write_rows(formatter: click.HelpFormatter, rows: Sequence[Option[Any]], *, short: bool = False) -> None:
+    # In a narrow pane the texts keep their width, and long names have a line to themselves.
+    names = max(10, min(34, formatter.width - 44))
+    formatter.write_dl([(_spelling(row), row.summary if short else row.help_text) for row in rows], col_max=names)
+
+
+def _spelling(row: Option[Any]) -> str:
+    return ", ".join(row.names) + (f" {row.value}" if row.value else "")
+
+
+# --- what is run ------------------------------------------------------------------------------
+
+# No docstring: PYTHONOPTIMIZE=2 takes these away.
+command = _Command(
+    "http2tcp",
     help=INTRODUCTION,
-    epilog=EPILOG,
+    add_help_option=False,
     options_metavar="-s | -c [OPTIONS]",
     context_settings={"auto_envvar_prefix": ENV_PREFIX, "max_content_width": 100, "allow_extra_args": True},
 )
-@_server("-s", "--server", is_flag=True, help="Serve tunnels, behind a front end such as nginx.")
-@_server(
-    "--config",
-    metavar="FILE",
-    help="Read named tokens, and the options that are given nowhere else, from this TOML file.",
-)
-@_server(
-    "--allow",
-    type=RULE,
-    multiple=True,
-    help="Let tokens go only there: NAME:PORT, *.NAME:PORT, NETWORK:PORT, unix:/PATH.  [repeatable]",
-)
-@_server(
-    "--deny",
-    type=RULE,
-    multiple=True,
-    help="Let no token go there, whatever allows it.  [repeatable]",
-)
-@_server("--path", type=PATH, help="Answer at this path only.")
-@_server(
-    "--allow-origin",
-    type=ORIGIN,
-    multiple=True,
-    help="Let this site's web pages open tunnels, as in https://example.com.  [repeatable]",
-)
-@_server("--connect", is_flag=True, help="Take CONNECT too, for nc -X connect, corkscrew or curl -p.")
-@_server("--tls-cert", type=FILE, help="Serve https, without a front end, by this certificate and its chain (PEM).")
-@_server("--tls-key", type=FILE, help="Its key, where it is not in the same file.")
-@_server("--admin", type=LISTEN, help="Tell /metrics, /healthz and /readyz here; never to the world.")
-@_server(
-    "--admin-name",
-    type=SERVER_NAME,
-    multiple=True,
-    help="A name by which --admin may be asked on loopback, beside localhost.  [repeatable]",
-)
-@_server(
-    "--trusted-proxy",
-    type=NETWORK,
-    multiple=True,
-    help="Believe these front ends when they name the client; unix: who comes by a Unix socket.  [repeatable]",
-)
-@_server(
-    "--forwarded-header",
-    type=FIELD_NAME,
-    default="X-Forwarded-For",
-    help="The one header in which they do.  [default: X-Forwarded-For]",
-)
-@_server(
-    "--proxy-protocol",
-    is_flag=True,
-    help="Every connection begins with a PROXY header (v1 or v2) that names the client.",
-)
-@_server("--head-timeout", type=TIME, default=10, help="How long a request may take to arrive.  [default: 10]")
-@_server("--connect-timeout", type=TIME, default=10, help="How long reaching a target may take.  [default: 10]")
-@_server("--grace", type=TIME, default=30, help="How long open tunnels may go on after SIGTERM.  [default: 30]")
-@_server("--max-tunnels", type=COUNT, help="At most so many tunnels at once.  [default: as many as descriptors allow]")
-@_server(
-    "--max-tunnels-per-token",
-    type=COUNT,
-    help="At most so many tunnels at once by one token.  [default: all; of several tokens, all but an eighth]",
-)
-@_server(
-    "--max-unauthenticated", type=COUNT, help="At most so many connections without an accepted token.  [default: 4096]"
-)
-@_server("--max-unauthenticated-per-address", type=COUNT, help="Of these, from one address.  [default: 64]")
-@_server("--max-failures-per-minute", type=COUNT, help="Wrong tokens from one address before 429.  [default: 10]")
-@_server("--idle-timeout", type=TIME, help="End tunnels that are silent both ways for this long.  [default: never]")
-@_server("--max-session", type=TIME, help="End tunnels that have lasted this long.  [default: never]")
-@_server(
-    "--max-rate",
-    type=BYTES,
-    help="A tunnel's bytes a second each way, as in 10M.  [default: no limit]",
-)
-@_server("--keep-sessions", is_flag=True, help="Let open tunnels go on when their token expires or is taken away.")
-@_server(
-    "--log-format",
-    type=click.Choice(["text", "json"]),
-    default="text",
-    help="text, or json: one object a line.  [default: text]",
-)
-@_server("--log-file", metavar="FILE", help="Log to this file and not to stderr; it may be rotated.")
-@_server(
-    "--new-token",
-    metavar="[NAME]",
-    is_flag=False,
-    flag_value="",
-    allow_from_autoenv=False,
-    help="Print a new token and the lines of --config that let it in, and end.",
-)
-@_server(
-    "--as",
-    metavar="NAME HOST:PORT",
-    type=(str, DESTINATION),
-    allow_from_autoenv=False,
-    help="With --check: say whether that token may go there, and why.",
-)
-@_client("-c", "--client", is_flag=True, help="Open a tunnel, for stdin and stdout or from -l, -L or -D.")
-@_client("-e", "--endpoint", type=ENDPOINT, help="The server's location, as in https://example.com/~http2tcp/.")
-@_client(
-    "--transport",
-    type=TRANSPORT,
-    default=AUTO,
-    help="auto (the first that gets through), connect-tcp, tcp, http2tcp/1.0, or websocket.  [default: auto]",
-)
-@_client(
-    "-H",
-    "--header",
-    type=HEADER,
-    multiple=True,
-    help="Add a header field; @FILE reads lines.  [repeatable]",
-)
-@_client("--user-agent", metavar="TEXT", help=f"[default: http2tcp/{__version__}]")
-@_client("--ca-file", type=FILE, help="Verify against these authorities (PEM), not the system's.")
-@_client("--client-cert", type=FILE, help="This client's certificate (PEM).")
-@_client("--client-key", type=FILE, help="Its key, where it is not in the same file.")
-@_client("--tls-server-name", type=SERVER_NAME, help="Ask for this name and verify it, not the endpoint's.")
-@_client(
-    "--pin-sha256",
-    type=PIN,
-    multiple=True,
-    help="The site's public key has to be this one too.  [repeatable]",
-)
-@_client(
-    "-L",
-    "--local-forward",
-    type=LOCAL_FORWARD,
-    multiple=True,
-    help="Listen, and tunnel each connection there, as ssh -L does.  [repeatable]",
-)
-@_client(
-    "-D",
-    "--dynamic-forward",
-    type=DYNAMIC_FORWARD,
-    multiple=True,
-    help="Listen as a SOCKS5 proxy; the server looks names up.  [repeatable]",
-)
-@_client("--proxy", metavar="URL", help="Go through this http, https, socks5 or socks5h proxy; @FILE reads it.")
-@_client("--no-proxy", is_flag=True, help="Go through no proxy, whatever HTTPS_PROXY and its like say.")
-@_client("--fdpass", is_flag=True, help="For ssh's ProxyUseFdpass: hand it the connection and leave. http only.")
-@_client("--insecure", is_flag=True, help="Trust any certificate.")
-@_client("--json", is_flag=True, allow_from_autoenv=False, help="With --check: one JSON document.")
-@_client(
-    "--ssh-config",
-    metavar="NAME",
-    is_eager=True,
-    allow_from_autoenv=False,
-    help="Print these options as a block, Host NAME, for ~/.ssh/config, and end.",
-)
-@_both("-t", "--token", metavar="TOKEN", help="The shared secret. It shows in ps; a file does not.")
-@_both("--token-file", metavar="FILE", help="Read the token from a file's first line.")
-@_both(
-    "-d",
-    "--destination",
-    type=DESTINATION,
-    help="Where to go. Server: where to go if the client names nothing; without a token, all that is reachable.",
-)
-@_both(
-    "-l",
-    "--listen",
-    type=LISTEN,
-    multiple=True,
-    help="Where to listen. Server: 127.0.0.1:12345 by default; repeatable. Client: in place of stdin and stdout.",
-)
-@_both(
-    "--keepalive", type=KEEPALIVE, default=25, help="Break silence this often, except on raw transports.  [default: 25]"
-)
-@_both("-v", "--verbose", is_flag=True, help="Say more.")
-@_both("-q", "--quiet", is_flag=True, help="Say errors only.")
-@_both(
-    "--check",
-    is_flag=True,
-    allow_from_autoenv=False,
-    help="Client: say how far each hop of the way works. Server: show its policy. And end.",
-)
-@_both("--demo", is_flag=True, allow_from_autoenv=False, help="Serve, tunnel and check on loopback, and end.")
-@click.version_option(__version__, message="http2tcp %(version)s", allow_from_autoenv=False)
-@click.help_option("-h", "--help", allow_from_autoenv=False)
-@click.pass_context
-def command(ctx: click.Context, /, **options: Any) -> int:
-    """The command; its help is no docstring, since PYTHONOPTIMIZE=2 takes these away."""
+
+
+def _run(ctx: click.Context, given: Given) -> int:
     from http2tcp.log import start_logging
 
     if ctx.args:
-        # No message shows them: where quotes are forgotten, they are a piece of a secret.
-        raise SettingsError("expected options alone, but one word belongs to none: are quotes missing around a value?")
-    mode = _mode(ctx, options)
+        # No message shows it: where quotes are forgotten, it is a piece of a secret.
+        raise SettingsError("unexpected argument; are quotes missing around a value?")
+    mode = _mode(given)
     if mode == "new-token":
         from http2tcp.command.server_settings import show_new_token
 
-        show_new_token(options["new_token"])
+        show_new_token(given[options.NEW_TOKEN] or "")
         return 0
-    if mode == "ssh-config":
+    name = given[options.SSH_CONFIG]
+    if name is not None:
         start_logging(logging.WARNING)
-        _warn_of_mistyped_variables(ctx)
+        _warn_of_mistyped_variables()
+        _warn_of_other_mode(ctx, given, "client")
         from http2tcp.command.client_settings import ssh_block
 
         # As bytes: the name of a file need not be UTF-8.
-        click.echo(os.fsencode(ssh_block(ctx, options)), nl=False)
+        click.echo(os.fsencode(ssh_block(given, name)), nl=False)
         return 0
-    _refuse_misplaced(ctx, options, mode)
+    check, quiet = given[options.CHECK], given[options.QUIET]
+    _refuse_misplaced(given, mode)
     normal = logging.WARNING if mode == "demo" else logging.INFO
-    level = logging.ERROR if options["quiet"] else logging.DEBUG if options["verbose"] else normal
-    start_logging(level, hold_back=mode == "server" and not options["check"])
+    level = logging.ERROR if quiet else logging.DEBUG if given[options.VERBOSE] else normal
+    start_logging(level, hold_back=mode == "server" and not check)
     from http2tcp.net.descriptors import allow_many, require
 
     if mode == "server":
         allow_many()
     require()
     if mode != "demo":
-        _warn_of_mistyped_variables(ctx)
+        _warn_of_mistyped_variables()
+        _warn_of_other_mode(ctx, given, mode)
     match mode:
         case "demo":
             from http2tcp.command.demo import run_demo
@@ -340,48 +272,23 @@ def command(ctx: click.Context, /, **options: Any) -> int:
             from http2tcp.command.process import run_server, run_server_check
             from http2tcp.command.server_settings import refuse_log_file, server_settings
 
-            served = server_settings(ctx, options)
-            refuse_log_file(ctx, options["config"], served.log_file)
-            if options["check"]:
-                return run_server_check(served, options["as"], quiet=options["quiet"])
-            return run_server(served, lambda: server_settings(ctx, options))
+            served = server_settings(given)
+            refuse_log_file(given, served.log_file)
+            if check:
+                return run_server_check(served, given[options.AS], quiet=quiet)
+            return run_server(served, lambda: server_settings(given))
         case _:
             from http2tcp.command.client_settings import client_settings
 
-            settings = client_settings(ctx, options)
-            if options["check"]:
+            settings = client_settings(given)
+            if check:
                 from http2tcp.command.process import run_check
 
-                return run_check(settings, as_json=options["json"], quiet=options["quiet"])
+                return run_check(settings, as_json=given[options.JSON], quiet=quiet)
             head_start = None if settings.forwards else _head_start(settings)
             from http2tcp.command.process import run_client
 
             return run_client(settings, head_start)
-
-
-def _warn_of_mistyped_variables(ctx: click.Context) -> None:
-    known = {variable(param) for param in ctx.command.params}
-    for name in os.environ:
-        # Kubernetes sets HTTP2TCP_PORT and its like for a Service of that name: what resembles nothing is others'.
-        if name.startswith(f"{ENV_PREFIX}_") and name not in known and name.isprintable():
-            from difflib import get_close_matches
-
-            options = [param for param in ctx.command.params if isinstance(param, Option) and param.allow_from_autoenv]
-            meant = {variable(param).removeprefix(ENV_PREFIX): variable(param) for param in options}
-            for near in get_close_matches(name.removeprefix(ENV_PREFIX), meant, 1, _RESEMBLES):
-                logger.warning("the variable %s means nothing here: is it %s?", name, meant[near])
-
-
-def _refuse_misplaced(ctx: click.Context, options: dict[str, Any], mode: str) -> None:
-    """Options that say something to another mode alone."""
-    if options["check"] and mode not in ("client", "server"):
-        raise SettingsError("--check needs -c and the options of that client, or -s and those of that server")
-    if options["json"] and not (options["check"] and mode == "client"):
-        raise SettingsError("--json is the form of a client's report, and needs -c --check")
-    if options["as"] is not None and not (options["check"] and mode == "server"):
-        raise SettingsError("--as asks about a server's policy: expected -s --check --as NAME HOST:PORT")
-    if mode == "client" and on_command_line(ctx, "config"):
-        raise SettingsError("--config is a server's: a client has options and variables")
 
 
 def _head_start(settings: ClientSettings) -> HeadStart | None:
@@ -393,26 +300,87 @@ def _head_start(settings: ClientSettings) -> HeadStart | None:
     return HeadStart(settings.endpoint.host, settings.endpoint.port)
 
 
-def _mode(ctx: click.Context, options: dict[str, Any]) -> str:
-    if options["ssh_config"] is not None:
-        for name, option in _NOT_OF_SSH.items():
-            if on_command_line(ctx, name):
+# --- the mode ---------------------------------------------------------------------------------
+
+# What click takes for a flag's 1.
+_TRUE = {"1", "true", "t", "yes", "y", "on"}
+
+
+def _likely_mode(there: Collection[str]) -> str:
+    """The mode that the options on the command line, or else the variables, choose: `any` where they choose none."""
+    if options.SSH_CONFIG.key in there:
+        return "client"
+    if options.NEW_TOKEN.key in there or options.DEMO.key in there:
+        return "any"
+    modes = (options.SERVER, options.CLIENT)
+    chosen = [mode.key for mode in modes if mode.key in there] or [
+        mode.key for mode in modes if os.environ.get(mode.variable, "").strip().lower() in _TRUE
+    ]
+    return chosen[0] if len(chosen) == 1 else "any"
+
+
+def _mode(given: Given) -> str:
+    if given[options.SSH_CONFIG] is not None:
+        for option in _NOT_OF_SSH:
+            if given.on_command_line(option):
                 raise SettingsError(
-                    f"--ssh-config prints the options of a client for ssh: expected it without {option}"
+                    f"--ssh-config prints the options of a client for ssh: expected it without {option.names[0]}"
                 )
         return "ssh-config"
-    if options["new_token"] is not None:
+    if given[options.NEW_TOKEN] is not None:
         return "new-token"
-    if options["demo"]:
+    if given[options.DEMO]:
         return "demo"
-    chosen = [mode for mode in ("server", "client") if options[mode]]
+    chosen = [option for option in (options.SERVER, options.CLIENT) if given[option]]
     # A mode on the command line beats one in the environment.
-    spoken = [mode for mode in chosen if on_command_line(ctx, mode)] or chosen
+    spoken = [option for option in chosen if given.on_command_line(option)] or chosen
     if len(spoken) != 1:
         raise SettingsError(
             "expected either -s to serve or -c to be a client (-h lists the options, --demo shows a tunnel)"
         )
-    return spoken[0]
+    return spoken[0].key
 
 
-# --- errors to exit codes ---------------------------------------------------------------------
+# --- options that are not for this ------------------------------------------------------------
+
+
+def _refuse_misplaced(given: Given, mode: str) -> None:
+    """Raise SettingsError for options that say something to another mode only."""
+    check = given[options.CHECK]
+    if check and mode not in ("client", "server"):
+        raise SettingsError("--check needs -c and the options of that client, or -s and those of that server")
+    if given.on_command_line(options.JSON) and not (check and mode == "client"):
+        raise SettingsError("--json is the form of a client's report, and needs -c --check")
+    if given.on_command_line(options.AS) and not (check and mode == "server"):
+        raise SettingsError("--as asks about a server's policy: expected -s --check --as NAME HOST:PORT")
+    if mode == "client" and given.on_command_line(options.CONFIG):
+        raise SettingsError("--config is a server's: a client has options and variables")
+
+
+def _warn_of_other_mode(ctx: click.Context, given: Given, mode: str) -> None:
+    names = [
+        param.row.long
+        for param in ctx.command.get_params(ctx)
+        if isinstance(param, _Option) and param.row.mode not in (mode, "both") and given.on_command_line(param.row)
+    ]
+    if names:
+        other = "server" if mode == "client" else "client"
+        logger.warning(
+            "a %s ignores %s, which only a %s has; the next release will refuse this", mode, " and ".join(names), other
+        )
+
+
+def _warn_of_mistyped_variables() -> None:
+    given = {name for name in os.environ if name.startswith(f"{ENV_PREFIX}_") and name.isprintable()}
+    # A client's login has a few of its own, mostly, and never loads the server's part of the table.
+    if not given.difference(row.variable for row in options.client_rows()):
+        return
+    rows = options.rows()
+    known = {row.variable for row in rows}
+    meant = {row.variable.removeprefix(ENV_PREFIX): row.variable for row in rows if row.from_environment}
+    for name in sorted(given - known):
+        # Kubernetes sets HTTP2TCP_PORT and its like for a Service of that name: what resembles nothing is others'.
+        from difflib import get_close_matches
+
+        for near in get_close_matches(name.removeprefix(ENV_PREFIX), meant, 1, _RESEMBLES):
+            logger.warning("the variable %s means nothing here: is it %s?", name, meant[near])

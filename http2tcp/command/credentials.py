@@ -5,11 +5,9 @@ from __future__ import annotations
 import logging
 import os
 import stat
-from typing import Any
 
-import click
-
-from http2tcp.command.values import ENV_PREFIX, on_command_line, why_unreadable
+from http2tcp.command.options import TOKEN, TOKEN_FILE, Given, Option
+from http2tcp.command.values import why_unreadable
 from http2tcp.errors import SettingsError
 
 logger = logging.getLogger("http2tcp")
@@ -18,23 +16,23 @@ logger = logging.getLogger("http2tcp")
 _CREDENTIAL = "http2tcp.token"
 
 
-def given_token(ctx: click.Context, options: dict[str, Any]) -> str | None:
+def given_token(given: Given) -> str | None:
     """The one token that was given, by value or by file, or else the service manager's.
 
     The command line beats the environment.
     """
     from http2tcp.fields import check_token
 
-    source = token_source(ctx, options)
+    source = token_source(given)
     if source is None:
         return _credential()
     # click takes a variable that is set but empty for one that is unset; an empty secret is a mistake.
-    text = options[source] or ""
-    token = (read_secret(text, "token file") if source == "token_file" else text).strip()
+    text = given[source] or ""
+    token = (read_secret(text, "token file") if source is TOKEN_FILE else text).strip()
     if not token:
-        if source == "token_file":
+        if source is TOKEN_FILE:
             raise SettingsError(_empty(f"the first line of {text}"))
-        raise SettingsError(_empty("-t" if on_command_line(ctx, source) else f"{ENV_PREFIX}_TOKEN"))
+        raise SettingsError(_empty("-t" if given.on_command_line(source) else source.variable))
     check_token(token)
     return token
 
@@ -57,17 +55,13 @@ def _credential() -> str | None:
     return token
 
 
-def token_source(ctx: click.Context, options: dict[str, Any]) -> str | None:
-    """The option that says the token: `token`, `token_file`, or None. Raises SettingsError where both do."""
-    sources = [name for name in ("token", "token_file") if _given(name, options)]
-    spoken = [name for name in sources if on_command_line(ctx, name)] or sources
+def token_source(given: Given) -> Option[str | None] | None:
+    """The option that says the token: TOKEN, TOKEN_FILE, or None. Raises SettingsError where both do."""
+    sources = [option for option in (TOKEN, TOKEN_FILE) if given[option] is not None or option.variable in os.environ]
+    spoken = [option for option in sources if given.on_command_line(option)] or sources
     if len(spoken) > 1:
         raise SettingsError("expected one token: either by value (-t) or by file (--token-file)")
     return spoken[0] if spoken else None
-
-
-def _given(name: str, options: dict[str, Any]) -> bool:
-    return options[name] is not None or f"{ENV_PREFIX}_{name.upper()}" in os.environ
 
 
 def read_secret(path: str, what: str) -> str:

@@ -11,10 +11,7 @@ from collections.abc import Sequence
 import click
 
 from http2tcp.command.cli import command
-from http2tcp.command.values import (
-    Source,
-    variable,
-)
+from http2tcp.command.options import ENV_PREFIX, Source
 from http2tcp.errors import ConfigError, Http2tcpError, StdioFailed, TunnelError
 
 logger = logging.getLogger("http2tcp")
@@ -67,10 +64,11 @@ def _sentence(error: click.ClickException) -> str:
         param = error.param
         from_variable = error.ctx.get_parameter_source(str(param.name)) is Source.ENVIRONMENT
         words = error.message
+        variable = f"{ENV_PREFIX}_{str(param.name).upper()}"
         if isinstance(param.type, click.types.BoolParamType):
             # A flag on the command line has no value; click lists eleven, the first of them empty.
-            words = f"{os.environ.get(variable(param), '')!a}: expected 1 or 0, true or false, yes or no, on or off"
-        words = f"{variable(param) if from_variable else param.opts[0]}: {words}"
+            words = f"{os.environ.get(variable, '')!a}: expected 1 or 0, true or false, yes or no, on or off"
+        words = f"{variable if from_variable else param.opts[0]}: {words}"
     return " ".join(words.split()).removesuffix(".")
 
 

@@ -7,122 +7,120 @@ import os
 import sys
 import time
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 import click
 
+from http2tcp.command import options
 from http2tcp.command.credentials import given_token, token_source
-from http2tcp.command.values import ENV_PREFIX, Option, Source, on_command_line
+from http2tcp.command.options import Given, Option, Source
 from http2tcp.errors import ConfigError, SettingsError
 
 if TYPE_CHECKING:
     from http2tcp.command.config_file import Key
+    from http2tcp.command.values import Kind
     from http2tcp.server.limits import Limits
     from http2tcp.server.policy import Token
+    from http2tcp.server.rules import Rule
     from http2tcp.server.settings import ServerSettings, ServerTLS
 
 logger = logging.getLogger("http2tcp")
 
 # What says where tokens may go.
-_RULES = ("config", "allow", "deny")
+_RULES: tuple[Option[Any], ...] = (options.CONFIG, options.ALLOW, options.DENY)
 
 
-def server_settings(ctx: click.Context, options: dict[str, Any]) -> ServerSettings:
+def server_settings(given: Given) -> ServerSettings:
     """What the options and the file come to. Raises SettingsError or ConfigError."""
     from http2tcp.server.settings import ServerSettings
 
-    for name in _RULES:
-        variable = f"{ENV_PREFIX}_{name.upper()}"
-        if os.environ.get(variable) == "" and not on_command_line(ctx, name):
+    for option in _RULES:
+        if os.environ.get(option.variable) == "" and not given.on_command_line(option):
             # click takes it for unset, and the server would be open to more than somebody meant.
-            raise SettingsError(f"{variable} is empty: it was probably not filled in")
-    options, tokens = _configured(ctx, options)
+            raise SettingsError(f"{option.variable} is empty: it was probably not filled in")
+    given, tokens = _configured(given)
     return ServerSettings(
-        listen=options["listen"],
+        listen=given[options.LISTEN],
         tokens=tokens,
-        destination=options["destination"],
-        allow=options["allow"],
-        deny=options["deny"],
-        path=options["path"],
-        allow_origins=options["allow_origin"],
-        connect=options["connect"],
-        tls=_server_tls(options),
-        admin=options["admin"],
-        admin_names=options["admin_name"],
-        trusted_proxies=options["trusted_proxy"],
-        forwarded_header=options["forwarded_header"],
-        proxy_protocol=options["proxy_protocol"],
-        head_timeout=options["head_timeout"],
-        connect_timeout=options["connect_timeout"],
-        limits=_limits(options),
-        grace=options["grace"],
-        keepalive=options["keepalive"],
-        keep_sessions=options["keep_sessions"],
-        log_format=options["log_format"],
-        log_file=options["log_file"],
+        destination=given[options.DESTINATION],
+        allow=_allow(given),
+        deny=given[options.DENY],
+        path=given[options.PATH],
+        allow_origins=given[options.ALLOW_ORIGIN],
+        connect=given[options.CONNECT],
+        tls=_server_tls(given),
+        admin=given[options.ADMIN],
+        admin_names=given[options.ADMIN_NAME],
+        trusted_proxies=given[options.TRUSTED_PROXY],
+        forwarded_header=given[options.FORWARDED_HEADER],
+        proxy_protocol=given[options.PROXY_PROTOCOL],
+        head_timeout=given[options.HEAD_TIMEOUT],
+        connect_timeout=given[options.CONNECT_TIMEOUT],
+        limits=_limits(given),
+        grace=given[options.GRACE],
+        keepalive=given[options.KEEPALIVE],
+        keep_sessions=given[options.KEEP_SESSIONS],
+        log_format=given[options.LOG_FORMAT],
+        log_file=given[options.LOG_FILE],
     )
 
 
-def _limits(options: dict[str, Any]) -> Limits:
-    from http2tcp.server.limits import Limits
-
-    limits = {
-        "max_unauthenticated": options["max_unauthenticated"],
-        "max_unauthenticated_per_address": options["max_unauthenticated_per_address"],
-        "max_failures_per_minute": options["max_failures_per_minute"],
-        "max_tunnels": options["max_tunnels"],
-        "max_tunnels_per_token": options["max_tunnels_per_token"],
-        "idle_timeout": options["idle_timeout"],
-        "max_session": options["max_session"],
-        "max_rate": options["max_rate"],
-    }
-    return Limits(**{name: limit for name, limit in limits.items() if limit is not None})
+def _allow(given: Given) -> Sequence[Rule] | None:
+    # On the command line, no rule at all is no policy. In the file, an empty list is one: it allows nothing.
+    return given[options.ALLOW] if given[options.ALLOW] or given.in_file(options.ALLOW) else None
 
 
-def _server_tls(options: dict[str, Any]) -> ServerTLS | None:
+def _limits(given: Given) -> Limits:
+    """Each limit that was given; the others keep the default of their field."""
+    from http2tcp.server.limits import Limits, described_limits
+
+    # The types are the rows' own: each row's kind is that of its field.
+    found: dict[str, Any] = {name: given.by_key(name) for name, _, _ in described_limits()}
+    return Limits(**{name: limit for name, limit in found.items() if limit is not None})
+
+
+def _server_tls(given: Given) -> ServerTLS | None:
     from http2tcp.server.settings import ServerTLS
 
-    if options["tls_cert"] is not None:
-        return ServerTLS(certificate=options["tls_cert"], key=options["tls_key"])
-    if options["tls_key"] is not None:
+    certificate = given[options.TLS_CERT]
+    if certificate is not None:
+        return ServerTLS(certificate=certificate, key=given[options.TLS_KEY])
+    if given[options.TLS_KEY] is not None:
         raise SettingsError("--tls-key needs --tls-cert, the certificate that goes with it")
     return None
 
 
 # --- the configuration file -------------------------------------------------------------------
 
-# The file is the server's, and has tokens by their hashes alone.
-_NO_KEYS = {"server", "config", "token", "verbose", "quiet"}
 
-
-def _configured(ctx: click.Context, options: dict[str, Any]) -> tuple[dict[str, Any], Sequence[str | Token]]:
-    """The options, with the file's in the place of those that nobody gave, and the tokens of both.
+def _configured(given: Given) -> tuple[Given, Sequence[str | Token]]:
+    """The options, with the file's values for what nobody gave, and the tokens of both.
 
     Raises ConfigError or SettingsError.
     """
-    # No rule at all is no policy; in the file, an empty list is one that allows nothing.
-    options = options | {"allow": options["allow"] or None}
-    if options["config"] is None:
-        token = given_token(ctx, options)
-        return options, [] if token is None else [token]
+    path = given[options.CONFIG]
+    if path is None:
+        token = given_token(given)
+        return given, [] if token is None else [token]
     from http2tcp.command.config_file import read_config
 
-    config = read_config(options["config"], config_keys(ctx))
-    values = {name: value for name, value in config.values.items() if ctx.get_parameter_source(name) is Source.DEFAULT}
-    if token_source(ctx, options) is not None:
-        values.pop("token_file", None)
-    options |= values
+    config = read_config(path, config_keys())
+    nobody_gave = {row.key for row in options.rows() if given.source(row) is Source.DEFAULT}
+    values = {key: value for key, value in config.values.items() if key in nobody_gave}
+    if token_source(given) is not None:
+        values.pop(options.TOKEN_FILE.key, None)
+    given = given.with_file(values)
     try:
-        token = given_token(ctx, options)
+        token = given_token(given)
     except SettingsError as error:
-        if "token_file" not in values:
+        if not given.in_file(options.TOKEN_FILE):
             raise
         raise ConfigError([f"{config.path}: token_file: {error}"]) from None
     _warn_of_expired(config.tokens, token)
-    return options, config.tokens if token is None else [token, *config.tokens]
+    return given, config.tokens if token is None else [token, *config.tokens]
 
 
-def refuse_log_file(ctx: click.Context, config: str, path: str | None) -> None:
+def refuse_log_file(given: Given, path: str | None) -> None:
     """Raise SettingsError or ConfigError where it cannot be written.
 
     Not at a reload, which may have to take a token away while a disk is full.
@@ -133,9 +131,9 @@ def refuse_log_file(ctx: click.Context, config: str, path: str | None) -> None:
         if path is not None:
             check_log_file(path)
     except SettingsError as error:
-        if ctx.get_parameter_source("log_file") is not Source.DEFAULT:
+        if given.anywhere(options.LOG_FILE):
             raise
-        raise ConfigError([f"{config}: log_file: {error}"]) from None
+        raise ConfigError([f"{given[options.CONFIG]}: log_file: {error}"]) from None
 
 
 def _warn_of_expired(tokens: Sequence[Token], other: str | None) -> None:
@@ -153,32 +151,21 @@ def _warn_of_expired(tokens: Sequence[Token], other: str | None) -> None:
             logger.warning("the token of %s %s: it opens nothing", token.name, expiry(token, now))
 
 
-def config_keys(ctx: click.Context) -> dict[str, Key]:
+def config_keys() -> dict[str, Key]:
     """What the file may say: every option of a server's that is no mode, no action and no secret."""
+    from http2tcp.command.config_file import Key
+
     return {
-        str(param.name): _key(param, ctx)
-        for param in ctx.command.params
-        if isinstance(param, Option)
-        and param.group != "Client"
-        and param.allow_from_autoenv
-        and param.name not in _NO_KEYS
+        row.key: Key(str, "flag") if row.kind is None else Key(row.kind.parse, _form(row.kind), row.repeatable)
+        for row in options.rows()
+        if row.mode != "client" and row.in_file
     }
 
 
-def _key(param: Option, ctx: click.Context) -> Key:
-    from http2tcp.command.config_file import Key
-
-    def parse(text: str) -> Any:
-        try:
-            return param.type.convert(text, None, None)
-        except click.BadParameter as error:
-            raise SettingsError(error.message.removesuffix(".")) from None
-
-    if param.is_flag:
-        return Key(parse, "flag")
-    if getattr(param.type, "number", False):
-        return Key(parse, "number", param.multiple)
-    return Key(parse, "file" if param.make_metavar(ctx) == "FILE" else "text", param.multiple)
+def _form(kind: Kind[Any]) -> Literal["text", "number", "file"]:
+    if kind.file:
+        return "file"
+    return "number" if kind.number else "text"
 
 
 def show_new_token(name: str) -> None:

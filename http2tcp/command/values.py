@@ -1,11 +1,11 @@
-"""What the command line's options are made of: their values, their variables, and where a value came from."""
+"""The kinds of values that options have: how each is parsed, and how people write it."""
 
 from __future__ import annotations
 
 import os
 from base64 import b64decode
 from collections.abc import Callable
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Generic, Literal, TypeVar
 
 import click
 
@@ -14,43 +14,19 @@ from http2tcp.errors import Http2tcpError, SettingsError, os_reason
 from http2tcp.protocol.transport import MIN_KEEPALIVE, Transport
 
 if TYPE_CHECKING:
+    from http2tcp.address import IPNetwork
     from http2tcp.client.forwards import Forward
     from http2tcp.server.rules import Rule
 
-ENV_PREFIX = "HTTP2TCP"
 #: `--transport`'s word for the first that gets through.
 AUTO = "auto"
-Source = click.core.ParameterSource
+
+V = TypeVar("V")
 
 
-class Option(click.Option):
-    """An option that knows its group in the help."""
-
-    def __init__(self, *args: Any, group: str, **kwargs: Any) -> None:
-        super().__init__(*args, **kwargs)
-        self.group = group
-
-    def value_from_envvar(self, ctx: click.Context) -> Any:
-        value = super().value_from_envvar(ctx)
-        if self.multiple and value is not None and not value:
-            # click takes an empty variable for an unset one. One of blanks was meant to hold something, such as a pin.
-            raise SettingsError(f"{variable(self)} holds blanks alone: it was probably not filled in")
-        return value
-
-
-def variable(param: click.Parameter) -> str:
-    """The environment variable of an option."""
-    return f"{ENV_PREFIX}_{str(param.name).upper()}"
-
-
-def on_command_line(ctx: click.Context, name: str) -> bool:
-    """Whether it was given there, and not by a variable."""
-    return ctx.get_parameter_source(name) is Source.COMMANDLINE
-
-
-def text_of(param: click.Parameter | None) -> str:
+def text_of(key: str | None) -> str:
     """Where an option's text is kept for --ssh-config."""
-    return f"http2tcp.{param.name if param is not None else None}"
+    return f"http2tcp.{key}"
 
 
 def why_unreadable(error: OSError | UnicodeDecodeError) -> str:
@@ -61,29 +37,48 @@ def why_unreadable(error: OSError | UnicodeDecodeError) -> str:
 # --- strings to values ------------------------------------------------------------------------
 
 
-class _Parsed(click.ParamType):  # type: ignore[type-arg]  # generic from click 8.4 on
-    """A value that one of our own parsers makes."""
+class Kind(click.ParamType, Generic[V]):  # type: ignore[type-arg]  # click's is generic from 8.4 on
+    """What an option's text becomes, by one of our own parsers, and how its value is written."""
 
-    def __init__(self, name: str, parse: Callable[[str], Any], *, number: bool = False) -> None:
+    def __init__(
+        self,
+        name: str,
+        parse: Callable[[str], V],
+        *,
+        toml: str,
+        plural: str = "",
+        number: bool = False,
+        file: bool = False,
+        choices: tuple[str, ...] = (),
+    ) -> None:
+        #: What stands for the value in the help.
         self.name = name
-        self._parse = parse
-        #: Whether a number says it as well as a text does.
+        #: Raises Http2tcpError.
+        self.parse = parse
+        #: What the configuration file has for one value, and for a list of them: docs/configuration.md says so.
+        self.toml = toml
+        self.plural = plural
+        #: Whether the file may have a number in place of a text.
         self.number = number
+        #: Whether the value is the name of a file.
+        self.file = file
+        #: What the value may be, or how it may begin: for the shells' completions.
+        self.choices = choices
 
     def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:
         if not isinstance(value, str):
             return value
-        # While options are parsed, click has a mark of its own, and not None, for what was not given.
+        # While click parses options, an option that was not given has click's own mark as its value, not None.
         if ctx is not None and isinstance(ctx.params.get("ssh_config"), str):
             from http2tcp.command.ssh_config import has_token, sample
 
-            # The block repeats the text; what ssh will make of it is checked by a sample.
-            ctx.meta.setdefault(text_of(param), []).append(value)
+            # The block repeats the text as it was given. What ssh will make of it is checked by a sample.
+            ctx.meta.setdefault(text_of(param.name if param is not None else None), []).append(value)
             if (self is HEADER and value.startswith("@")) or (self is FILE and has_token(value)):
-                return ()  # a file that ssh's user has; here it is not opened
+                return ()  # the file is the user's who runs ssh; it may not exist here
             value = sample(value)
         try:
-            return self._parse(value)
+            return self.parse(value)
         except Http2tcpError as error:
             self.fail(str(error), param, ctx)
 
@@ -145,7 +140,7 @@ def _parse_origin(text: str) -> str:
     return text
 
 
-def _parse_trusted_proxy(text: str) -> Any:
+def _parse_trusted_proxy(text: str) -> IPNetwork | Literal["unix"]:
     from http2tcp.server.settings import parse_trusted_proxy
 
     return parse_trusted_proxy(text)
@@ -208,6 +203,14 @@ def _parse_transport(text: str) -> Transport | None:
     return transport
 
 
+def _parse_log_format(text: str) -> Literal["text", "json"]:
+    if text == "text":
+        return "text"
+    if text == "json":
+        return "json"
+    raise SettingsError(f"{text!a}: expected text or json")
+
+
 def _parse_local_forward(text: str) -> Forward:
     from http2tcp.client.forwards import parse_local_forward
 
@@ -220,22 +223,46 @@ def _parse_dynamic_forward(text: str) -> Forward:
     return parse_dynamic_forward(text)
 
 
-BYTES = _Parsed("BYTES", _parse_rate, number=True)
-COUNT = _Parsed("N", _parse_count, number=True)
-DESTINATION = _Parsed("HOST:PORT", parse_destination)
-DYNAMIC_FORWARD = _Parsed("[BIND:]PORT", _parse_dynamic_forward)
-ENDPOINT = _Parsed("URL", parse_endpoint)
-FIELD_NAME = _Parsed("NAME", _parse_field_name)
-FILE = _Parsed("FILE", _parse_file)
-HEADER = _Parsed("NAME: VALUE", _parse_header)
-KEEPALIVE = _Parsed("TIME", _parse_keepalive, number=True)
-LISTEN = _Parsed("[HOST:]PORT", parse_listen)
-LOCAL_FORWARD = _Parsed("[BIND:]PORT:HOST:HOSTPORT", _parse_local_forward)
-NETWORK = _Parsed("NETWORK", _parse_trusted_proxy)
-ORIGIN = _Parsed("ORIGIN", _parse_origin)
-PATH = _Parsed("/PATH", _parse_path)
-PIN = _Parsed("HASH", _parse_pin)
-RULE = _Parsed("RULE", _parse_rule)
-SERVER_NAME = _Parsed("NAME", parse_host)
-TIME = _Parsed("TIME", _parse_duration, number=True)
-TRANSPORT = _Parsed("NAME", _parse_transport)
+_A_FILE = "a file"
+_A_TIME = "a time"
+_TRANSPORTS = (AUTO, *(transport.value for transport in Transport))
+
+BYTES = Kind("BYTES", _parse_rate, toml="bytes a second", number=True)
+COUNT = Kind("N", _parse_count, toml="a whole number", number=True)
+DESTINATION = Kind("HOST:PORT", parse_destination, toml='an address, such as `"localhost:22"`')
+DYNAMIC_FORWARD = Kind("[BIND:]PORT", _parse_dynamic_forward, toml="text")
+ENDPOINT = Kind("URL", parse_endpoint, toml="text")
+FIELD_NAME = Kind("NAME", _parse_field_name, toml="the name of a header field")
+#: A file that has to be there.
+FILE = Kind("FILE", _parse_file, toml=_A_FILE, file=True)
+#: A file that is made, or that its reader opens and complains about.
+FILE_NAME = Kind("FILE", str, toml=_A_FILE, file=True)
+HEADER = Kind("NAME: VALUE", _parse_header, toml="text")
+HOST = Kind("NAME", parse_host, toml="a name", plural="a list of names")
+KEEPALIVE = Kind("TIME", _parse_keepalive, toml=_A_TIME, number=True)
+LISTEN = Kind(
+    "[HOST:]PORT",
+    parse_listen,
+    toml="an address",
+    plural='a list of addresses, such as `"127.0.0.1:12345"` or `"unix:/run/http2tcp/http2tcp.sock"`',
+)
+LOCAL_FORWARD = Kind("[BIND:]PORT:HOST:HOSTPORT", _parse_local_forward, toml="text")
+LOG_FORMAT = Kind("[text|json]", _parse_log_format, toml='`"text"` or `"json"`', choices=("text", "json"))
+NAME = Kind("NAME", str, toml="text")
+NETWORK = Kind(
+    "NETWORK",
+    _parse_trusted_proxy,
+    toml="a network",
+    plural='a list of addresses, networks and `"unix"`',
+    choices=("unix",),
+)
+ORIGIN = Kind("ORIGIN", _parse_origin, toml="an origin", plural='a list of origins, such as `"https://example.com"`')
+PATH = Kind("/PATH", _parse_path, toml="text that begins with `/`")
+PIN = Kind("HASH", _parse_pin, toml="text")
+#: It is parsed once its file has been read, and a message about it may show no password.
+PROXY_URL = Kind("URL", str, toml="text", choices=("http://", "https://", "socks5://", "socks5h://"))
+RULE = Kind("RULE", _parse_rule, toml="a [rule](#rules)", plural="a list of [rules](#rules)")
+SECRET = Kind("TOKEN", str, toml="text")
+TEXT = Kind("TEXT", str, toml="text")
+TIME = Kind("TIME", _parse_duration, toml=_A_TIME, number=True)
+TRANSPORT = Kind("NAME", _parse_transport, toml="text", choices=_TRANSPORTS)

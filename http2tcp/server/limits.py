@@ -10,10 +10,10 @@ from __future__ import annotations
 import math
 from collections import OrderedDict
 from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, fields, replace
 from enum import Enum
 from ipaddress import IPv6Address
-from typing import Generic, TypeVar
+from typing import Generic, Literal, TypeVar
 
 from http2tcp.address import IPAddress
 from http2tcp.errors import LimitReached, TooManyRequests
@@ -34,26 +34,142 @@ _KEPT_FOR_OTHERS = 1 / 8
 # How many addresses with wrong tokens are remembered. Beyond that the oldest one is forgotten.
 _MAX_FAILING = 10_000
 
+_L = TypeVar("_L")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class LimitOption:
+    """How a limit is given as an option, and explained wherever people meet it."""
+
+    kind: Literal["count", "time", "rate"]
+    #: What --help says.
+    help: str
+    #: A paragraph of docs/options.md, in Markdown.
+    more: str = ""
+    #: The default in words, where the number does not say it.
+    shown: str = ""
+    #: Its line of `-s --check`, with `{}` for the number and its unit, and what a count is of.
+    report: str
+    noun: str = ""
+    #: A value for examples/http2tcp.toml, in TOML, where it is not the default; and a comment, where not `help`.
+    sample: str = ""
+    comment: str = ""
+
+
+def _limit(default: _L, option: LimitOption) -> _L:
+    """A field of `Limits` with its option."""
+    made: _L = field(default=default, metadata={"option": option})
+    return made
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Limits:
-    """Times are in seconds; None: no limit, or for `max_tunnels` what the descriptors allow."""
+    """Times are in seconds, rates in bytes a second. None: no limit, or for the tunnels, as the comment says.
 
+    A field is an option by itself: it is called as the option is, and from here the command line, the configuration
+    file, the documentation, a reload's report, `-s --check` and the gauge `http2tcp_limit` have it.
+    """
+
+    #: None: as many as the process's descriptors allow.
+    max_tunnels: int | None = _limit(
+        None,
+        LimitOption(
+            kind="count",
+            help="How many tunnels may be open at once.",
+            more="Further clients get 503. The server lowers the number by itself to what the process's limit on "
+            "descriptors allows.",
+            shown="as many as descriptors allow",
+            report="{} at once",
+            noun="tunnel",
+            sample="1000",
+        ),
+    )
+    #: For a token that has no number of its own. None: `share` of all, where there are several tokens.
+    max_tunnels_per_token: int | None = _limit(
+        None,
+        LimitOption(
+            kind="count",
+            help="How many of them may be of one token.",
+            more="It counts for the token of `--token`, too. A token that has them all gets 429. Where the server "
+            "knows several tokens and no number is given, an eighth of `--max-tunnels` is kept from each token for the "
+            "others; the only token may take all. `max_tunnels` of a `[[token]]` replaces the number for that token.",
+            shown="all; of several tokens, all but an eighth",
+            report="{} of one token that has no number of its own",
+            sample="20",
+            comment="How many of them may be of one token that has no `max_tunnels` of its own. Without this line, "
+            "all; where there are several tokens, all but an eighth.",
+        ),
+    )
     #: Connections whose token has not been accepted yet.
-    max_unauthenticated: int = 4096
+    max_unauthenticated: int = _limit(
+        4096,
+        LimitOption(
+            kind="count",
+            help="How many connections may be open without an accepted token.",
+            more="When there are more, the server closes the connection that has waited longest, so that a newcomer "
+            "with a token always gets in. The server lowers the number by itself to what the descriptors allow.",
+            report="{} without an accepted token",
+            noun="connection",
+        ),
+    )
     #: … of one client address (IPv6: of its /64).
-    max_unauthenticated_per_address: int = 64
+    max_unauthenticated_per_address: int = _limit(
+        64,
+        LimitOption(
+            kind="count",
+            help="How many of these may come from one address.",
+            more="Of IPv6, from one /64. Loopback, a Unix socket and trusted proxies are exempt: many clients share "
+            "them.",
+            report="{} without an accepted token from one address",
+            noun="connection",
+        ),
+    )
     #: Wrong tokens a minute from one client address before it is told to wait.
-    max_failures_per_minute: int = 10
-    max_tunnels: int | None = None
-    #: … of one token that has no number of its own; None: `share` of them where there are several tokens.
-    max_tunnels_per_token: int | None = None
+    max_failures_per_minute: int = _limit(
+        10,
+        LimitOption(
+            kind="count",
+            help="How many wrong tokens one address may send before it gets 429.",
+            more="Of IPv6, one /64. Only further wrong tokens get 429; a good token is never kept waiting. Loopback, a "
+            "Unix socket and trusted proxies are exempt, as above.",
+            report="{} a minute from one address",
+            noun="wrong token",
+        ),
+    )
     #: Silence in both directions.
-    idle_timeout: float | None = None
+    idle_timeout: float | None = _limit(
+        None,
+        LimitOption(
+            kind="time",
+            help="End tunnels that are silent both ways for this long.",
+            shown="never",
+            report="{} of silence in a tunnel",
+            sample='"8h"',
+        ),
+    )
     #: A session's whole life.
-    max_session: float | None = None
+    max_session: float | None = _limit(
+        None,
+        LimitOption(
+            kind="time",
+            help="End tunnels that have lasted this long.",
+            shown="never",
+            report="{} for a tunnel",
+            sample='"1d"',
+        ),
+    )
     #: Bytes a second of one tunnel in each direction.
-    max_rate: float | None = None
+    max_rate: float | None = _limit(
+        None,
+        LimitOption(
+            kind="rate",
+            help="A tunnel's bytes a second each way, as in 10M.",
+            more="`65536`, `64K`, `10M`, `1G`: the units are by 1024.",
+            shown="no limit",
+            report="{} a second each way in a tunnel",
+            sample='"10M"',
+        ),
+    )
 
     def within(self, descriptors: int) -> Limits:
         """The same limits, lowered until this many descriptors are enough. A tunnel takes two descriptors."""
@@ -63,6 +179,12 @@ class Limits:
         possible = max(1, (left - unauthenticated) // 2)
         tunnels = possible if self.max_tunnels is None else min(self.max_tunnels, possible)
         return replace(self, max_unauthenticated=unauthenticated, max_tunnels=tunnels)
+
+
+def described_limits() -> list[tuple[str, float | None, LimitOption]]:
+    """Each limit's name, its default, and its option."""
+    default = Limits()
+    return [(each.name, getattr(default, each.name), each.metadata["option"]) for each in fields(Limits)]
 
 
 def share(total: int) -> int:

@@ -9,6 +9,7 @@ from __future__ import annotations
 import math
 import sys
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import fields
 from typing import TYPE_CHECKING
 
 from http2tcp.log import dropped_lines
@@ -95,21 +96,11 @@ def _gauge(name: str, help: str, read: Callable[[], Mapping[Values, float]], lab
 
 def _limits(state: State) -> Mapping[Values, float]:
     limits, settings = state.limits, state.settings
-    return {
-        (name,): math.inf if limit is None else limit
-        for name, limit in {
-            "max_unauthenticated": limits.max_unauthenticated,
-            "max_unauthenticated_per_address": limits.max_unauthenticated_per_address,
-            "max_failures_per_minute": limits.max_failures_per_minute,
-            "max_tunnels": limits.max_tunnels,
-            "max_tunnels_per_token": state.tunnels.per_token,
-            "head_timeout": settings.head_timeout,
-            "connect_timeout": settings.connect_timeout,
-            "idle_timeout": limits.idle_timeout,
-            "max_session": limits.max_session,
-            "max_rate": limits.max_rate,
-        }.items()
-    }
+    found = {each.name: getattr(limits, each.name) for each in fields(limits)}
+    # The number in force: where none was given, one of several tokens has its share.
+    found["max_tunnels_per_token"] = state.tunnels.per_token
+    found |= {"head_timeout": settings.head_timeout, "connect_timeout": settings.connect_timeout}
+    return {(name,): math.inf if limit is None else limit for name, limit in found.items()}
 
 
 def _reached(state: State) -> Mapping[Values, float]:

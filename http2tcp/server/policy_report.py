@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 from http2tcp.errors import Forbidden
 from http2tcp.protocol.transport import Transport
-from http2tcp.server.limits import Limits, Tunnels
+from http2tcp.server.limits import LimitOption, Limits, Tunnels, described_limits
 from http2tcp.server.policy import BUILT_IN, Grant, Policy, Token
 from http2tcp.server.settings import ServerSettings
 from http2tcp.units import counted
@@ -105,26 +105,27 @@ def _doors(settings: ServerSettings) -> Rows:
 
 
 def _limits(settings: ServerSettings, limits: Limits, per_token: int | None) -> Rows:
-    assert limits.max_tunnels is not None, "those in force are what the descriptors allow"
-    lines = [f"{counted(limits.max_tunnels, 'tunnel')} at once"]
-    if per_token is not None:
-        lines.append(f"{per_token} of one token that has no number of its own")
-    if limits.max_session is not None:
-        lines.append(f"{_time(limits.max_session)} for a tunnel")
-    if limits.idle_timeout is not None:
-        lines.append(f"{_time(limits.idle_timeout)} of silence in a tunnel")
-    if limits.max_rate is not None:
-        lines.append(f"{_bytes(limits.max_rate)} a second each way in a tunnel")
+    in_force = {"max_tunnels_per_token": per_token}
+    lines = []
+    for name, _, option in described_limits():
+        value = in_force.get(name, getattr(limits, name))
+        if value is not None:
+            lines.append(option.report.format(_amount(value, option)))
     lines += [
-        f"{counted(limits.max_unauthenticated, 'connection')} without an accepted token, "
-        f"{limits.max_unauthenticated_per_address} from one address",
-        f"{counted(limits.max_failures_per_minute, 'wrong token')} a minute from one address",
         f"{_time(settings.head_timeout)} for a request to be complete",
         f"{_time(settings.connect_timeout)} to reach its target",
         f"{_time(settings.grace)} for open tunnels when the server is stopped",
         f"open tunnels {'go on' if settings.keep_sessions else 'end'} when their token expires or is taken away",
     ]
     return [("limits", lines)]
+
+
+def _amount(value: float, option: LimitOption) -> str:
+    if option.kind == "time":
+        return _time(value)
+    if option.kind == "rate":
+        return _bytes(value)
+    return counted(int(value), option.noun) if option.noun else f"{value:g}"
 
 
 def _token(settings: ServerSettings, token: Token, now: float) -> Rows:

@@ -24,7 +24,7 @@ from http2tcp.server.limits import Limits
 from http2tcp.server.policy import Policy, Token
 from http2tcp.server.policy_report import reach
 from http2tcp.server.server import Server
-from http2tcp.server.settings import ServerSettings
+from http2tcp.server.settings import RESTART, ServerSettings, option_of
 from http2tcp.server.state import prepare
 from http2tcp.server.systemd import Notifier, inherited_sockets
 
@@ -34,16 +34,6 @@ logger = logging.getLogger("http2tcp.service")
 _LOOK_UPS = 256
 # FileDescriptorName= of the admin listener's socket in a socket unit.
 _ADMIN = "admin"
-# Settings that a reload cannot change.
-_FIXED = ("listen", "admin", "log_format", "log_file")
-# What the command line calls otherwise.
-_FLAGS = {
-    "admin_names": "admin_name",
-    "allow_origins": "allow_origin",
-    "tls": "tls_cert",
-    "trusted_proxies": "trusted_proxy",
-}
-
 Reread = Callable[[], ServerSettings]
 
 
@@ -185,7 +175,7 @@ class Service:
         # A renewed certificate changes its file and no setting, so "nothing has changed" would be wrong with TLS.
         what, nothing = ("reread, the certificate too", "nothing else") if new.tls else ("reread", "nothing")
         logger.info("SIGHUP: %s; %s", what, "; ".join(_changes(old, new)) or f"{nothing} has changed")
-        fixed = [_flag(name) for name in _FIXED if getattr(new, name) != getattr(self._started_with, name)]
+        fixed = [option_of(name) for name in RESTART if getattr(new, name) != getattr(self._started_with, name)]
         if fixed:
             logger.warning("SIGHUP: %s can be changed only by a restart; the old values stay", " and ".join(fixed))
         return ""
@@ -232,7 +222,7 @@ def _changes(old: ServerSettings, new: ServerSettings) -> list[str]:
     }
     if any(counts.values()):
         words.append("tokens: " + ", ".join(f"{count} {what}" for what, count in counts.items() if count))
-    changed = _differing(old, new, {"tokens", "limits", *_FIXED})
+    changed = _differing(old, new, {"tokens", "limits", *RESTART})
     changed += _differing(old.limits or Limits(), new.limits or Limits(), set())
     if changed:
         words.append("changed: " + ", ".join(changed))
@@ -241,13 +231,9 @@ def _changes(old: ServerSettings, new: ServerSettings) -> list[str]:
 
 def _differing(old: ServerSettings | Limits, new: ServerSettings | Limits, but: Set[str]) -> list[str]:
     names = [each.name for each in fields(old) if each.name not in but]
-    return [_flag(name) for name in names if getattr(old, name) != getattr(new, name)]
+    return [option_of(name) for name in names if getattr(old, name) != getattr(new, name)]
 
 
 def _tokens(settings: ServerSettings) -> dict[str | bytes, Token]:
     """The tokens by their names; a token without a name by its digest."""
     return {token.name or token.digest: token for token in Policy(settings.tokens).tokens}
-
-
-def _flag(name: str) -> str:
-    return _FLAGS.get(name, name).replace("_", "-")

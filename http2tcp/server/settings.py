@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
 from typing import TYPE_CHECKING, Literal
 from urllib.parse import quote
 
@@ -38,12 +38,20 @@ class ServerTLS:
     key: str | None = None
 
 
+# For `option_of` and RESTART: an option that is called otherwise than its field, and what a reload cannot change.
+_AT_RESTART = {"restart": True}
+
+
+def _option(name: str) -> dict[str, str]:
+    return {"option": name}
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ServerSettings:
     """The server's. Times are in seconds. Raises SettingsError where they cannot be served."""
 
     #: Where to listen: one address, or several. None: where the service manager does, or else 127.0.0.1:12345.
-    listen: Address | Sequence[Address] = ()
+    listen: Address | Sequence[Address] = field(default=(), metadata=_AT_RESTART)
     #: Any of them opens a tunnel: the token itself, or what is known of it. Without one, `destination` is all
     #: that can be reached.
     tokens: Sequence[str | Token] = field(default=(), repr=False)
@@ -56,21 +64,21 @@ class ServerSettings:
     #: Answer at this path only.
     path: str | None = None
     #: The web pages that may open tunnels, as browsers name them: `https://example.com`.
-    allow_origins: Sequence[str] = ()
+    allow_origins: Sequence[str] = field(default=(), metadata=_option("allow-origin"))
     #: Take CONNECT too, which has no path.
     connect: bool = False
     #: The front ends whose word counts for the client's address; `unix`: whoever comes by a Unix socket.
-    trusted_proxies: Sequence[IPNetwork | Literal["unix"]] = ()
+    trusted_proxies: Sequence[IPNetwork | Literal["unix"]] = field(default=(), metadata=_option("trusted-proxy"))
     #: The one header field in which they say it.
     forwarded_header: str = DEFAULT_FORWARDED_HEADER
     #: Every connection begins with a PROXY protocol header.
     proxy_protocol: bool = False
     #: Serve https. None: plain http, for a front end.
-    tls: ServerTLS | None = None
+    tls: ServerTLS | None = field(default=None, metadata=_option("tls-cert"))
     #: Where metrics and health are served; None: nowhere.
-    admin: Address | None = None
+    admin: Address | None = field(default=None, metadata=_AT_RESTART)
     #: By which names it may be asked on loopback, beside localhost and the one in `admin`.
-    admin_names: Sequence[str] = ()
+    admin_names: Sequence[str] = field(default=(), metadata=_option("admin-name"))
     #: From the accepted connection to the end of its request's head.
     head_timeout: float = 10.0
     #: To reach a target, its name included.
@@ -84,9 +92,9 @@ class ServerSettings:
     #: Let the open sessions of a token that was taken away or has expired run on.
     keep_sessions: bool = False
     #: The log is the process's: these two are for `http2tcp -s`, and `serve` leaves them alone.
-    log_format: Literal["text", "json"] = "text"
+    log_format: Literal["text", "json"] = field(default="text", metadata=_AT_RESTART)
     #: None: stderr.
-    log_file: str | None = None
+    log_file: str | None = field(default=None, metadata=_AT_RESTART)
 
     def __post_init__(self) -> None:
         if isinstance(self.tokens, str):
@@ -124,6 +132,17 @@ class ServerSettings:
     def addresses(self) -> Sequence[Address]:
         """Where to listen."""
         return [self.listen] if isinstance(self.listen, TCPAddress | UnixAddress) else self.listen or [_DEFAULT_LISTEN]
+
+
+#: The fields that only a new process can change.
+RESTART = tuple(each.name for each in fields(ServerSettings) if "restart" in each.metadata)
+_CALLED = {each.name: each.metadata["option"] for each in fields(ServerSettings) if "option" in each.metadata}
+
+
+def option_of(name: str) -> str:
+    """How the command line calls a field of `ServerSettings` or `Limits`, without its dashes in front."""
+    called: str = _CALLED.get(name, name.replace("_", "-"))
+    return called
 
 
 def _overlap(one: Address, other: Address) -> bool:

@@ -6,12 +6,14 @@ import base64
 from pathlib import Path
 from typing import Any
 
-import click
 import pytest
 
-from http2tcp.address import TCPAddress, UnixAddress
-from http2tcp.command.cli import command
+from http2tcp.address import TCPAddress, UnixAddress, parse_endpoint
+from http2tcp.client.settings import ClientSettings
+from http2tcp.command import options
 from http2tcp.protocol.transport import Transport
+from http2tcp.server.limits import Limits, described_limits
+from http2tcp.server.settings import ServerSettings
 from http2tcp.version import __version__
 
 from .conftest import Ran, Run, complaint
@@ -158,20 +160,7 @@ VARIABLES: dict[str, tuple[str, tuple[str, ...], Any, Any]] = {
         ["db:22", "10.0.0.0/8:*"],
     ),
     "deny": ("*:25\ndb:22", SERVER, lambda ran: list(map(str, ran.server.deny)), ["*:25", "db:22"]),
-    "max_tunnels": ("20", SERVER, lambda ran: ran.server.limits.max_tunnels, 20),
-    "max_tunnels_per_token": ("20", SERVER, lambda ran: ran.server.limits.max_tunnels_per_token, 20),
-    "max_unauthenticated": ("20", SERVER, lambda ran: ran.server.limits.max_unauthenticated, 20),
-    "max_unauthenticated_per_address": (
-        "20",
-        SERVER,
-        lambda ran: ran.server.limits.max_unauthenticated_per_address,
-        20,
-    ),
-    "max_failures_per_minute": ("20", SERVER, lambda ran: ran.server.limits.max_failures_per_minute, 20),
     "head_timeout": ("2", SERVER, lambda ran: ran.server.head_timeout, 2),
-    "idle_timeout": ("15m", SERVER, lambda ran: ran.server.limits.idle_timeout, 900),
-    "max_session": ("8h", SERVER, lambda ran: ran.server.limits.max_session, 28800),
-    "max_rate": ("64K", SERVER, lambda ran: ran.server.limits.max_rate, 65536),
     "keep_sessions": ("1", SERVER, lambda ran: ran.server.keep_sessions, True),
     "path": ("/p", SERVER, lambda ran: ran.server.path, "/p"),
     "connect": ("1", SERVER, lambda ran: ran.server.connect, True),
@@ -247,15 +236,16 @@ VARIABLES: dict[str, tuple[str, tuple[str, ...], Any, Any]] = {
     "verbose": ("1", CLIENT, lambda ran: ran.started, True),
     "quiet": ("1", CLIENT, lambda ran: ran.started, True),
 }
+# Each limit has a field of its own, which is called as the option is.
+LIMITS = {"count": ("20", 20), "time": ("15m", 900), "rate": ("64K", 65536)}
+for _name, _, _limit in described_limits():
+    _text, _expected = LIMITS[_limit.kind]
+    VARIABLES[_name] = (_text, SERVER, lambda ran, name=_name: getattr(ran.server.limits, name), _expected)
 ACTIONS = {"as", "check", "json", "new_token", "ssh_config", "demo", "version", "help"}
 
 
-def _parameters() -> list[click.Parameter]:
-    return command.get_params(click.Context(command))
-
-
 def test_every_option_is_held_to_its_variable_here() -> None:
-    names = {parameter.name for parameter in _parameters()}
+    names = {row.key for row in options.rows()}
     assert names == VARIABLES.keys() | ACTIONS, "a new option needs a line in VARIABLES"
 
 
@@ -403,6 +393,79 @@ def test_neither_mode_or_both_is_told_what_to_type(
     sentence = complaint(http2tcp(*arguments, "-t", "x", "-e", ENDPOINT, **variables))
     assert "-s" in sentence
     assert "-c" in sentence
+
+
+# --- options of the other mode ------------------------------------------------------------------
+
+#: A value for each kind that a wrong mode must not even look at.
+FOREIGN = {
+    row.long: [row.long, *["n/a"] * (0 if row.kind is None else 1 + row.named)]
+    for row in options.rows()
+    if row.mode != "both"
+}
+
+
+def foreign(mode: str) -> list[str]:
+    """The other mode's options, but for those that are a mistake already or an action by themselves."""
+    but = {"--server", "--client", "--config", "--as", "--json", "--new-token", "--ssh-config"}
+    return [row.long for row in options.rows() if row.mode == mode and row.long not in but]
+
+
+@pytest.mark.parametrize("option", foreign("server"))
+def test_a_client_warns_of_an_option_of_the_server_s_and_takes_no_notice_of_it(http2tcp: Run, option: str) -> None:
+    for arguments in ([*CLIENT, *FOREIGN[option]], [*FOREIGN[option], *CLIENT]):
+        ran = http2tcp(*arguments)
+        assert (
+            ran.err
+            == f"http2tcp: a client ignores {option}, which only a server has; the next release will refuse this\n"
+        )
+        assert ran.client == http2tcp(*CLIENT).client
+
+
+@pytest.mark.parametrize("option", foreign("client"))
+def test_a_server_warns_of_an_option_of_the_client_s_and_takes_no_notice_of_it(http2tcp: Run, option: str) -> None:
+    ran = http2tcp(*SERVER, *FOREIGN[option])
+    assert f"a server ignores {option}, which only a client has" in ran.err
+    assert ran.server == http2tcp(*SERVER).server
+
+
+def test_several_options_of_the_other_mode_are_named_in_one_line_and_not_with_their_values(http2tcp: Run) -> None:
+    ran = http2tcp("-c", "--grace", "s3cret", "-e", ENDPOINT, "--path=s3cret")
+    assert ran.err.count("\n") == 1
+    assert "--path and --grace" in ran.err
+    assert "s3cret" not in ran.err
+    assert http2tcp("-c", "--grace", "5", "-e", ENDPOINT, "-q").err == ""
+
+
+@pytest.mark.parametrize("mode", ["server", "client"])
+def test_variables_of_the_other_mode_are_ignored(http2tcp: Run, mode: str) -> None:
+    other = "client" if mode == "server" else "server"
+    arguments = SERVER if mode == "server" else CLIENT
+    for row in options.rows():
+        if row.mode == other and row.from_environment and row.key not in ("server", "client"):
+            ran = http2tcp(*arguments, **{row.variable: "\x1bnonsense"})
+            assert ran.err == "", row.variable
+            assert (ran.server_settings or ran.client_settings) is not None
+
+
+def test_a_mode_from_the_environment_ignores_the_other_mode_s_variables_too(http2tcp: Run) -> None:
+    ran = http2tcp("-e", ENDPOINT, HTTP2TCP_CLIENT="yes", HTTP2TCP_GRACE="soon")
+    assert ran.client.endpoint.host == "example.com"
+    assert ran.err == ""
+
+
+def test_a_value_that_looks_like_a_mode_is_none(http2tcp: Run) -> None:
+    assert http2tcp("-t", "-c", "-s").server.tokens == ["-c"]
+    assert http2tcp("-t", "-s", "-c", "-e", ENDPOINT).client.token == "-s"
+    assert http2tcp("-ct-s", "-e", ENDPOINT).client.token == "-s"
+
+
+# --- defaults -----------------------------------------------------------------------------------
+
+
+def test_the_command_line_has_the_defaults_of_the_api(http2tcp: Run) -> None:
+    assert http2tcp(*SERVER).server == ServerSettings(tokens=["secret"], limits=Limits())
+    assert http2tcp(*CLIENT).client == ClientSettings(endpoint=parse_endpoint(ENDPOINT))
 
 
 # --- header fields ------------------------------------------------------------------------------

@@ -22,10 +22,9 @@ import trio
 import trustme
 
 from http2tcp.address import TCPAddress
-from http2tcp.command import cli
-from http2tcp.server import service
+from http2tcp.command import options
 from http2tcp.server.limits import Limits
-from http2tcp.server.settings import ServerSettings
+from http2tcp.server.settings import ServerSettings, option_of
 from tests.support.loopback import TOKEN, asking, echo, exchange, open_raw, read_all, target, upgrade
 from tests.support.processes import environment, http2tcp, wait_until
 from tests.support.service_manager import ServiceManager, listening
@@ -557,9 +556,8 @@ async def test_what_only_a_restart_can_change_is_named_and_left(
 
 
 def test_a_reload_names_what_has_changed_as_the_command_line_does() -> None:
-    options = {option for param in cli.command.params for option in param.opts}
     names = {each.name for each in (*fields(ServerSettings), *fields(Limits))} - {"tokens", "limits"}
-    assert {f"--{service._flag(name)}" for name in names} <= options
+    assert {f"--{option_of(name)}" for name in names} <= {row.long for row in options.rows()}
 
 
 # --- hang-ups at other times ----------------------------------------------------------------------

@@ -1,4 +1,5 @@
-"""The files that are made from the command's own options: the man page, and completions for three shells.
+"""What is made from the table of options: the man page, completions for three shells, tables of the documentation, and
+the example of a configuration file.
 
 `python -m tests.generate` writes them; tests/cli/test_generated.py fails where they are not what it would write.
 They are committed, so that a package is built without running anything.
@@ -10,12 +11,12 @@ import re
 from pathlib import Path
 
 from http2tcp.version import __version__
-from tests.generate import bash, fish, manual, zsh
+from tests.generate import bash, example, fish, manual, reference, zsh
 from tests.generate.described import describe
 
 ROOT = Path(__file__).parents[2]
 
-HEADER = "Made from http2tcp/cli.py by `python -m tests.generate`: change that, not this file."
+HEADER = "Made from http2tcp/command/options.py by `python -m tests.generate`: change that, not this file."
 
 
 def files() -> dict[Path, str]:
@@ -27,6 +28,9 @@ def files() -> dict[Path, str]:
         completions / "http2tcp.bash": bash.script(options, HEADER),
         completions / "_http2tcp": zsh.script(options, HEADER),
         completions / "http2tcp.fish": fish.script(options, HEADER),
+        ROOT / "docs" / "options.md": reference.options_page((ROOT / "docs" / "options.md").read_text()),
+        ROOT / "docs" / "configuration.md": reference.keys_page((ROOT / "docs" / "configuration.md").read_text()),
+        ROOT / "examples" / "http2tcp.toml": example.configuration(),
     }
 
 

@@ -1,23 +1,12 @@
-"""The command's options as plain data: what --help is made from."""
+"""The table of options as the man page and the completions need it."""
 
 from __future__ import annotations
 
 import re
 from typing import NamedTuple
 
-import click
-
-from http2tcp.command.cli import command
+from http2tcp.command import options
 from http2tcp.command.ssh_config import AT_FILE
-from http2tcp.command.values import ENV_PREFIX
-from http2tcp.protocol.transport import Transport
-
-# What a value may be where no click.Choice says so. An ending without a blank is the start of a value.
-_CHOICES = {
-    "transport": ("auto", *(transport.value for transport in Transport)),
-    "proxy": ("http://", "https://", "socks5://", "socks5h://"),
-    "trusted_proxy": ("unix",),
-}
 
 
 class Described(NamedTuple):
@@ -28,6 +17,9 @@ class Described(NamedTuple):
     #: What stands for its value in the help; None of a flag.
     value: str | None
     help: str
+    #: A paragraph in Markdown; may be empty.
+    more: str
+    #: Server, Client or Both.
     group: str
     #: Its environment variable, where it has one.
     variable: str | None
@@ -53,28 +45,21 @@ class Described(NamedTuple):
 
 
 def describe() -> list[Described]:
-    """All options, in the order of the help."""
-    context = click.Context(command)
-    options = []
-    for param in command.get_params(context):
-        assert isinstance(param, click.Option)
-        name = param.name or ""
-        choices = _CHOICES.get(name, ())
-        if isinstance(param.type, click.Choice):
-            choices = tuple(map(str, param.type.choices))
-        value = None if param.is_flag else param.make_metavar(context)
-        options.append(
-            Described(
-                names=tuple(sorted(param.opts, key=len)),
-                value=value,
-                help=" ".join((param.help or "").split()),
-                group=getattr(param, "group", "Both"),
-                variable=f"{ENV_PREFIX}_{name.upper()}" if param.allow_from_autoenv else None,
-                repeatable=param.multiple,
-                choices=choices,
-                file=value == "FILE",
-                at_file=bool(set(param.opts) & set(AT_FILE)),
-            )
+    """All options, in the order of the reference."""
+    described = [
+        Described(
+            names=row.names,
+            value=row.value,
+            help=" ".join(row.help_text.split()),
+            more=row.more,
+            group=row.mode.capitalize(),
+            variable=row.variable if row.from_environment else None,
+            repeatable=row.repeatable,
+            choices=() if row.kind is None else row.kind.choices,
+            file=row.kind is not None and row.kind.file,
+            at_file=bool(set(row.names) & set(AT_FILE)),
         )
+        for row in options.rows()
+    ]
     order = {"Server": 0, "Client": 1, "Both": 2}
-    return sorted(options, key=lambda option: order[option.group])
+    return sorted(described, key=lambda option: order[option.group])

@@ -7,7 +7,7 @@ import textwrap
 from collections.abc import Iterator, Sequence
 
 from http2tcp import errors
-from http2tcp.command.cli import EPILOG, command
+from http2tcp.command.cli import EXAMPLES, command
 from http2tcp.command.exit_status import EXIT_BUG, EXIT_USAGE
 from http2tcp.version import __version__
 from tests.generate.described import Described
@@ -80,7 +80,7 @@ def _lines(options: Sequence[Described], date: str) -> Iterator[str]:
             if option.group == group:
                 yield ".TP"
                 yield _heading(option)
-                yield _wrapped(option.help)
+                yield _wrapped(f"{option.help} {_plain(option.more)}".strip())
     yield ".SH ENVIRONMENT"
     without = [option.long for option in options if option.variable is None]
     yield ".TP"
@@ -128,20 +128,23 @@ def _purpose(kind: type[errors.Http2tcpError]) -> str:
 
 
 def _examples() -> Iterator[str]:
-    """The blocks of the help's last part."""
-    blocks = [block.splitlines() for block in EPILOG.split("\b\n")[1:]]
-    for number, (title, *rest) in enumerate(blocks):
-        yield from [".PP"] * (number > 0)
-        yield _text(title)
-        yield ".PP"
-        yield ".nf"
-        yield ".RS 4"
-        for line in rest:
-            if not line.startswith("  "):
-                break
-            yield _text(line[2:])
-        yield ".RE"
-        yield ".fi"
+    yield ".nf"
+    for example in EXAMPLES:
+        yield _text(example)
+    yield ".fi"
+    yield ".PP"
+    yield _text("In ~/.ssh/config:")
+    yield ".PP"
+    yield ".nf"
+    yield ".RS 4"
+    yield _text("ProxyCommand http2tcp -c -e https://example.com/~http2tcp/ -d %h:%p")
+    yield ".RE"
+    yield ".fi"
+
+
+def _plain(markdown: str) -> str:
+    """Without links and without the quotes of code."""
+    return re.sub(r"\[([^]]*)\]\([^)]*\)", r"\1", markdown).replace("`", "")
 
 
 def _table(rows: Sequence[tuple[str, str]] | Iterator[tuple[str, str]]) -> Iterator[str]:

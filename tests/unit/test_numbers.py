@@ -43,7 +43,7 @@ PARSERS: dict[str, Callable[[str], object]] = {
     "rate": parse_rate,
     "rate with a unit": lambda text: parse_rate(f"{text}K"),
     "count": parse_count,
-    "--keepalive": lambda text: KEEPALIVE._parse(text),
+    "--keepalive": lambda text: KEEPALIVE.parse(text),
     "the peer's keepalive": parse_keepalive,
 }
 ODD = ["+9", "-9", "1_0", " 9", "9 ", "\uff19", "\u0669", "\u00b2", "9\n", "+", ""]

@@ -125,7 +125,7 @@ def test_the_whole_policy_is_shown() -> None:
         "clients X-Forwarded-For of unix, 10.0.0.0/8; else the connection's address",
         "admin 127.0.0.1:9090 log json, to /var/log/x",
         "limits 4000 tunnels at once 3500 of one token that has no number of its own",
-        "4096 connections without an accepted token, 64 from one address",
+        "4096 connections without an accepted token 64 connections without an accepted token from one address",
         "token alice good to the end of 2026-07-01 (UTC), 12 h from now; 20 tunnels at once"
         " allow bastion:22 *.prod.svc:22 deny 10.20.9.0/24:*",
         "token bob never expires allow as every token token without a name never expires allow as every token",
@@ -163,7 +163,8 @@ def test_limits_are_shown_in_units_that_a_person_reads() -> None:
     limits = Limits(max_tunnels=20, idle_timeout=900, max_session=8 * 3600, max_rate=10 * 1024**2)
     settings = ServerSettings(tokens=["x"], head_timeout=2.5, grace=90, proxy_protocol=True)
     words = " ".join(describe(settings, policy(settings), limits, NOW).split())
-    assert "20 tunnels at once 8 h for a tunnel 15 min of silence in a tunnel 10 MiB a second each way in a" in words
+    assert "limits 20 tunnels at once" in words
+    assert "15 min of silence in a tunnel 8 h for a tunnel 10 MiB a second each way in a" in words
     assert "2.5 s for a request to be complete 10 s to reach its target 90 s for open tunnels" in words
     assert "clients the PROXY protocol's header" in words
     for rate, shown_rate in ((1.5 * 1024**3, "1.5 GiB"), (2048, "2 KiB"), (512, "512 bytes")):
