@@ -262,7 +262,7 @@ async def test_neither_does_a_file_that_cannot_be_written_where_nobody_hears_of_
     [
         (["--log-file", "/nowhere/at/all"], "cannot write the log file /nowhere/at/all: no such file or directory"),
         (["--log-file", "/"], "cannot write the log file /: is a directory"),
-        (["--log-format", "xml"], "'xml' is not one of 'text', 'json'"),
+        (["--log-format", "xml"], "'xml': expected text or json"),
     ],
 )
 def test_a_log_that_cannot_be_is_a_mistake_in_one_line(options: list[str], words: str) -> None:
