@@ -76,18 +76,9 @@ class _Command(click.Command):
         # Only to see what is there: no value is looked at, and no variable.
         there, _, _ = self.make_parser(ctx).parse_args(list(args))
         ctx.meta[_MODE] = mode = _likely_mode(there.keys())
-        ctx.meta[_PARAMETERS] = [
-            # What is of the other mode is taken from the command line, and ignored with a warning.
-            _ignored(row)
-            if mode in ("client", "server")
-            and row.mode
-            not in (
-                mode,
-                "both",
-            )
-            else _parameter(row)
-            for row in options.rows()
-        ]
+        ours = {"server", "client", "both"} if mode == "any" else {mode, "both"}
+        # An option of the other mode is taken from the command line, and ignored with a warning.
+        ctx.meta[_PARAMETERS] = [_parameter(row) if row.mode in ours else _ignored(row) for row in options.rows()]
         return super().parse_args(ctx, args)
 
     def invoke(self, ctx: click.Context) -> int:
@@ -232,8 +223,7 @@ def _run(ctx: click.Context, given: Given) -> int:
     from http2tcp.log import start_logging
 
     if ctx.args:
-        # No message shows it: where quotes are forgotten, it is a piece of a secret.
-        raise SettingsError("unexpected argument; are quotes missing around a value?")
+        raise SettingsError(_unexpected(ctx.args[0]))
     mode = _mode(given)
     if mode == "new-token":
         from http2tcp.command.server_settings import show_new_token
@@ -342,6 +332,14 @@ def _mode(given: Given) -> str:
 
 
 # --- options that are not for this ------------------------------------------------------------
+
+
+def _unexpected(word: str) -> str:
+    for row in options.rows():
+        if word in (row.key, row.long.removeprefix("--")):
+            return f"unexpected argument: {word!a}; is {row.long} meant?"
+    # No other word is shown: where quotes are forgotten, it is a piece of a secret.
+    return "unexpected argument: are quotes missing around a value?"
 
 
 def _refuse_misplaced(given: Given, mode: str) -> None:

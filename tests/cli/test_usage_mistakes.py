@@ -75,6 +75,9 @@ SERVER = ("-s", "-t", "s3cret")
         ((*CLIENT, "s3cret"), "quotes"),
         (("-c", "https://u:s3cret@h/"), "quotes"),
         ((*CLIENT, "--", "-t", "s3cret"), "quotes"),
+        # A name of ours is no secret.
+        (("client", "-e", "https://h/"), "unexpected argument: 'client'; is --client meant?"),
+        ((*SERVER, "log-file", "s3cret"), "unexpected argument: 'log-file'; is --log-file meant?"),
     ],
 )
 def test_a_mistake_is_one_sentence_that_says_what_was_expected(
