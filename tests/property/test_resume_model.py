@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from hypothesis import settings
 from hypothesis import strategies as st
 from hypothesis.stateful import Bundle, RuleBasedStateMachine, consumes, initialize, invariant, precondition, rule
 
@@ -359,3 +360,5 @@ class Tunnel(RuleBasedStateMachine):
 
 
 TestTunnel = Tunnel.TestCase
+# A run has fifty steps, and a look at everything after each.
+TestTunnel.settings = settings(max_examples=min(settings().max_examples, 250))

@@ -29,6 +29,7 @@ from http2tcp.protocol.client_handshake import AnswerReader
 from http2tcp.protocol.forwarded import client_address
 from http2tcp.protocol.http_connect import Connect, ProxyProtocolError
 from http2tcp.protocol.proxy_protocol import ProxyHeaderError, ProxyHeaderReader
+from http2tcp.protocol.resume_wire import FirstCapsule, Reader
 from http2tcp.protocol.server_handshake import RequestReader
 from http2tcp.protocol.socks5 import Negotiation, SocksError
 from http2tcp.protocol.transport import Transport, parse_keepalive
@@ -246,6 +247,20 @@ def read_capsules(data: bytes, *, piece: int = SIZE) -> None:
         pass
 
 
+def read_resuming(data: bytes, *, piece: int = SIZE) -> None:
+    """As either side of a resumable tunnel does."""
+    reader, first = Reader(), FirstCapsule()
+    try:
+        for start in range(0, len(data), piece):
+            for _ in reader.read(data[start : start + piece]):
+                pass
+        for start in range(0, len(data), piece):
+            if first.receive(data[start : start + piece]) is not None:
+                return
+    except Http2tcpError:
+        pass
+
+
 def forgiven(parse: Callable[[str], object], *errors: type[Exception]) -> Callable[[bytes], object]:
     """A parser of text that raises these."""
 
@@ -320,6 +335,9 @@ ENTRIES: dict[str, Callable[[bytes], object]] = {
     "PROXY 2": lambda data: read_proxy_header(b"\r\n\r\n\0\r\nQUIT\n\x21\x11\x40\x00" + data),
     "capsules": read_capsules,
     "capsules, in pieces": lambda data: read_capsules(data, piece=PIECE),
+    "resuming": read_resuming,
+    "resuming, in pieces": lambda data: read_resuming(data, piece=PIECE),
+    "a HELLO": lambda data: read_resuming(b"\xb1\x6e\xef\x55\x44\x00" + data),
     "destination": forgiven(parse_destination, AddressError),
     "destination of a template": forgiven(lambda text: parse_target(text, "1"), AddressError),
     "port of a template": forgiven(lambda text: parse_target("a", text), AddressError),

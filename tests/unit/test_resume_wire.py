@@ -4,15 +4,21 @@ from __future__ import annotations
 
 import hashlib
 import hmac
+import re
 from dataclasses import replace
+from pathlib import Path
 
 import pytest
 
 from http2tcp.protocol.capsule import FINAL, KEEPALIVE, MAX_VARINT, Reset, ResetCode, data_header, encode_varint, reset
+from http2tcp.protocol.resume import Resumable, Terms
 from http2tcp.protocol.resume_wire import (
+    ACK_TYPE,
+    CHALLENGE_TYPE,
     HELLO_TYPE,
     MAX_HELLO,
     PING,
+    PING_TYPE,
     Ack,
     Challenge,
     Claim,
@@ -57,6 +63,36 @@ LEAST = parameter(1, encode_varint(25_000)) + parameter(2, encode_varint(1 << 20
 
 def hello(value: bytes) -> bytes:
     return encode_varint(HELLO_TYPE) + encode_varint(len(value)) + value
+
+
+# --- the page -------------------------------------------------------------------------------------
+
+PAGE = (Path(__file__).parents[2] / "docs/wire.md").read_text()
+
+
+def test_the_page_has_the_types_the_keys_and_the_codes() -> None:
+    section = PAGE[PAGE.index("### Resuming") : PAGE.index("### http2tcp/1.0")]
+    for name, kind in (("HELLO", HELLO_TYPE), ("CHALLENGE", CHALLENGE_TYPE), ("ACK", ACK_TYPE), ("PING", PING_TYPE)):
+        assert f"| `0x{kind:08X}` | {name} |" in section
+    rows = dict(re.findall(r"^\| (\d+) \| ([a-z ]+) \| .* \| .* \|$", section, re.MULTILINE))
+    names = {
+        1: "keepalive", 2: "window", 3: "grace", 4: "session", 5: "secret", 6: "received", 7: "proof",
+        8: "idle timeout", 9: "acked", 10: "attempt", 11: "nonce",
+    }  # fmt: skip
+    assert rows == {str(key): name for key, name in names.items()}
+    codes = re.findall(r"^\| (\d+) \| [^|]+ \| [^|]+ \|$", section, re.MULTILINE)
+    assert codes == [str(int(code)) for code in ResetCode if code > ResetCode.LEAVING]
+
+
+def test_the_page_s_example_is_what_both_sides_say() -> None:
+    example = PAGE[PAGE.index("```\nb16eef55") + 4 :]
+    said = bytes.fromhex(example[: example.index("```")])
+    server = Resumable.offer("a-5f0c9a3be172", bytes(range(32)), Terms(keepalive=25_000, window=4 << 20, grace=3600))
+    offer = server.data_to_send()
+    hello = FirstCapsule().receive(offer)
+    assert isinstance(hello, Hello)
+    client = Resumable.agree(hello, Terms(keepalive=25_000, window=4 << 20, grace=900))
+    assert said == offer + client.data_to_send()
 
 
 # --- bytes ----------------------------------------------------------------------------------------
