@@ -83,11 +83,9 @@ Parking: `freeze` a session that is detached; `Resumable.thaw`.
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterator
-from dataclasses import asdict, dataclass, field, replace
 from enum import Enum
-from typing import NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
 from http2tcp.errors import Http2tcpError
 from http2tcp.protocol.capsule import DONE, KEEPALIVE, Reset, ResetCode, data_header, reset
@@ -95,18 +93,20 @@ from http2tcp.protocol.resume_outgoing import End, KeptBytes, Outgoing
 from http2tcp.protocol.resume_wire import (
     PING,
     Ack,
-    Claim,
     Event,
     Hello,
     Mark,
     NotYours,
     Reader,
-    Role,
     Stale,
     Violation,
     ack,
     parse_gone,
 )
+
+if TYPE_CHECKING:
+    from http2tcp.protocol.resume_proof import Attempt, Claim, Role
+    from http2tcp.protocol.resume_tombstone import Tombstone
 
 #: Seconds after the first byte that is owed an ACK, at the latest.
 ACK_WITHIN = 1.0
@@ -117,8 +117,8 @@ LAPSE_AFTER = 1.0
 _CHUNK = 256 * 1024
 # Capsules that are read in one turn of the loop, as in capsule.py.
 _BATCH = 32
-# The version of what `freeze` writes.
-_VERSION = 1
+#: The version of what `freeze` writes.
+VERSION = 1
 
 
 class Bounds(NamedTuple):
@@ -156,8 +156,7 @@ class Mode(Enum):
     PLAIN = "plain"
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Terms:
+class Terms(NamedTuple):
     """One side's figures, which it says in HELLO."""
 
     #: Milliseconds.
@@ -176,19 +175,6 @@ class Received(NamedTuple):
     payload: bytes
     #: The direction's end, after the payload.
     end: End | None
-
-
-@dataclass(frozen=True, slots=True)
-class Attempt:
-    """One attempt of the client's. Only the newest one can be resumed with."""
-
-    number: int
-    #: What its HELLO says of `handed_on`.
-    acked: int
-    #: The HELLO to send.
-    capsule: bytes = field(repr=False)
-    server_nonce: bytes = field(repr=False)
-    client_nonce: bytes = field(repr=False)
 
 
 class Resumable:
@@ -362,6 +348,8 @@ class Resumable:
         """The client's next attempt, in answer to a CHALLENGE; older ones are over. Only while detached."""
         assert self.side is Side.CLIENT
         assert not self.attached
+        from http2tcp.protocol.resume_proof import Attempt, Role
+
         self.attempt += 1
         claim = self._claim(Role.CLIENT, self.attempt, self.received, self.handed_on, server_nonce, client_nonce)
         hello = self._hello(
@@ -379,6 +367,8 @@ class Resumable:
         Raises Stale where a newer attempt has begun or attached, NotYours where the server has no proof: then the
         connection is dropped and the session untouched. Gap and Violation end the session.
         """
+        from http2tcp.protocol.resume_proof import Role
+
         # Only a detached session begins an attempt, so `received` is what this one has said.
         if attempt.number != self.attempt or self.attached:
             raise Stale("a newer attempt has begun")
@@ -409,13 +399,17 @@ class Resumable:
         assert self.side is Side.SERVER
         if self.mode is Mode.PLAIN:
             raise NotYours("this tunnel cannot be resumed: its client did not agree to it")
-        _verify(self._secret, self.session, self.attempt, hello, server_nonce)
+        from http2tcp.protocol.resume_proof import verify
+
+        verify(self._secret, self.session, self.attempt, hello, server_nonce)
 
     def take_over(self, hello: Hello, server_nonce: bytes) -> int:
         """Attach the connection of a client's HELLO; its number. Only while detached, its old tasks gone.
 
         Raises NotYours and Stale as `check` does; Gap and Violation end the session.
         """
+        from http2tcp.protocol.resume_proof import Role
+
         self.check(hello, server_nonce)
         assert not self.attached
         assert hello.received is not None
@@ -438,6 +432,8 @@ class Resumable:
     def _claim(
         self, role: Role, attempt: int, received: int, acked: int, server_nonce: bytes, client_nonce: bytes
     ) -> Claim:
+        from http2tcp.protocol.resume_proof import Claim
+
         return Claim(
             role=role,
             session=self.session,
@@ -766,6 +762,8 @@ class Resumable:
 
     def tombstone(self, code: int, words: str) -> Tombstone:
         """What is left of the server's side: enough to tell a client that comes back how it ended."""
+        from http2tcp.protocol.resume_tombstone import Tombstone
+
         return Tombstone(
             session=self.session,
             attempt=self.attempt,
@@ -785,18 +783,20 @@ class Resumable:
         What the caller has in hand (`in_hand`) is the caller's to keep.
         """
         assert not self.attached
+        import json
+
         out = self.out
         kept = bytearray()
         while len(kept) < out.held:
             assert out.kept is not None
             kept += out.kept.read(len(kept), out.held - len(kept))
         state = {
-            "version": _VERSION,
+            "version": VERSION,
             "side": self.side.value,
             "session": self.session,
             "secret": self._secret.hex(),
-            "terms": asdict(self.terms),
-            "peer": asdict(self.peer) if self.peer else None,
+            "terms": self.terms,
+            "peer": self.peer,
             "bounds": self._bounds,
             "mode": self.mode.value,
             "out": {name: getattr(out, name) for name in _OUT_NUMBERS} | {"end": out.end},
@@ -809,18 +809,20 @@ class Resumable:
     @classmethod
     def thaw(cls, line: str, kept: bytes) -> Resumable:
         """The session that was frozen. Raises StateError for what another version wrote."""
+        import json
+
         try:
             state = json.loads(line)
-            if state["version"] != _VERSION:
-                raise StateError(f"expected a state of version {_VERSION}, got {state['version']!r}")
+            if state["version"] != VERSION:
+                raise StateError(f"expected a state of version {VERSION}, got {state['version']!r}")
             self = cls(
                 Side(state["side"]),
                 state["session"],
                 bytes.fromhex(state["secret"]),
-                Terms(**state["terms"]),
+                Terms(*state["terms"]),
                 bounds=Bounds(*state["bounds"]),
             )
-            self.peer = Terms(**state["peer"]) if state["peer"] else None
+            self.peer = Terms(*state["peer"]) if state["peer"] else None
             self.mode = Mode(state["mode"])
             self.peer_end = _end(state["peer_end"])
             self.last_words = Reset(*state["last_words"]) if state["last_words"] else None
@@ -850,76 +852,3 @@ def _end(state: list[list[object]] | None) -> End | None:
     if state is None:
         return None
     return End(Reset(*state[0]) if state[0] else None)  # type: ignore[arg-type]
-
-
-def _verify(secret: bytes, session: str, attached: int, hello: Hello, server_nonce: bytes) -> None:
-    received, acked, attempt = hello.received, hello.acked, hello.attempt
-    if received is None or acked is None or attempt is None or hello.nonce is None or hello.proof is None:
-        raise NotYours("the client's HELLO has no proof")
-    claim = Claim(
-        role=Role.CLIENT,
-        session=session,
-        attempt=attempt,
-        received=received,
-        acked=acked,
-        server_nonce=server_nonce,
-        client_nonce=hello.nonce,
-    )
-    if not claim.holds(secret, hello.proof):
-        raise NotYours("the client does not prove that it has the session's secret")
-    if attempt <= attached:
-        raise Stale("a newer attempt was faster")
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Tombstone:
-    """A session that is over, as the server remembers it."""
-
-    session: str
-    attempt: int
-    received: int
-    acked: int
-    #: Both ends were acknowledged; otherwise `reset` says why not.
-    finished: bool
-    reset: Reset
-    hello: Hello
-    secret: bytes = field(repr=False)
-
-    def freeze(self) -> str:
-        """All of it, the secret too, as a line of JSON."""
-        state = asdict(self) | {"version": _VERSION, "secret": self.secret.hex()}
-        state["hello"] = {name: state["hello"][name] for name in ("keepalive", "window", "grace", "idle_timeout")}
-        return json.dumps(state)
-
-    @classmethod
-    def thaw(cls, line: str) -> Tombstone:
-        """The tombstone that was frozen. Raises StateError for what another version wrote."""
-        try:
-            state = json.loads(line)
-            if state.pop("version") != _VERSION:
-                raise StateError(f"expected a tombstone of version {_VERSION}")
-            state["secret"] = bytes.fromhex(state["secret"])
-            state["reset"] = Reset(*state["reset"])
-            state["hello"] = Hello(**state["hello"])
-            return cls(**state)
-        except (AttributeError, KeyError, TypeError, ValueError) as error:
-            raise StateError("the state of a tombstone cannot be read") from error
-
-    def answer(self, hello: Hello, server_nonce: bytes) -> bytes:
-        """What to say to a client's HELLO, after which the connection is closed. Raises NotYours or Stale."""
-        _verify(self.secret, self.session, self.attempt, hello, server_nonce)
-        if not self.finished:
-            return reset(*self.reset)
-        assert hello.attempt is not None
-        assert hello.nonce is not None
-        claim = Claim(
-            role=Role.SERVER,
-            session=self.session,
-            attempt=hello.attempt,
-            received=self.received,
-            acked=self.acked,
-            server_nonce=server_nonce,
-            client_nonce=hello.nonce,
-        )
-        said = replace(self.hello, received=self.received, acked=self.acked, proof=claim.prove(self.secret))
-        return said.capsule()

@@ -1,4 +1,4 @@
-"""Sans-IO capsules of a resumable tunnel: HELLO, CHALLENGE, ACK and PING, and the proofs that stand in HELLO.
+"""Sans-IO capsules of a resumable tunnel: HELLO, CHALLENGE, ACK and PING.
 
 docs/wire.md, "Resuming", has the layouts. This module knows what the bytes mean; `http2tcp.protocol.resume` decides
 what follows from them. Its errors carry the RESET that answers them.
@@ -213,44 +213,6 @@ def _number(name: str, part: bytes) -> int:
     if (name in _TIMES and number[0] > _MAX_TIME) or (name == "keepalive" and not number[0]):
         raise Violation(f"the {name} of a HELLO is out of bounds")
     return number[0]
-
-
-# --- proofs ---------------------------------------------------------------------------------------
-
-
-class Role(Enum):
-    """Whose proof it is. A proof of one side is none of the other's."""
-
-    CLIENT = b"client"
-    SERVER = b"server"
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Claim:
-    """What a proof covers: who says, of which session and in which attempt, how far it got."""
-
-    role: Role
-    session: str
-    attempt: int
-    received: int
-    acked: int
-    #: The server's nonce, from CHALLENGE, and the client's, from its HELLO.
-    server_nonce: bytes = field(repr=False)
-    client_nonce: bytes = field(repr=False)
-
-    def prove(self, secret: bytes) -> bytes:
-        """HMAC-SHA-256 over all of it. Each part has a fixed length or ends with 00: none can pass for another."""
-        import hmac  # a client that never resumes does not load it
-
-        numbers = b"".join(number.to_bytes(8, "big") for number in (self.received, self.acked, self.attempt))
-        names = b"http2tcp resume 1\0" + self.role.value + b"\0" + self.session.encode("ascii") + b"\0"
-        return hmac.digest(secret, names + self.server_nonce + self.client_nonce + numbers, "sha256")
-
-    def holds(self, secret: bytes, proof: bytes) -> bool:
-        """Whether it is the proof, compared in constant time."""
-        import hmac
-
-        return hmac.compare_digest(self.prove(secret), proof)
 
 
 # --- reading --------------------------------------------------------------------------------------

@@ -23,8 +23,9 @@ from collections.abc import Iterator
 from typing import NamedTuple
 
 from http2tcp.protocol.capsule import Reset, ResetCode
-from http2tcp.protocol.resume import Resumable, Tombstone
+from http2tcp.protocol.resume import Resumable
 from http2tcp.protocol.resume_outgoing import End
+from http2tcp.protocol.resume_tombstone import Tombstone
 from http2tcp.protocol.resume_wire import Challenge, FirstCapsule, Hello, Stale, challenge, gone
 from tests.support.resumed import SECRET, SESSION, SMALL, Sink, nonce, terms
 

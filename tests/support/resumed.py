@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from http2tcp.protocol.resume import Attempt, Bounds, Resumable, Terms
+from http2tcp.protocol.resume import Bounds, Resumable, Terms
 from http2tcp.protocol.resume_outgoing import End
+from http2tcp.protocol.resume_proof import Attempt
 from http2tcp.protocol.resume_wire import Challenge, FirstCapsule, Hello, challenge
 
 SESSION = "a-5f0c9a3be172"

@@ -10,8 +10,9 @@ from dataclasses import replace
 import pytest
 
 from http2tcp.protocol.capsule import DONE, FINAL, KEEPALIVE, CapsuleReader, Reset, ResetCode, data_header, reset
-from http2tcp.protocol.resume import BOUNDS, Bounds, Mode, Resumable, StateError, Tombstone
+from http2tcp.protocol.resume import BOUNDS, Bounds, Mode, Resumable, StateError
 from http2tcp.protocol.resume_outgoing import End, KeptBytes
+from http2tcp.protocol.resume_tombstone import Tombstone
 from http2tcp.protocol.resume_wire import (
     PING,
     Ack,

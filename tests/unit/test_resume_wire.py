@@ -12,6 +12,7 @@ import pytest
 
 from http2tcp.protocol.capsule import FINAL, KEEPALIVE, MAX_VARINT, Reset, ResetCode, data_header, encode_varint, reset
 from http2tcp.protocol.resume import Resumable, Terms
+from http2tcp.protocol.resume_proof import Claim, Role
 from http2tcp.protocol.resume_wire import (
     ACK_TYPE,
     CHALLENGE_TYPE,
@@ -21,7 +22,6 @@ from http2tcp.protocol.resume_wire import (
     PING_TYPE,
     Ack,
     Challenge,
-    Claim,
     FirstCapsule,
     Gap,
     Gone,
@@ -29,7 +29,6 @@ from http2tcp.protocol.resume_wire import (
     Mark,
     NotYours,
     Reader,
-    Role,
     Stale,
     Violation,
     ack,
