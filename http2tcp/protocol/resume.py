@@ -237,7 +237,7 @@ class Resumable:
         # What comes before anything else on this connection.
         self._due = b""
         self.out = Outgoing()
-        #: Bytes: the memory's say in how much is kept; `room` obeys it at once.
+        #: Bytes: how much the process's memory allows to be kept, more than 0; `room` follows it at once.
         self.keep_at_most = terms.window
         #: How often it has lapsed.
         self.lapses = 0
@@ -450,8 +450,8 @@ class Resumable:
         """What the connection brought, in parts that take a moment each. Raises Violation.
 
         A part counts as received once it is yielded: the caller has it in memory then, and keeps it until its sink has
-        taken it. What an older connection still brings is dropped unread. A reader that stops in the middle loses
-        nothing: what it did not get is not counted.
+        taken it. What an older connection still brings is dropped unread. Whoever stops in the middle gives the
+        connection up: what it did not get is not counted, and comes again on the next one.
         """
         parts: list[bytes] = []
         heads = 0
@@ -657,7 +657,7 @@ class Resumable:
         )
 
     def data_to_send(self, most: int = _CHUNK) -> bytes:
-        """Whole capsules that are due now, with `most` bytes of payload; b"" where nothing is.
+        """Whole capsules that are due now, with `most` bytes of payload at most; b"" where nothing is.
 
         All of it has to be written to this connection, or the connection to be given up.
         """

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import asdict, dataclass, field
 
 from http2tcp.protocol.capsule import Reset, reset
 from http2tcp.protocol.resume import VERSION, StateError
@@ -28,7 +28,7 @@ class Tombstone:
     def freeze(self) -> str:
         """All of it, the secret too, as a line of JSON."""
         state = asdict(self) | {"version": VERSION, "secret": self.secret.hex()}
-        state["hello"] = {name: state["hello"][name] for name in ("keepalive", "window", "grace", "idle_timeout")}
+        state["hello"] = list(self.hello[:3]), self.hello.idle_timeout
         return json.dumps(state)
 
     @classmethod
@@ -40,7 +40,8 @@ class Tombstone:
                 raise StateError(f"expected a tombstone of version {VERSION}")
             state["secret"] = bytes.fromhex(state["secret"])
             state["reset"] = Reset(*state["reset"])
-            state["hello"] = Hello(**state["hello"])
+            (keepalive, window, grace), idle = state["hello"]
+            state["hello"] = Hello(keepalive=keepalive, window=window, grace=grace, idle_timeout=idle)
             return cls(**state)
         except (AttributeError, KeyError, TypeError, ValueError) as error:
             raise StateError("the state of a tombstone cannot be read") from error
@@ -61,5 +62,5 @@ class Tombstone:
             server_nonce=server_nonce,
             client_nonce=hello.nonce,
         )
-        said = replace(self.hello, received=self.received, acked=self.acked, proof=claim.prove(self.secret))
+        said = self.hello._replace(received=self.received, acked=self.acked, proof=claim.prove(self.secret))
         return said.capsule()

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterator
-from dataclasses import dataclass, field
 from enum import Enum
 from typing import NamedTuple
 
@@ -130,9 +129,11 @@ def parse_gone(words: str) -> Gone:
 # --- HELLO ----------------------------------------------------------------------------------------
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Hello:
-    """One HELLO. docs/wire.md says which side gives which of these, and when."""
+class Hello(NamedTuple):
+    """One HELLO. docs/wire.md says which side gives which of these, and when.
+
+    It is no dataclass, of which a login would pay for the making.
+    """
 
     #: Milliseconds: at least this often its sender sends something.
     keepalive: int
@@ -141,14 +142,19 @@ class Hello:
     #: Seconds that its sender wants to be missed for, or misses the other side at most.
     grace: int | None = None
     session: str | None = None
-    secret: bytes | None = field(default=None, repr=False)
+    secret: bytes | None = None
     received: int | None = None
-    proof: bytes | None = field(default=None, repr=False)
+    proof: bytes | None = None
     #: Seconds of silence after which the server ends the tunnel.
     idle_timeout: int | None = None
     acked: int | None = None
     attempt: int | None = None
-    nonce: bytes | None = field(default=None, repr=False)
+    nonce: bytes | None = None
+
+    def __repr__(self) -> str:
+        """Without the secret, the proof and the nonce."""
+        shown = (f"{name}={value!r}" for name, value in self._asdict().items() if name not in _KEYS.values())
+        return f"Hello({', '.join(shown)})"
 
     def capsule(self) -> bytes:
         """The whole capsule."""

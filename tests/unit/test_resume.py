@@ -111,7 +111,7 @@ def test_a_window_out_of_bounds_is_refused(window: int) -> None:
     assert read(refused.value.capsule())[0].code == ResetCode.PROTOCOL  # type: ignore[attr-defined]
     server = Resumable.offer(SESSION, SECRET, terms(BOUNDS.least))
     with pytest.raises(Violation, match="out of bounds"):
-        said(server, replace(hello, session=None, secret=None).capsule())
+        said(server, hello._replace(session=None, secret=None).capsule())
     assert not server.resumable
 
 
@@ -123,7 +123,7 @@ def test_the_bounds_are_these() -> None:
 def test_a_server_s_hello_has_a_session_and_a_secret(missing: str) -> None:
     hello = Hello(keepalive=1, window=20, grace=9, session=SESSION, secret=SECRET)
     with pytest.raises(Violation):
-        Resumable.agree(replace(hello, **{missing: None}), terms(), bounds=SMALL)
+        Resumable.agree(hello._replace(**{missing: None}), terms(), bounds=SMALL)
 
 
 # --- a client that does not agree ------------------------------------------------------------------
@@ -531,16 +531,16 @@ Change = Callable[[Hello], Hello]
 
 #: What somebody without the secret may do to a HELLO that he has seen.
 FORGED: dict[str, Change] = {
-    "no proof": lambda hello: replace(hello, proof=None),
-    "another proof": lambda hello: replace(hello, proof=bytes(32)),
-    "no nonce": lambda hello: replace(hello, nonce=None),
-    "another nonce": lambda hello: replace(hello, nonce=nonce(99)),
-    "no attempt": lambda hello: replace(hello, attempt=None),
-    "a later attempt": lambda hello: replace(hello, attempt=9),
-    "no count": lambda hello: replace(hello, received=None),
-    "another count": lambda hello: replace(hello, received=1),
-    "nothing handed on": lambda hello: replace(hello, acked=None),
-    "more handed on": lambda hello: replace(hello, acked=5),
+    "no proof": lambda hello: hello._replace(proof=None),
+    "another proof": lambda hello: hello._replace(proof=bytes(32)),
+    "no nonce": lambda hello: hello._replace(nonce=None),
+    "another nonce": lambda hello: hello._replace(nonce=nonce(99)),
+    "no attempt": lambda hello: hello._replace(attempt=None),
+    "a later attempt": lambda hello: hello._replace(attempt=9),
+    "no count": lambda hello: hello._replace(received=None),
+    "another count": lambda hello: hello._replace(received=1),
+    "nothing handed on": lambda hello: hello._replace(acked=None),
+    "more handed on": lambda hello: hello._replace(acked=5),
     "a new tunnel's": lambda hello: Hello(keepalive=1, window=20, grace=9),
 }
 
@@ -596,7 +596,7 @@ def test_a_server_s_proof_is_no_client_s() -> None:
     hello = tried(client)
     server.take_over(hello, nonce(1))
     answer = first(server.data_to_send())
-    reflected = replace(answer, attempt=hello.attempt + 1 if hello.attempt else 1, nonce=hello.nonce)
+    reflected = answer._replace(attempt=hello.attempt + 1 if hello.attempt else 1, nonce=hello.nonce)
     with pytest.raises(NotYours):
         server.check(reflected, nonce(1))
 
@@ -673,12 +673,12 @@ def answered(change: Callable[[Hello], Hello]) -> Resumable:
 
 
 FORGED_ANSWERS: dict[str, Change] = {
-    "no proof": lambda hello: replace(hello, proof=None),
-    "another proof": lambda hello: replace(hello, proof=bytes(32)),
-    "no count": lambda hello: replace(hello, received=None),
-    "a count that skips": lambda hello: replace(hello, received=3),
-    "nothing acknowledged": lambda hello: replace(hello, acked=None),
-    "more acknowledged": lambda hello: replace(hello, acked=3, received=3),
+    "no proof": lambda hello: hello._replace(proof=None),
+    "another proof": lambda hello: hello._replace(proof=bytes(32)),
+    "no count": lambda hello: hello._replace(received=None),
+    "a count that skips": lambda hello: hello._replace(received=3),
+    "nothing acknowledged": lambda hello: hello._replace(acked=None),
+    "more acknowledged": lambda hello: hello._replace(acked=3, received=3),
     "a new tunnel": lambda hello: Hello(keepalive=1, window=20, grace=9, session=SESSION, secret=SECRET),
 }
 
@@ -821,7 +821,7 @@ def test_nor_does_a_flood_of_attempts_cost_anything() -> None:
     before = untouched(server)
     for number in range(1000):
         with pytest.raises(NotYours):
-            server.check(replace(tried(client), proof=nonce(number)), nonce(1))
+            server.check(tried(client)._replace(proof=nonce(number)), nonce(1))
     assert untouched(server) == before
 
 
@@ -999,7 +999,7 @@ def test_a_tombstone_tells_nobody_else_anything() -> None:
     with pytest.raises(NotYours):
         tombstone.answer(hello, nonce(5))
     with pytest.raises(NotYours):
-        tombstone.answer(replace(hello, proof=bytes(32)), nonce(1))
+        tombstone.answer(hello._replace(proof=bytes(32)), nonce(1))
     with pytest.raises(Stale):
         replace(tombstone, attempt=9).answer(hello, nonce(1))
 

@@ -194,7 +194,7 @@ def test_no_secret_is_in_a_repr() -> None:
         role=Role.CLIENT, session="5f0c9a3be172", attempt=1, received=1, acked=1,
         server_nonce=b"NONCENONCE", client_nonce=b"NONCENONCE",
     )  # fmt: skip
-    said = replace(FULL, secret=b"SECRETSECRET", proof=b"SECRETSECRET", nonce=b"NONCENONCE")
+    said = FULL._replace(secret=b"SECRETSECRET", proof=b"SECRETSECRET", nonce=b"NONCENONCE")
     for shown in (repr(said), repr(claim)):
         assert "SECRET" not in shown
         assert "NONCE" not in shown
