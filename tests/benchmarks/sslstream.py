@@ -18,7 +18,7 @@ from http2tcp.net.streams import Bytes, Ends, HalfCloseUnsupported, SocketStream
 class SSLStreamStream(Stream):
     """trio.SSLStream as the relay takes it."""
 
-    ends: ClassVar[Ends] = http2tcp.net.tls.TLSStream.ends
+    ends: Ends = http2tcp.net.tls.TLSStream.ends
 
     def __init__(self, below: SocketStream, tls: trio.SSLStream[SocketStream]) -> None:
         self._below = below

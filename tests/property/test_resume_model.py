@@ -291,6 +291,7 @@ class Tunnel(RuleBasedStateMachine):
     def come_back(self, size: int, kept: bool) -> Connection:
         """An attempt that nothing gets in the way of."""
         connection = self.dial()
+        assert isinstance(connection, Connection)
         self.hello_arrives(connection, kept)
         self.write("server", MOST_AT_ONCE, True)
         while connection.reader is not None and connection.down and not self.gap:

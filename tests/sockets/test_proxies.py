@@ -240,8 +240,8 @@ async def test_a_program_can_name_a_proxy_leave_it_to_the_environment_or_want_no
     async with target(echo) as where, served() as server:
         async with fake_proxy("http", hosts={"site.invalid:80": str(server.address)}) as proxy:
 
-            async def ask(**more: object) -> None:
-                tunnel = await http2tcp.open_tunnel("http://site.invalid/", where, token=TOKEN, **more)  # type: ignore[arg-type]
+            async def ask(**more: Any) -> None:
+                tunnel = await http2tcp.open_tunnel("http://site.invalid/", where, token=TOKEN, **more)
                 await tunnel.aclose()
 
             await ask(proxy=proxy.url("http"))

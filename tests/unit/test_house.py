@@ -100,7 +100,7 @@ def test_loggers_keep_their_names_wherever_their_module_lives() -> None:
     for name, module in MODULES.items():
         for node in ast.walk(module):
             if isinstance(node, ast.Call) and ast.unparse(node.func) in ("logging.getLogger", "getLogger"):
-                (argument,) = node.args or [None]
+                argument = node.args[0] if node.args else None
                 if argument is None:
                     continue  # the root
                 assert isinstance(argument, ast.Constant), f"{name}: {ast.unparse(node)} is no literal"
