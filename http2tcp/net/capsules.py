@@ -7,7 +7,7 @@ import math
 import trio
 
 from http2tcp.net.send_lock import SendLock
-from http2tcp.net.streams import CHUNK, UNSAID_END, Bytes, Queue, Stream
+from http2tcp.net.streams import CHUNK, UNSAID_END, Bytes, Queue, Stream, check_size
 from http2tcp.protocol.capsule import (
     DONE,
     FINAL,
@@ -61,6 +61,7 @@ class CapsuleStream(Stream):
         self._done_sent = False
         self._heard_out = False
         self._peer_is_gone = False
+        self._closed = False
         #: Set while DONE is owed.
         self._owing = trio.Event()
 
@@ -72,6 +73,8 @@ class CapsuleStream(Stream):
 
     async def receive_some(self, max_bytes: int | None = None) -> bytes:
         """Payload; b"" after FINAL_DATA. Raises BrokenResourceError for a stream without it, or with RESET."""
+        check_size(max_bytes)
+        self._check_open()
         while not self._ahead:
             self.check()
             if self.reader.ended:
@@ -121,16 +124,40 @@ class CapsuleStream(Stream):
 
     async def send_all(self, data: Bytes) -> None:
         """Send it as DATA capsules."""
-        with memoryview(data) as view:
-            for start in range(0, len(view), self.inner.chunk):
-                part = view[start : start + self.inner.chunk]
-                await self.send_whole(b"".join((data_header(len(part)), part)))
+        self._check_open()
+        if self._final_sent:
+            raise trio.ClosedResourceError("this stream's EOF was already sent")
+        self._begin_sending()
+        try:
+            if not data:
+                await trio.lowlevel.checkpoint()
+            with memoryview(data) as view:
+                for start in range(0, len(view), self.inner.chunk):
+                    part = view[start : start + self.inner.chunk]
+                    await self.send_whole(b"".join((data_header(len(part)), part)))
+        finally:
+            self._sending = False
 
     async def send_eof(self) -> None:
         """Send FINAL_DATA, once. The connection below stays open both ways."""
+        self._check_open()
+        if self._final_sent:
+            await trio.lowlevel.checkpoint()
+            return
+        self._begin_sending()
+        try:
+            await self._send_final()
+        finally:
+            self._sending = False
+
+    async def _send_final(self) -> None:
         if not self._final_sent:
             await self.send_whole(FINAL)
             self._final_sent = True
+
+    def _check_open(self) -> None:
+        if self._closed:
+            raise trio.ClosedResourceError("this stream was already closed")
 
     async def send_whole(self, capsules: Bytes) -> None:
         """Send whole capsules; nothing of ours comes between their bytes."""
@@ -158,8 +185,8 @@ class CapsuleStream(Stream):
                     await trio.sleep_forever()  # that was our last word
                 elif not self.send_lock.held and trio.current_time() >= self.send_lock.released_at + self._keepalive:
                     await self.send_whole(KEEPALIVE)
-        except trio.BrokenResourceError:
-            return  # whoever receives finds out why
+        except (trio.BrokenResourceError, trio.ClosedResourceError):
+            return  # the task that receives finds out why
 
     async def _send_done(self) -> None:
         """Send DONE, once. `attend` may be at it when `finish` wants it sent: then that is waited for."""
@@ -192,7 +219,12 @@ class CapsuleStream(Stream):
 
     async def wait_send_all_might_not_block(self) -> None:
         """As the stream below."""
-        await self.inner.wait_send_all_might_not_block()
+        self._check_open()
+        self._begin_sending()
+        try:
+            await self.inner.wait_send_all_might_not_block()
+        finally:
+            self._sending = False
 
     async def send_reason(self, why: str, code: int = 0) -> None:
         """Send RESET, but to a peer that was told that all is well; the stream below has words of its own."""
@@ -214,21 +246,28 @@ class CapsuleStream(Stream):
 
     def abort(self) -> None:
         """End it without FINAL_DATA, which says that it was cut."""
+        self._closed = True
         self.inner.abort()
 
     async def aclose(self) -> None:
         """Say that nothing more comes, and close.
 
         Where the peer has ended too, it is waited for until it has everything. Raises BrokenResourceError where it
-        broke before that, and where a peer takes nothing, not even the end: that one is reset.
+        broke before that, and where a peer takes nothing, not even the end: that one is reset. A peer that has not
+        ended gets a moment to do so.
         """
+        if self._closed:
+            await self.inner.aclose()
+            return
+        self._closed = True
         said = False
         try:
             if self.reader.ended:
                 await self.finish()
-            elif not self._final_sent:
+            else:
                 with trio.move_on_after(_CLOSING):
                     await self._say_end()
+                    await self._hear_end()
                 if not self._final_sent and not self._peer_is_gone:
                     raise trio.BrokenResourceError(UNSAID_END)
             said = True
@@ -240,21 +279,36 @@ class CapsuleStream(Stream):
 
     async def finish(self) -> None:
         """See `Stream.finish`. A peer that confirms nothing gets a moment."""
-        await self.send_eof()
+        await self._send_final()
         if self._confirms:
             await self._send_done()
             await self.wait_acknowledged()
         elif not self._heard_out:
             with trio.move_on_after(_CLOSING):
-                # After its FINAL_DATA a peer still sends keepalives, which nobody has read.
-                await self.inner.linger()
+                # No keepalive of ours may follow the FIN that lingering sends.
+                async with self.send_lock:
+                    # After its FINAL_DATA a peer still sends keepalives, which nobody has read.
+                    await self.inner.linger()
             self._heard_out = True
 
     async def _say_end(self) -> None:
         try:
-            await self.send_eof()
+            await self._send_final()
         except (trio.BrokenResourceError, trio.ClosedResourceError):
             self._peer_is_gone = True  # who leaves before the end does not ask
+
+    async def _hear_end(self) -> None:
+        """Let the peer end too, so that its own closing finds all as it has to be. What it still sends is dropped."""
+        try:
+            while not (self._peer_is_gone or self._ahead or self.reader.ended):
+                data = await self.inner.receive_some(CHUNK)
+                if not data or await self.decode(data):
+                    return
+            # Nothing of what it sent was dropped.
+            if self.reader.ended and not self._ahead:
+                await self.finish()
+        except (trio.BrokenResourceError, trio.ClosedResourceError, trio.BusyResourceError):
+            return  # it has left, or another task of ours still receives and ends now
 
     async def _close_below(self) -> None:
         try:

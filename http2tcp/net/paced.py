@@ -7,7 +7,7 @@ import socket
 
 import trio
 
-from http2tcp.net.streams import CHUNK, Bytes, SocketStream
+from http2tcp.net.streams import CHUNK, Bytes, SocketStream, check_size
 
 # How late a piece may be to be made up for; what nobody sent is not saved up.
 _LATE = 0.1
@@ -25,7 +25,8 @@ class PacedStream(SocketStream):
         self._rate = rate
         # Ten pieces a second are smooth enough, and few enough to cost nothing.
         self.piece = max(1, min(CHUNK, int(rate / 10)))
-        self._receiving = self._sending = -math.inf
+        # When the next bytes may move.
+        self._receive_at = self._send_at = -math.inf
 
     def source_fd(self) -> int | None:
         """None: see the class."""
@@ -35,19 +36,20 @@ class PacedStream(SocketStream):
 
     async def receive_some(self, max_bytes: int | None = None) -> bytes:
         """As `SocketStream.receive_some`, after the time that the bytes before have to take."""
-        await trio.sleep_until(self._receiving)
+        check_size(max_bytes)
+        await trio.sleep_until(self._receive_at)
         data = await super().receive_some(min(max_bytes or self.piece, self.piece))
-        self._receiving = self._next(self._receiving, len(data))
+        self._receive_at = self._next(self._receive_at, len(data))
         return data
 
-    async def send_all(self, data: Bytes) -> None:
-        """As `SocketStream.send_all`, piece by piece in the time that they have to take."""
+    async def _send(self, data: Bytes) -> None:
+        # Piece by piece, each once the pieces before it have had their time. The first may be empty.
         with memoryview(data) as view:
-            for start in range(0, len(view), self.piece):
-                await trio.sleep_until(self._sending)
+            for start in range(0, max(1, len(view)), self.piece):
+                await trio.sleep_until(self._send_at)
                 piece = view[start : start + self.piece]
-                await super().send_all(piece)
-                self._sending = self._next(self._sending, len(piece))
+                await super()._send(piece)
+                self._send_at = self._next(self._send_at, len(piece))
 
     def _next(self, due: float, size: int) -> float:
         """When the next bytes may move, after so many that were due then."""

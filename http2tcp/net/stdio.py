@@ -19,7 +19,7 @@ from abc import ABC, abstractmethod
 import trio
 
 from http2tcp.errors import os_reason
-from http2tcp.net.streams import CHUNK, PORTABLE, Bytes, Ends, Stream, broken
+from http2tcp.net.streams import CHUNK, PORTABLE, Bytes, Ends, Stream, broken, check_size
 
 # How long, in seconds, stdin may stay open and silent after the target's end. ssh closes its pipe within milliseconds.
 SILENCE = 3.0
@@ -55,14 +55,22 @@ class StdioStream(Stream):
 
     async def receive_some(self, max_bytes: int | None = None) -> bytes:
         """Up to `max_bytes` (256 KiB by default); b"" is EOF."""
+        check_size(max_bytes)
+        _check_open(self._input)
         return await self._input.read(max_bytes or CHUNK)
 
     async def send_all(self, data: Bytes) -> None:
         """Write everything. Raises BrokenResourceError where the reader is gone."""
-        await self._output.write(data)
+        _check_open(self._output)
+        self._begin_sending()
+        try:
+            await self._output.write(data)
+        finally:
+            self._sending = False
 
     async def wait_send_all_might_not_block(self) -> None:
         """Return at once: `send_all` waits where it must."""
+        _check_open(self._output)
         await trio.lowlevel.checkpoint()
 
     async def send_eof(self) -> None:
@@ -87,6 +95,11 @@ class StdioStream(Stream):
         self._input.close()
         self._output.close()
         await trio.lowlevel.checkpoint()
+
+
+def _check_open(end: _Input | _Output) -> None:
+    if end.closed:
+        raise trio.ClosedResourceError("this stream was already closed")
 
 
 class _Input(ABC):

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import errno
 import math
+import operator
 import os
 import socket
 import struct
@@ -98,6 +99,8 @@ class Stream(trio.abc.HalfCloseableStream):
     peer_reason: str = ""
 
     _ahead: bytes = b""
+    #: Whether a task is sending. On the class, so that an idle tunnel pays nothing for it.
+    _sending: bool = False
 
     def unread(self, data: bytes) -> None:
         """Give back what was received too far: the next `receive_some` returns it."""
@@ -107,6 +110,12 @@ class Stream(trio.abc.HalfCloseableStream):
         """Take what was given back; b"" where there is nothing."""
         data, self._ahead = self._ahead[:max_bytes], self._ahead[max_bytes:] if max_bytes else b""
         return data
+
+    def _begin_sending(self) -> None:
+        """Raise BusyResourceError where another task is sending. The caller unsets `_sending` when it is done."""
+        if self._sending:
+            raise trio.BusyResourceError("another task is sending on this stream")
+        self._sending = True
 
     def source_fd(self) -> int | None:
         """The non-blocking descriptor that `receive_some` reads, where it adds nothing to it."""
@@ -169,6 +178,12 @@ class Stream(trio.abc.HalfCloseableStream):
             pass
 
 
+def check_size(max_bytes: int | None) -> None:
+    """Raise ValueError or TypeError for a `max_bytes` that `receive_some` does not take."""
+    if max_bytes is not None and operator.index(max_bytes) < 1:
+        raise ValueError("max_bytes must be at least 1")
+
+
 class HalfCloseUnsupported(Http2tcpError):
     """`send_eof` on a stream whose `ends.half_close` is False."""
 
@@ -180,6 +195,7 @@ class SocketStream(Stream):
         sock.setblocking(False)
         self.socket = sock
         self._resets_on_exit = False
+        self._eof_sent = False
         if sock.family != getattr(socket, "AF_UNIX", None):
             _tune(sock)
 
@@ -191,7 +207,9 @@ class SocketStream(Stream):
 
     async def receive_some(self, max_bytes: int | None = None) -> bytes:
         """Up to `max_bytes` (256 KiB by default); b"" is EOF. Raises BrokenResourceError on a reset."""
+        check_size(max_bytes)
         if self._ahead:
+            self._open()
             await trio.lowlevel.checkpoint()
             return self.take_ahead(max_bytes)
         while True:
@@ -207,9 +225,19 @@ class SocketStream(Stream):
     async def send_all(self, data: Bytes) -> None:
         """Send everything. Raises BrokenResourceError where the peer is gone.
 
-        Once all is sent it is not cancelled any more: whoever is told so would take it for half-done.
+        Once everything is sent it cannot be cancelled any more: its caller would believe that a part was not sent.
         """
+        self._begin_sending()
+        try:
+            await self._send(data)
+        finally:
+            self._sending = False
+
+    async def _send(self, data: Bytes) -> None:
         await trio.lowlevel.checkpoint_if_cancelled()
+        self._open()
+        if self._eof_sent:
+            raise trio.ClosedResourceError("this stream's EOF was already sent")
         waited = False
         with memoryview(data) as view:
             sent = 0
@@ -226,10 +254,22 @@ class SocketStream(Stream):
 
     async def wait_send_all_might_not_block(self) -> None:
         """Wait until the kernel has room."""
-        await trio.lowlevel.wait_writable(self._open())
+        self._begin_sending()
+        try:
+            await trio.lowlevel.wait_writable(self._open())
+        finally:
+            self._sending = False
 
     async def send_eof(self) -> None:
-        """Send FIN and go on receiving. Sending it to a peer that is gone is no error: receiving tells."""
+        """Send FIN and go on receiving. A peer that is gone is no error here: `receive_some` raises it."""
+        self._begin_sending()
+        try:
+            await self._send_fin()
+        finally:
+            self._sending = False
+        self._eof_sent = True
+
+    async def _send_fin(self) -> None:
         await trio.lowlevel.checkpoint()
         try:
             self._open().shutdown(socket.SHUT_WR)
@@ -243,8 +283,8 @@ class SocketStream(Stream):
         reset_on_close(self.socket)
 
     async def linger(self) -> None:
-        """See `Stream.linger`. It says FIN first, which the peer may be waiting for."""
-        await self.send_eof()
+        """See `Stream.linger`. It sends FIN first, which the peer may be waiting for; a task that sends is broken off."""
+        await self._send_fin()
         await super().linger()
 
     async def flush(self) -> None:

@@ -28,6 +28,7 @@ from http2tcp.net.streams import (
     SocketStream,
     Stream,
     broken,
+    check_size,
     delivered,
     queue_of,
     reset_on_close,
@@ -140,6 +141,7 @@ class TLSStream(Stream):
         self.socket = tls
         self._reader: trio.Event | None = None
         self._writer: trio.Event | None = None
+        self._receiving = False
         self._ended = False
         self._torn = False
         # What was received last was as much as one turn takes.
@@ -157,8 +159,19 @@ class TLSStream(Stream):
 
     async def receive_some(self, max_bytes: int | None = None) -> bytes:
         """Up to `max_bytes`, and to 64 KiB; b"" is close_notify. Raises BrokenResourceError."""
+        check_size(max_bytes)
         if self.socket.fileno() < 0:
             raise trio.ClosedResourceError("this stream was already closed")
+        # The kernel's readiness would not tell: a sender may wait for it as well.
+        if self._receiving:
+            raise trio.BusyResourceError("another task is receiving from this stream")
+        self._receiving = True
+        try:
+            return await self._receive_some(max_bytes)
+        finally:
+            self._receiving = False
+
+    async def _receive_some(self, max_bytes: int | None) -> bytes:
         if self._ahead or self._ended:
             await trio.lowlevel.checkpoint()
             return self.take_ahead(max_bytes)
@@ -193,8 +206,15 @@ class TLSStream(Stream):
 
     async def send_all(self, data: Bytes) -> None:
         """Send everything. Cancelling it while it waits for room tears the stream: nothing can be sent after that."""
+        self._begin_sending()
+        try:
+            await self._send(data)
+        finally:
+            self._sending = False
+
+    async def _send(self, data: Bytes) -> None:
         await trio.lowlevel.checkpoint_if_cancelled()
-        if self.socket.fileno() < 0:
+        if self.socket.fileno() < 0 or self._said_all:
             raise trio.ClosedResourceError("this stream was already closed")
         if self._torn:
             raise trio.BrokenResourceError(_TORN)
@@ -216,7 +236,13 @@ class TLSStream(Stream):
         """Wait until the kernel has room."""
         if self.socket.fileno() < 0:
             raise trio.ClosedResourceError("this stream was already closed")
-        await self._writable()
+        self._begin_sending()
+        try:
+            await self._writable()
+        finally:
+            self._sending = False
+        if self.socket.fileno() < 0:
+            raise trio.ClosedResourceError("this stream was already closed")
 
     async def send_eof(self) -> None:
         """Raises HalfCloseUnsupported, always."""

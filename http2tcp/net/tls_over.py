@@ -11,7 +11,7 @@ from collections.abc import Collection
 
 import trio
 
-from http2tcp.net.streams import CHUNK, UNSAID_END, Bytes, HalfCloseUnsupported, Queue, Stream
+from http2tcp.net.streams import CHUNK, UNSAID_END, Bytes, HalfCloseUnsupported, Queue, Stream, check_size
 from http2tcp.net.tls import TLS_ENDS, check_pin, what_broke
 from http2tcp.net.tls_session import BARREN, MAX_BARREN, MAX_HANDSHAKE, RECORD, Records, TooManyRecords
 
@@ -82,6 +82,7 @@ class TLSOverStream(Stream):
 
     async def receive_some(self, max_bytes: int | None = None) -> bytes:
         """Up to `max_bytes` (256 KiB by default); b"" is close_notify. Raises BrokenResourceError."""
+        check_size(max_bytes)
         if self._ahead:
             await trio.lowlevel.checkpoint()
             return self.take_ahead(max_bytes)

@@ -199,6 +199,13 @@ class ServerTLSStream(TLSStream):
         Raises BrokenResourceError after a send that was cancelled half-way. A client that is gone is no error here:
         receiving tells.
         """
+        self._begin_sending()
+        try:
+            await self._send_eof()
+        finally:
+            self._sending = False
+
+    async def _send_eof(self) -> None:
         await trio.lowlevel.checkpoint()
         if self.socket.fileno() < 0:
             raise trio.ClosedResourceError("this stream was already closed")
@@ -216,9 +223,9 @@ class ServerTLSStream(TLSStream):
 
     async def finish(self) -> None:
         """As `send_eof`, which the peer may have been told before."""
-        await self.send_eof()
+        await self._send_eof()
 
     async def linger(self) -> None:
         """See `Stream.linger`. It says close_notify first, which the peer may be waiting for."""
-        await self.send_eof()
+        await self._send_eof()
         await super().linger()

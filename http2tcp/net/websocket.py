@@ -11,7 +11,7 @@ from collections.abc import Awaitable, Callable
 import trio
 
 from http2tcp.net.send_lock import SendLock
-from http2tcp.net.streams import CHUNK, EOF_PATIENCE, Bytes, Ends, HalfCloseUnsupported, Queue, Stream
+from http2tcp.net.streams import CHUNK, EOF_PATIENCE, Bytes, Ends, HalfCloseUnsupported, Queue, Stream, check_size
 from http2tcp.protocol.websocket import MAX_SENT, Code, WebSocket, WebSocketError
 
 # Less than elsewhere: each byte is copied some times over, and larger pieces go back to the system in between.
@@ -53,10 +53,14 @@ class WebSocketStream(Stream):
         # What this side's own caller has ended, whether our Close has been sent whole, and whether the peer broke it.
         self._shut = False
         self._told = False
+        self._closed = False
         self._failed = False
 
     async def receive_some(self, max_bytes: int | None = None) -> bytes:
         """Payload; b"" after a Close that says no more than that. Raises BrokenResourceError for any other end."""
+        check_size(max_bytes)
+        if self._closed:
+            raise trio.ClosedResourceError("this stream was already closed")
         while not self._ahead and not self._machine.ended:
             payload = await self._payload()
             if payload is None:
@@ -87,6 +91,8 @@ class WebSocketStream(Stream):
         return payload
 
     async def _feed(self) -> None:
+        if self._receiving:
+            raise trio.BusyResourceError("another task is receiving from this stream")
         self._receiving = True
         try:
             data = await self.inner.receive_some(_RECEIVED)
@@ -98,11 +104,19 @@ class WebSocketStream(Stream):
 
     async def send_all(self, data: Bytes) -> None:
         """Send it as binary messages. Raises BrokenResourceError where the peer takes no more."""
-        async with self._send_lock:
-            if self._machine.can_send:
-                for message in self._machine.messages(data):
-                    await self.inner.send_all(message)
-                return
+        if self._closed:
+            raise trio.ClosedResourceError("this stream was already closed")
+        self._begin_sending()
+        try:
+            if not data:
+                await trio.lowlevel.checkpoint()
+            async with self._send_lock:
+                if self._machine.can_send:
+                    for message in self._machine.messages(data):
+                        await self.inner.send_all(message)
+                    return
+        finally:
+            self._sending = False
         if self._shut:
             raise trio.ClosedResourceError("this stream was already closed")
         raise self._over()
@@ -213,7 +227,13 @@ class WebSocketStream(Stream):
 
     async def wait_send_all_might_not_block(self) -> None:
         """As the stream below."""
-        await self.inner.wait_send_all_might_not_block()
+        if self._closed:
+            raise trio.ClosedResourceError("this stream was already closed")
+        self._begin_sending()
+        try:
+            await self.inner.wait_send_all_might_not_block()
+        finally:
+            self._sending = False
 
     async def flush(self) -> None:
         """As the stream below."""
@@ -228,12 +248,16 @@ class WebSocketStream(Stream):
 
     def abort(self) -> None:
         """End it without a Close, which says that it was cut."""
-        self._shut = True
+        self._shut = self._closed = True
         self.inner.abort()
 
     async def aclose(self) -> None:
         """Say Close, wait a moment for the peer's, and close."""
         self._shut = True
+        if self._closed:
+            await self.inner.aclose()
+            return
+        self._closed = True
         try:
             await self._part(Code.DONE, "", self._hear_close)
         finally:

@@ -69,7 +69,7 @@ def case(number: int) -> Case:
         FIRST[a],
         SECOND[b],
         rng.choice(ANSWERS),
-        *(rng.random() < 0.5 for _ in range(7)),
+        *(rng.random() < 0.5 for _ in range(7)),  # type: ignore[misc]
         seed=number,
     )
 

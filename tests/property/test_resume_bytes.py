@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -59,7 +61,7 @@ nonsense = st.one_of(
 )
 
 
-def whole(events: list[object]) -> list[object]:
+def whole(events: Sequence[object]) -> list[object]:
     """Payload that belongs together as one piece."""
     found: list[object] = []
     for event in events:

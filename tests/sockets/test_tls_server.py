@@ -572,7 +572,7 @@ async def test_after_our_eof_nothing_can_be_sent(identity: Identity) -> None:
     with tls_client(identity.client(), lambda tls: (tls.recv(1), tls.unwrap())) as ours:
         stream = await accepted(identity, ours)
         await stream.send_eof()
-        with pytest.raises(trio.BrokenResourceError):
+        with pytest.raises(trio.ClosedResourceError):
             await stream.send_all(b"never")
         assert await read_all(stream) == b""
         await stream.aclose()

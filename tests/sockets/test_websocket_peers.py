@@ -336,12 +336,10 @@ async def test_a_plain_server_is_closed_well_where_the_program_closes() -> None:
     assert ended[0].code == 1000
 
 
-async def test_silence_after_the_end_of_input_towards_a_plain_server_is_a_failure(
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
-    monkeypatch.setattr("http2tcp.net.websocket.EOF_PATIENCE", 0.2)
+async def test_silence_after_the_end_of_input_towards_a_plain_server_is_a_failure() -> None:
     async with plain_server(send_back) as url:
         tunnel = await open_client(client_settings(url, transport=Transport.WEBSOCKET))
+        tunnel.stream.ends = tunnel.stream.ends._replace(eof_patience=0.2)
         near, application = memory_pair(eof_patience=math.inf)
         await application.send_all(b"question")
         await application.send_eof()

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import os
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager, suppress
 from dataclasses import dataclass, field
 
@@ -13,7 +13,7 @@ import trio
 import trio.testing
 
 from http2tcp.net.relay import End, Lifetime, Outcome, Traffic, relay
-from http2tcp.net.streams import CHUNK, Queue
+from http2tcp.net.streams import CHUNK, TCP_ENDS, Ends, Queue
 from tests.support.memory_stream import MemoryStream, memory_pair
 
 
@@ -359,6 +359,125 @@ async def test_idle_tunnels_stay_open_for_days(autojump_clock: trio.testing.Mock
         await world.client.send_all(b"still there?")
         assert await world.target.receive_some() == b"still there?"
         assert not world.ended.is_set()
+
+
+# --- who ended, and how: what each side gets --------------------------------------------------------
+
+
+class _Deaf(MemoryStream):
+    """It has stopped receiving: whatever is sent to it fails."""
+
+    async def send_all(self, data: object) -> None:
+        await trio.lowlevel.checkpoint()
+        raise trio.BrokenResourceError("the connection broke: broken pipe")
+
+
+async def _ends(stream: MemoryStream) -> None:
+    await stream.send_eof()
+
+
+async def _breaks(stream: MemoryStream) -> None:
+    stream.abort()
+
+
+async def _stays(stream: MemoryStream) -> None:
+    """Open, and silent."""
+
+
+Act = Callable[[MemoryStream], Awaitable[None]]
+
+
+@dataclass(frozen=True)
+class Row:
+    """`first` happens to one side and then `second` to the other; what each gets, and how the relay ended."""
+
+    first: Act
+    second: Act
+    #: What the relay's ends are like: that of the side that acts first, and the other one.
+    ends: tuple[Ends, Ends] = (TCP_ENDS, TCP_ENDS)
+    deaf: bool = False
+    got: tuple[str, str] = ("reset", "reset")
+    #: How the relay ended, where it is the client that acts first and where it is the target.
+    end: tuple[End, End] = (End.CLOSED, End.CLOSED)
+
+
+_FIRST_BROKE = (End.CLIENT_BROKE, End.TARGET_BROKE)
+_SECOND_BROKE = (End.TARGET_BROKE, End.CLIENT_BROKE)
+_SECOND_SILENT = (End.TARGET_SILENT, End.CLIENT_SILENT)
+_PATIENT = Ends(eof_patience=3)
+
+TABLE = {
+    "both end": Row(_ends, _ends, got=("eof", "eof")),
+    "one breaks": Row(_breaks, _stays, end=_FIRST_BROKE),
+    "one ends, the other breaks": Row(_ends, _breaks, end=_SECOND_BROKE),
+    "one ends, the other is silent for too long": Row(_ends, _stays, ends=(TCP_ENDS, _PATIENT), end=_SECOND_SILENT),
+    "one ends, the other's silence is its end": Row(
+        _ends, _stays, ends=(TCP_ENDS, _PATIENT._replace(silence_is_end=True)), got=("eof", "eof")
+    ),
+    "one ends, which ends both directions soon": Row(
+        _ends, _stays, ends=(Ends(eof_is_last=True), TCP_ENDS), end=_SECOND_SILENT
+    ),
+    "the other cannot be told of an EOF, and is silent": Row(
+        _ends,
+        _stays,
+        ends=(TCP_ENDS, _PATIENT._replace(half_close=False)),
+        end=(End.EOF_NOT_RELAYED, End.EOF_NOT_RELAYED),
+    ),
+    "the other cannot be told of an EOF, and ends by itself": Row(
+        # `finish` tells it, which a stream in memory does by closing.
+        _ends,
+        _ends,
+        ends=(TCP_ENDS, _PATIENT._replace(half_close=False)),
+        got=("eof", "eof"),
+    ),
+    "one ends before its first byte, which is a break": Row(
+        _ends, _stays, ends=(Ends(empty_is_broken=True), TCP_ENDS), end=_FIRST_BROKE
+    ),
+    "the other takes no more bytes, and is silent": Row(_stays, _stays, deaf=True, end=_SECOND_BROKE),
+}
+
+
+@pytest.mark.parametrize("acts_first", ["client", "target"])
+@pytest.mark.parametrize("row", TABLE.values(), ids=TABLE)
+async def test_who_ends_and_how_decides_what_each_side_gets(
+    row: Row, acts_first: str, autojump_clock: trio.testing.MockClock
+) -> None:
+    (one, first), (other, second) = memory_pair(), memory_pair()
+    one.ends, other.ends = row.ends
+    if row.deaf:
+        other.__class__ = _Deaf
+        await first.send_all(b"for deaf ears")
+    await row.first(first)
+    got = ["", ""]
+
+    async def collect(number: int, stream: MemoryStream) -> None:
+        try:
+            assert await stream.read_all() == b""
+            got[number] = "eof"
+            await ended.wait()
+            # What follows the EOF that was passed on: nothing, or the reset that takes it back.
+            await stream.receive_some()
+        except trio.BrokenResourceError:
+            got[number] = "reset"
+        except trio.ClosedResourceError:
+            pass  # it has broken off itself
+
+    ended = trio.Event()
+    outcome: Outcome | None = None
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(collect, 0, first)
+        nursery.start_soon(collect, 1, second)
+        await trio.testing.wait_all_tasks_blocked()
+        await row.second(second)
+        sides = (one, other) if acts_first == "client" else (other, one)
+        outcome = await relay(*sides, Traffic())
+        ended.set()
+    assert outcome is not None
+    assert outcome.end is row.end[acts_first == "target"]
+    gets = [("gone" if act is _breaks else end) for end, act in zip(got, (row.first, row.second), strict=True)]
+    assert gets == [
+        ("gone" if act is _breaks else end) for end, act in zip(row.got, (row.first, row.second), strict=True)
+    ]
 
 
 # --- what ends it from outside ------------------------------------------------------------------

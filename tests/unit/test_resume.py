@@ -123,7 +123,7 @@ def test_the_bounds_are_these() -> None:
 def test_a_server_s_hello_has_a_session_and_a_secret(missing: str) -> None:
     hello = Hello(keepalive=1, window=20, grace=9, session=SESSION, secret=SECRET)
     with pytest.raises(Violation):
-        Resumable.agree(hello._replace(**{missing: None}), terms(), bounds=SMALL)
+        Resumable.agree(hello._replace(**{missing: None}), terms(), bounds=SMALL)  # type: ignore[arg-type]
 
 
 # --- a client that does not agree ------------------------------------------------------------------
