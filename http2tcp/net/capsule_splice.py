@@ -11,7 +11,7 @@ import trio
 from http2tcp.net.capsules import CapsuleStream
 from http2tcp.net.pipes import Pipe, pipes
 from http2tcp.net.pump import Flow, SinkBroke, SourceBroke
-from http2tcp.net.splice import SMALL, Pump
+from http2tcp.net.splice import SMALL, Found, Pump
 from http2tcp.net.streams import Stream
 from http2tcp.protocol.capsule import data_header
 
@@ -45,7 +45,7 @@ class _ToCapsules(Pump):
             bulky = len(data) == SMALL
             await self._send(data)
             del data
-            if bulky and self._splices and await self._move_bulk():
+            if bulky and self._splices and await self._move_bulk() is Found.EOF:
                 return
 
     async def _send(self, data: bytes) -> None:
@@ -114,12 +114,11 @@ class _FromCapsules(Pump):
             return
         try:
             while left := self._stream.reader.payload_left:
-                count = self._fill(pipe, min(left, pipe.size))
-                if not count:
+                if self._fill(pipe, min(left, pipe.size)) is not Found.BYTES:
                     # Nothing now, or EOF: the next read tells which.
                     return
-                self._stream.reader.took(count)
-                await self._take_turns(count)
+                self._stream.reader.took(pipe.held)
+                await self._take_turns(pipe.held)
                 await self._empty(pipe)
         finally:
             pipes.give_back(pipe)

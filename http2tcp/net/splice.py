@@ -12,6 +12,7 @@ import errno
 import os
 import stat
 import sys
+from enum import Enum
 
 import trio
 
@@ -33,6 +34,16 @@ _STDIO_PIPE_SIZE = 256 * 1024
 _TURN = 4 * 1024 * 1024
 
 _UNSUPPORTED = (errno.EINVAL, errno.ENOSYS, errno.EOPNOTSUPP, errno.EPERM)
+
+
+class Found(Enum):
+    """What a step of splicing found at the source."""
+
+    #: Bytes, so there may be more.
+    BYTES = "bytes"
+    #: Nothing for now, or so little that reading and writing is cheaper.
+    LITTLE = "little"
+    EOF = "eof"
 
 
 class Pump:
@@ -77,7 +88,7 @@ class Pump:
             flow.bytes += len(data)
             bulky = len(data) == SMALL
             del data
-            if bulky and self._splices and await self._move_bulk():
+            if bulky and self._splices and await self._move_bulk() is Found.EOF:
                 return
 
     async def _wait(self) -> None:
@@ -114,25 +125,23 @@ class Pump:
             except OSError as error:
                 raise SinkBroke(words(error)) from error
 
-    async def _move_bulk(self) -> bool:
-        """Splice until the source has gone quiet; True at its EOF."""
+    async def _move_bulk(self) -> Found:
+        """Splice until the source has gone quiet (LITTLE) or ended (EOF)."""
         if self._direct:
             return await self._move_directly()
         while True:
             pipe = pipes.take()
             if pipe is None:
-                return False
+                return Found.LITTLE
             try:
-                moved = await self._through(pipe)
+                found = await self._through(pipe)
             finally:
                 pipes.give_back(pipe)
-            if moved == 0:
-                return True
-            if moved < _QUIET:
-                return False
+            if found is not Found.BYTES:
+                return found
             await self._wait()
 
-    async def _move_directly(self) -> bool:
+    async def _move_directly(self) -> Found:
         """As `_move_bulk` where one end is a pipe itself."""
         grow(self._source if self._direct == "source" else self._sink, _STDIO_PIPE_SIZE)
         empty = False
@@ -150,17 +159,17 @@ class Pump:
             except OSError as error:
                 if error.errno in _UNSUPPORTED:
                     self._splices = False
-                    return False
-                # A source that is a pipe knows no errors, and a source that is a socket no EPIPE.
+                    return Found.LITTLE
+                # Reading from a pipe does not fail, and reading from a socket does not fail with EPIPE.
                 if error.errno == errno.EPIPE or self._direct == "source":
                     raise SinkBroke(words(error)) from error
                 raise SourceBroke(words(error)) from error
             if count == 0:
-                return True
+                return Found.EOF
             empty = False
             self._flow.bytes += count
             if count < _QUIET:
-                return False
+                return Found.LITTLE
             await self._take_turns(count)
 
     async def _take_turns(self, count: int) -> None:
@@ -170,29 +179,27 @@ class Pump:
             self._turn = 0
             await trio.lowlevel.checkpoint()
 
-    async def _through(self, pipe: Pipe) -> int:
-        """Move what the source has through the pipe: the bytes of the largest step, 0 at EOF."""
-        largest = 1
-        while True:
-            count = self._fill(pipe, pipe.size)
-            if not count:
-                return largest if count is None else 0
-            largest = max(largest, count)
-            await self._take_turns(count)
+    async def _through(self, pipe: Pipe) -> Found:
+        """Move what the source has now through the pipe. BYTES: it brings enough at a time to go on like this."""
+        largest = 0
+        while (found := self._fill(pipe, pipe.size)) is Found.BYTES:
+            largest = max(largest, pipe.held)
+            await self._take_turns(pipe.held)
             await self._empty(pipe)
+        return Found.BYTES if found is Found.LITTLE and largest >= _QUIET else found
 
-    def _fill(self, pipe: Pipe, limit: int) -> int | None:
-        """Splice up to `limit` bytes into the pipe: 0 at EOF, None where there is nothing now."""
+    def _fill(self, pipe: Pipe, limit: int) -> Found:
+        """Splice up to `limit` bytes into the empty pipe, which knows then how many it holds."""
         try:
             pipe.held = os.splice(self._source, pipe.entry, limit, flags=os.SPLICE_F_NONBLOCK)
         except BlockingIOError:
-            return None
+            return Found.LITTLE
         except OSError as error:
             if error.errno in _UNSUPPORTED:
                 self._splices = False
-                return None
+                return Found.LITTLE
             raise SourceBroke(words(error)) from error
-        return pipe.held
+        return Found.BYTES if pipe.held else Found.EOF
 
     async def _empty(self, pipe: Pipe) -> None:
         while pipe.held:

@@ -283,7 +283,7 @@ class SocketStream(Stream):
         reset_on_close(self.socket)
 
     async def linger(self) -> None:
-        """See `Stream.linger`. It sends FIN first, which the peer may be waiting for; a task that sends is broken off."""
+        """See `Stream.linger`. It sends FIN first, for which the peer may wait; a task that sends is broken off."""
         await self._send_fin()
         await super().linger()
 
