@@ -57,7 +57,7 @@ logger = logging.getLogger("http2tcp.connection")
 # head, but always gets _SHORTEST_LINGER to read the refusal.
 _WITHOUT_TOKEN = (400, 401, 404, 407, 408, 426, 429, 431)
 _SHORTEST_LINGER = 0.1
-# Out of descriptors: how long to wait for evicted connections to free theirs.
+# Out of descriptors: how many seconds to wait until evicted connections have freed theirs.
 _EXHAUSTED_PAUSE = 0.1
 
 
@@ -73,8 +73,8 @@ class Connection:
         self._stream: SocketStream | ServerTLSStream = stream
         #: The client, as far as it is known: at first the peer, later the address that a trusted proxy names.
         self._client: Peer = "unix" if peer is None else unmapped(ip_address(peer.host))
-        # False after a PROXY header without an address: `_client` is the trusted proxy then, and a forwarded header
-        # would be believed whoever wrote it.
+        # False after a PROXY header without an address: then `_client` is still the proxy, which is trusted, so that a
+        # forwarded header would be believed although the client may have written it.
         self._reads_forwarded = bool(self._settings.trusted_proxies)
         self._session = Session(state, peer)
         #: What an eviction cancels: the request, and later the delivery of its refusal.

@@ -210,10 +210,10 @@ def evict_from(silent: int, sent_something: int, answered: int) -> Group:
 
     | silent | sent something | answered | evict from | because |
     |---|---|---|---|---|
-    | 50 | 50 | 2 | answered | they have had their answer |
+    | 50 | 50 | 2 | answered | refused connections go first, since they have had their answer |
     | 0 | 0 | 2 | answered | |
     | 50 | 50 | 1 | silent | a group of one is spared: its only member may have just arrived |
-    | 50 | 50 | 0 | silent | silent connections go first, |
+    | 50 | 50 | 0 | silent | silent connections go next, |
     | 49 | 51 | 0 | sent something | unless they are the smaller group |
     | 2 | 98 | 0 | sent something | |
     | 98 | 2 | 0 | silent | |

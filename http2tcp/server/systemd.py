@@ -26,7 +26,7 @@ _FIRST = 3
 _UNNAMED = "unknown"
 # How often the status line is updated, in seconds. People read it in `systemctl status`.
 _STATUS_PERIOD = 5.0
-# systemd drops datagrams of more than 4,096 bytes (NOTIFY_BUFFER_MAX). Our datagrams have few assignments.
+# systemd drops datagrams of more than 4,096 bytes (NOTIFY_BUFFER_MAX). A longer assignment, such as a status, is cut.
 _MAX_ASSIGNMENT = 2048
 
 
