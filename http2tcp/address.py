@@ -236,7 +236,7 @@ def parse_endpoint(text: str) -> Endpoint:
         parts = urlsplit(url)
         port = parts.port
     except ValueError:
-        raise AddressError("the endpoint is no URL: expected https://HOST[:PORT]/PATH") from None
+        raise AddressError("the endpoint is not a URL: expected https://HOST[:PORT]/PATH") from None
     if parts.scheme not in ("http", "https"):
         raise AddressError(f"an endpoint begins with https:// or http://, not {parts.scheme + '://'!a}")
     if parts.fragment:
@@ -296,7 +296,7 @@ def find_network(host: str, text: str) -> IPNetwork | None:
         network = ip_network(bare, strict=False)
     except ValueError:
         raise AddressError(
-            f"{text!a}: {bare!a} is no address and no network, such as 10.0.0.0/8 or [fd00::/8]"
+            f"{text!a}: {bare!a} is neither an address nor a network, such as 10.0.0.0/8 or [fd00::/8]"
         ) from None
     if "/" in bare and network.network_address != ip_address(bare.partition("/")[0]):
         # 10.1.2.3/8 may have been meant as the one address or as the network; a guess could open too much.

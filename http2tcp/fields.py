@@ -13,7 +13,7 @@ def check_token(token: str) -> None:
     if not token.strip():
         raise SettingsError("the token is empty: a secret was probably not set")
     if token != token.strip() or not token.isprintable():
-        raise SettingsError("the token holds a control character, or a blank at an end")
+        raise SettingsError("the token holds a control character, or begins or ends with a blank")
 
 
 def check_field_name(text: str) -> None:

@@ -43,7 +43,7 @@ _OPEN_FIELDS = ("host", "user-agent", "connection", "upgrade", "capsule-protocol
 # Shorter words of a request may stand on a page by chance.
 _SHORTEST_SECRET = 4
 
-# In seconds: a shorter detour is not mentioned.
+# In seconds: less than this is not worth a word.
 _NOTICEABLE = 0.1
 # The statuses that something else gives while a server restarts: a default backend, a maintenance page, a mesh that has
 # lost the route. Redirects count as well.
@@ -90,9 +90,9 @@ def explain_refusal(
             return CredentialsRefused("the server wants a token: give it one with --token-file or -t")
         case 401:
             return CredentialsRefused(
-                "the server does not know this token: the server was not reloaded since it got the token, the token "
-                "has expired, or what was sent is not the token (a token file whose first line is another, quotes that "
-                "an env file kept)"
+                "the server does not know this token: it was not reloaded after the token was added, or the token has "
+                "expired, or something else was sent (the token must be the token file's first line; an env file may "
+                "have kept quotes around it)"
             )
         case 403 if refused.text.startswith(f"{where} "):
             return DestinationForbidden(text)
@@ -101,7 +101,8 @@ def explain_refusal(
                 f"the server does not let this token go to {where}; {_why_forbidden(destination, refused.session)}"
             )
         case 403 if refused.text == Forbidden.text:
-            return DestinationForbidden(f"the server lets nobody without a token go to {where}")
+            advice = "" if destination is None else ": leave -d out to get to its default destination"
+            return DestinationForbidden(f"the server lets nobody without a token go to {where}{advice}")
         case 403:
             return DestinationForbidden(f"{where} may not be reached through this server: {text}")
         case 404:
@@ -127,15 +128,15 @@ def explain_detour(best: Transport, seen: Sequence[str], found: Transport, secon
     """
     tries = [f"{what}{repeated(len(list(same)))}" for what, same in groupby(seen)]
     name = found.value
-    saves = f"--transport {name} saves the detour" + (f" of {seconds:.1f} s" if seconds >= _NOTICEABLE else "")
+    faster = f"--transport {name} is faster" + (f" by {seconds:.1f} s" if seconds >= _NOTICEABLE else "")
     history = f"{best.value} {', then '.join(tries)}"
     if found.raw and ours:
         # This transport lacks something, so the user should know that before choosing it for good.
         return (
             f"{history}; {name} gets through, without a keepalive and perhaps without half-close: "
-            f"--check shows what the front end lacks, and {saves}"
+            f"--check shows what the front end lacks, and {faster}"
         )
-    return f"{history}; {name} gets through, and {saves}"
+    return f"{history}; {name} gets through, and {faster}"
 
 
 def _why_forbidden(destination: Address | None, session: str) -> str:
@@ -223,7 +224,9 @@ def _explain_front_end(
                 f"or {_hidden(refused, own.get(refused.status, 'which is at its limit'))}"
             )
         case _:
-            return FrontEndFailed(f"{made_by}, which is no answer to an upgrade; its own log may say why")
+            return FrontEndFailed(
+                f"{made_by}, which does not answer an upgrade; the log of whatever answered may say why"
+            )
 
 
 # Words in the titles of front ends' pages, and what they mean. For nginx: ngx_http_special_response.c
@@ -276,7 +279,7 @@ def _redirect(refused: Refused, endpoint: Endpoint) -> str:
         url = urlsplit(urljoin(str(endpoint), refused.location))
         port = url.port or (443 if url.scheme == "https" else 80)
     except ValueError:
-        return f"to what is no URL: {safe(refused.location.partition('?')[0].rpartition('@')[2])}"
+        return f"to something that is not a URL: {safe(refused.location.partition('?')[0].rpartition('@')[2])}"
     if not refused.location or url.scheme not in ("http", "https") or not url.hostname:
         return "it names no other http or https URL"
     tls, host = url.scheme == "https", url.hostname.rstrip(".")
@@ -420,7 +423,7 @@ def explain_tls(error: OSError, endpoint: Endpoint, server_name: str, unusable: 
             return TLSFailed(f"{site} ended the handshake: does that port speak TLS?")
         case HandshakeFault.NO_HTTP_1:
             return TLSFailed(
-                f"{site} does not take http/1.1 by TLS (ALPN): it speaks HTTP/2 alone, "
+                f"{site} does not take http/1.1 by TLS (ALPN): it speaks HTTP/2 only, "
                 "which has no upgrade, or the port is another service's; have the front end offer http/1.1 as well"
             )
         case HandshakeFault.OTHER:

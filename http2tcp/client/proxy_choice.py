@@ -78,7 +78,7 @@ def parse_proxy(text: str, source: str) -> Proxy:
         parts = urlsplit(text if _SCHEME.match(text) else f"http://{text}")
         port = parts.port
     except ValueError:
-        raise AddressError(f"this is no URL: {_EXPECTED}") from None
+        raise AddressError(f"this is not a URL: {_EXPECTED}") from None
     if parts.scheme not in _DEFAULT_PORTS:
         raise AddressError(
             f"a proxy's URL begins with http://, https://, socks5:// or socks5h://, not {parts.scheme + '://'!a}"

@@ -147,7 +147,8 @@ class _Way:
         offered = f"it offers {', '.join(refused.schemes)}" if refused.schemes else "it names no scheme"
         if refused.schemes and "basic" not in map(str.lower, refused.schemes):
             return (
-                f"wants a login ({refused.status}) that http2tcp has not ({offered}; http2tcp has Basic): "
+                f"wants a login ({refused.status}) of a kind that http2tcp does not support "
+                f"({offered}; http2tcp supports Basic): "
                 "a local proxy such as cntlm or px can log in for it"
             )
         if self._proxy.credentials is not None:
@@ -168,9 +169,9 @@ def _tls_words(error: OSError, tls: TLSSettings) -> str:
         case HandshakeFault.NOT_TLS:
             return "does not speak TLS: is it an http:// proxy?"
         case HandshakeFault.NO_HTTP_1:
-            return "does not take http/1.1 by TLS (ALPN): it speaks HTTP/2 alone, or is no proxy"
+            return "does not take http/1.1 by TLS (ALPN): it speaks HTTP/2 only, or is not a proxy"
         case HandshakeFault.OTHER:
-            return f"has no TLS session for us: {words_of(error)}"
+            return f"failed the TLS handshake: {words_of(error)}"
         case HandshakeFault.BROKEN:
             return f"broke the TLS handshake off: {words_of(error)}"
         case _:

@@ -56,7 +56,7 @@ def parse_certificate(der: bytes) -> Certificate:
     try:
         return _parse(der)
     except (IndexError, ValueError):
-        raise CertificateError("this is no X.509 certificate") from None
+        raise CertificateError("this is not an X.509 certificate") from None
 
 
 def public_key(der: bytes) -> bytes:
@@ -64,7 +64,7 @@ def public_key(der: bytes) -> bytes:
     try:
         return _fields(der)[5].whole
     except (IndexError, ValueError):
-        raise CertificateError("this is no X.509 certificate") from None
+        raise CertificateError("this is not an X.509 certificate") from None
 
 
 def _parse(der: bytes) -> Certificate:

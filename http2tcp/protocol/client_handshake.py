@@ -201,7 +201,7 @@ class AnswerReader:
             # A server that only speaks HTTP/2 begins with a SETTINGS frame.
             if not self._received and data[3:9] == _SETTINGS:
                 raise FrontEndFailed(
-                    "the front end speaks HTTP/2 alone here, which has no upgrade: have it speak HTTP/1.1 as well"
+                    "the front end speaks HTTP/2 only here, which has no upgrade: have it speak HTTP/1.1 as well"
                 )
             raise _no_http()
         self._received += len(data)
@@ -210,9 +210,7 @@ class AnswerReader:
             if self._received > MAX_HEAD:
                 self._feed.give_all()
         except TooManyBlanks:
-            raise FrontEndFailed(
-                "the front end's answer is malformed: its head has a row of blanks without end"
-            ) from None
+            raise FrontEndFailed("the front end's answer is malformed: its head has too many blanks in a row") from None
 
     def _take(self, data: bytes) -> None:
         if self._response is None:
@@ -274,7 +272,7 @@ class AnswerReader:
             match event:
                 case h11.NEED_DATA:
                     if self._response is None and self._received > MAX_HEAD:
-                        raise FrontEndFailed("the front end's answer has a head without an end")
+                        raise FrontEndFailed("the head of the front end's answer is too long")
                     return self.cut_short() if self._feed.cut else None
                 case h11.InformationalResponse(status_code=101):
                     return self._switched(event)
@@ -294,7 +292,7 @@ class AnswerReader:
 
     def _switched(self, event: h11.InformationalResponse) -> Switched:
         if event.http_version != b"1.1":
-            raise FrontEndFailed("the answer switches protocols in a version of HTTP that cannot")
+            raise FrontEndFailed("the answer switches protocols in a version of HTTP that has no upgrade")
         self._head = event
         transport = Transport.named(_field(event, b"upgrade"))
         if transport is None or (transport is not self._transport and not self._any_transport):

@@ -83,7 +83,7 @@ class Connect:
             if self._received > MAX_HEAD:
                 self._feed.give_all()
         except TooManyBlanks:
-            raise ProxyProtocolError("sends a malformed answer: its head has a row of blanks without end") from None
+            raise ProxyProtocolError("sends a malformed answer: its head has too many blanks in a row") from None
 
     def _take(self, data: bytes) -> None:
         self._unread += data
@@ -135,7 +135,7 @@ def _no_http() -> ProxyProtocolError:
 
 
 def _endless() -> ProxyProtocolError:
-    return ProxyProtocolError("sends an answer whose head has no end")
+    return ProxyProtocolError("sends an answer whose head is too long")
 
 
 def _schemes(event: h11.Response) -> tuple[str, ...]:

@@ -100,7 +100,7 @@ class Negotiation:
     def _take_request(self) -> TCPAddress | None:
         head = self._buffer[:5]
         if head and head[0] != _VERSION:
-            raise SocksError("the request is no SOCKS5", _reply(_GENERAL_FAILURE))
+            raise SocksError("the request is not SOCKS5", _reply(_GENERAL_FAILURE))
         if len(head) > 1 and head[1] != _CONNECT:
             raise SocksError("only CONNECT is served, neither BIND nor UDP", _reply(_UNKNOWN_COMMAND))
         if len(head) > 3 and head[3] not in (_IPV4, _NAME, _IPV6):
@@ -216,7 +216,7 @@ def _converse(host: str, port: int, credentials: tuple[bytes, bytes] | None) -> 
             raise ProxyProtocolError("does not take this user and password")
     version, reply, _, kind = yield b"\x05\x01\x00" + _address(host) + port.to_bytes(2, "big"), 4
     if version != 5:
-        raise ProxyProtocolError("does not speak SOCKS5: its answer is none")
+        raise ProxyProtocolError("does not speak SOCKS5: its answer makes no sense")
     if reply != 0:
         # The address that follows means nothing now, so it is not read.
         raise SocksRefusal(_REPLIES.get(reply, f"reply {reply}"), elsewhere=reply in _ELSEWHERE)
@@ -226,7 +226,7 @@ def _converse(host: str, port: int, credentials: tuple[bytes, bytes] | None) -> 
     elif kind in (1, 4):
         length = 4 if kind == 1 else 16
     else:
-        raise ProxyProtocolError("does not speak SOCKS5: its answer is none")
+        raise ProxyProtocolError("does not speak SOCKS5: its answer makes no sense")
     yield b"", length + 2
 
 

@@ -72,7 +72,7 @@ def test_a_front_end_that_passes_only_websocket_is_got_through(site: Site, login
     assert done.stdout == b"in\n"
     said = done.stderr.decode().strip()
     assert said.startswith("http2tcp: connect-tcp was answered 426 by the http2tcp server, which got no upgrade; ")
-    assert "websocket gets through, and --transport websocket saves the detour" in said
+    assert "websocket gets through, and --transport websocket is faster" in said
 
 
 def test_a_server_that_dies_is_told(site: Site, tmp_path: Path) -> None:

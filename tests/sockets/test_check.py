@@ -688,7 +688,7 @@ async def test_a_front_end_that_passes_one_transport_works_and_is_told_how_to_pa
             found = await checked(settings)
     assert found.verdict.exit_status == 0
     assert found.verdict.transport == passes
-    assert found.verdict.sentence.endswith(f"; --transport {passes} saves the detour.")
+    assert found.verdict.sentence.endswith(f"; --transport {passes} is faster.")
     assert found.failed() == [transport for transport in ALL if transport != f"+{passes}"]
     assert found.hop("+connect-tcp").facts["status"] == 403
     assert found.document["advice"]["front_end"] == "Envoy"

@@ -203,7 +203,7 @@ async def test_all_listeners_share_what_is_known_of_the_transport(
             assert await echoed(await by_socks(listening[1].listen, where), b"y") == b"y"
             assert caplog.text.count("status=426") == tried
             nursery.cancel_scope.cancel()
-    assert caplog.text.count("saves the detour") == 1
+    assert caplog.text.count("is faster") == 1
 
 
 # --- SOCKS5 -------------------------------------------------------------------------------------

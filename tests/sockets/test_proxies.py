@@ -405,9 +405,9 @@ async def answered(answer: bytes | object, scheme: str = "http", endpoint: str =
         (b"HTTP/1.0 401 Unauthorized\r\nWWW-Authenticate: Basic\r\n\r\n", "user and password (401; it offers Basic)"),
         (b"SSH-2.0-OpenSSH_9.2\r\n", "does not answer in HTTP/1.1"),
         (b"\x00\xff" * 40_000, "does not answer in HTTP/1.1"),
-        (b"HTTP/1.1 200 OK\r\nA: " + b"a" * 200_000, "head has no end"),
-        (b"HTTP/1.1 200 OK\r\n" + b"A: b\r\n" * 50_000, "head has no end"),
-        (b"HTTP/1.1 100 Continue\r\n\r\n" * 10_000, "head has no end"),
+        (b"HTTP/1.1 200 OK\r\nA: " + b"a" * 200_000, "head is too long"),
+        (b"HTTP/1.1 200 OK\r\n" + b"A: b\r\n" * 50_000, "head is too long"),
+        (b"HTTP/1.1 100 Continue\r\n\r\n" * 10_000, "head is too long"),
     ],
 )
 async def test_a_proxy_s_refusal_is_a_sentence_that_names_it(answer: bytes, words: str) -> None:
@@ -430,8 +430,8 @@ async def test_a_403_for_an_http_endpoint_says_that_port_443_may_be_all_that_is_
         ("NEGOTIATE, NTLM, Basic", "", ["it offers NEGOTIATE, NTLM, Basic", "USER:PASSWORD@"]),
         ("", "", ["wants a login (407; it names no scheme)", "USER:PASSWORD@"]),
         ("Basic", LOGIN, ["does not take this user and password (407; it offers Basic)"]),
-        ("Negotiate, NTLM", "", ["it offers Negotiate, NTLM; http2tcp has Basic", "cntlm"]),
-        ("Negotiate, NTLM", LOGIN, ["it offers Negotiate, NTLM; http2tcp has Basic", "cntlm"]),
+        ("Negotiate, NTLM", "", ["it offers Negotiate, NTLM; http2tcp supports Basic", "cntlm"]),
+        ("Negotiate, NTLM", LOGIN, ["it offers Negotiate, NTLM; http2tcp supports Basic", "cntlm"]),
     ],
 )
 async def test_a_407_says_which_schemes_the_proxy_offers(fields: str, login: str, words: list[str]) -> None:
@@ -552,7 +552,7 @@ async def test_an_https_proxy_has_to_be_the_one_that_its_certificate_is_for(
     [
         (closing, "ended the TLS handshake: is it an http:// proxy?"),
         (resetting, "broke the TLS handshake off: connection reset by peer"),
-        (alerting, "has no TLS session for us: "),
+        (alerting, "failed the TLS handshake: "),
     ],
 )
 async def test_an_https_proxy_that_leaves_in_the_handshake_is_told(habit: Handler, words: str) -> None:

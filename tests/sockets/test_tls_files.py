@@ -187,7 +187,7 @@ async def test_a_server_that_speaks_http_2_alone_is_named(tmp_path: Path) -> Non
     with s_server(pem, "-alpn", "h2") as server:
         error = await failure(server.port, ca_file=str(tmp_path / "root.pem"))
     assert isinstance(error, TLSFailed)
-    assert "speaks HTTP/2 alone" in str(error)
+    assert "speaks HTTP/2 only" in str(error)
     assert "offer http/1.1 as well" in str(error)
 
 

@@ -229,7 +229,7 @@ async def test_the_hint_says_what_was_seen_and_what_saves_the_time(
     assert await opened(connector()) is Transport.WEBSOCKET
     assert warned(caplog) == [
         "connect-tcp was answered 404 by nginx, three times; websocket gets through, "
-        "and --transport websocket saves the detour of 1.3 s"
+        "and --transport websocket is faster by 1.3 s"
     ]
 
 
@@ -245,7 +245,7 @@ async def test_the_hint_tells_different_answers_apart_and_what_raw_bytes_lack(
     assert hint.startswith("connect-tcp was answered 404 by nginx, twice, then was closed without an answer; tcp gets")
     assert "without a keepalive" in hint
     assert "--check" in hint
-    assert hint.endswith("--transport tcp saves the detour of 1.3 s")
+    assert hint.endswith("--transport tcp is faster by 1.3 s")
 
 
 async def test_a_peer_cannot_drive_the_terminal_by_the_hint(
@@ -353,4 +353,4 @@ async def test_a_front_end_that_makes_a_websocket_of_every_upgrade_is_got_throug
     assert made.asked == [(transport.value, 0) for transport in AUTO]
     (hint,) = warned(caplog)
     assert "400 by the http2tcp server" in hint
-    assert hint.endswith("--transport websocket saves the detour")
+    assert hint.endswith("--transport websocket is faster")

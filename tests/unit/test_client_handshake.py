@@ -524,7 +524,7 @@ def test_a_greeting_in_another_protocol_is_told_at_once(greeting: bytes) -> None
 
 def test_a_server_that_speaks_http_2_alone_is_called_that() -> None:
     reader = AnswerReader(Transport.TCP)
-    with pytest.raises(FrontEndFailed, match="speaks HTTP/2 alone here"):
+    with pytest.raises(FrontEndFailed, match="speaks HTTP/2 only here"):
         reader.receive(bytes.fromhex("000012 04 00 00000000 0003 00000080") + bytes(12))
 
 

@@ -103,9 +103,9 @@ def test_the_time_of_the_dial_is_the_servers_own(value: str, seconds: float | No
         (b"220 mail.example.com ESMTP \xd0\xbf\r\n", "220 mail.example.com ESMTP \u043f"),
         (b"+OK\x1b[31m red\x07\n", "+OK.[31m red."),
         ("220 \u202egnp.exe".encode(), "220 .gnp.exe"),
-        (b"J\x00\x00\x00\x0a5.7.33\x00\x08\x00\x00\x00", "14 bytes that are no text"),
-        (bytes(50), "50 bytes that are no text"),
-        (b"\n", "1 bytes that are no text"),
+        (b"J\x00\x00\x00\x0a5.7.33\x00\x08\x00\x00\x00", "14 bytes that are not text"),
+        (bytes(50), "50 bytes that are not text"),
+        (b"\n", "1 bytes that are not text"),
         (b"x" * 4096, "x" * 60 + "\u2026"),
     ],
 )
@@ -135,7 +135,7 @@ def test_a_server_that_does_not_name_itself_is_noted() -> None:
 
 def test_what_is_no_certificate_is_no_crash() -> None:
     hop = tls_hop("example.com", "TLSv1.3", b"junk", 0.1)
-    assert "no X.509 certificate" in hop.text
+    assert "not an X.509 certificate" in hop.text
     assert "pin" not in hop.facts
 
 

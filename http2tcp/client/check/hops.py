@@ -257,7 +257,11 @@ def server_hop(attempt: Attempt, *, refuses: bool) -> Hop:
         text += f"; its log has this as session {session}" if session else ""
         return Hop("server", "http2tcp server", State.OK, text, facts=facts)
     original = attempt.transport is Transport.HTTP2TCP
-    text = "the original's, which answers before it dials" if original else "does not name itself in Proxy-Status"
+    text = (
+        "the original's, which answers before it connects to the target"
+        if original
+        else "does not name itself in Proxy-Status"
+    )
     return Hop("server", "http2tcp server", State.NOTE, text, facts=facts)
 
 
@@ -302,7 +306,7 @@ def works(attempts: Sequence[Attempt], chosen: Attempt, destinations: Sequence[A
     sentence = f"It works: {name} carries the tunnel to {' and to '.join(map(target_name, destinations))}"
     missed, mend = attempts[0], None
     if chosen is not missed:
-        sentence += f"; --transport {name} saves the detour"
+        sentence += f"; --transport {name} is faster"
         # A server of the original has no better transport.
         if answer.from_http2tcp:
             mend = advise(missed, path, f"To let {missed.transport.value} through as well. ", ours=True)
@@ -380,7 +384,7 @@ def _printable(data: bytes) -> str:
     line = data.split(b"\n")[0].rstrip(b"\r").decode("utf-8", "replace")
     text = "".join(character if character.isprintable() and character != "\ufffd" else "." for character in line)
     if not text or text.count(".") * 2 > len(text):
-        return f"{len(data)} bytes that are no text"
+        return f"{len(data)} bytes that are not text"
     return _quote(text)
 
 
