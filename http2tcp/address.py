@@ -119,6 +119,18 @@ def parse_host(text: str) -> str:
     return host
 
 
+def parse_url_host(text: str) -> str:
+    """A URL's host, without its brackets. An IPv6 zone may be spelled %25eth0, as a URL has it, or %eth0."""
+    address, escaped, zone = text.partition("%25")
+    # RFC 6874, section 2. A zone that is called 25 may be meant where nothing follows.
+    return parse_host(f"{address}%{zone}" if escaped and zone and ":" in address else text)
+
+
+def without_zone(host: str) -> str:
+    """A host without its zone, which says which link of this machine it is on: no peer and no certificate knows it."""
+    return host.partition("%")[0]
+
+
 def is_loopback(host: str) -> bool:
     """Whether a host, as parsed here, is this machine: `localhost`, or a loopback address. Nothing is looked up."""
     name = host.rstrip(".")
@@ -216,14 +228,21 @@ class Endpoint:
 
     @property
     def authority(self) -> str:
-        """The Host field's value: without the port where it is the scheme's own (RFC 9110, section 7.2)."""
+        """The Host field's value: without the port where it is the scheme's own (RFC 9110, section 7.2).
+
+        Without a zone too (RFC 6874, section 4).
+        """
+        return self._at(without_zone(self.host))
+
+    def _at(self, host: str) -> str:
         if self.port == (443 if self.tls else 80):
-            return f"[{self.host}]" if ":" in self.host else self.host
-        return str(TCPAddress(self.host, self.port))
+            return f"[{host}]" if ":" in host else host
+        return str(TCPAddress(host, self.port))
 
     def __str__(self) -> str:
         """The URL for a person to read: no credentials, no query."""
-        return f"http{'s' if self.tls else ''}://{self.authority}{self.path.partition('{')[0]}"
+        host = self.host.replace("%", "%25")
+        return f"http{'s' if self.tls else ''}://{self._at(host)}{self.path.partition('{')[0]}"
 
 
 def parse_endpoint(text: str) -> Endpoint:
@@ -245,7 +264,7 @@ def parse_endpoint(text: str) -> Endpoint:
         raise AddressError("the endpoint names no host, or port 0: expected https://HOST[:PORT]/PATH")
     endpoint = Endpoint(
         tls=parts.scheme == "https",
-        host=_parse_host(parts.hostname, parts.hostname),
+        host=parse_url_host(parts.hostname),
         port=port or (443 if parts.scheme == "https" else 80),
         path=normal_path(_quoted(parts.path)) or "/",
         query=_quoted(parts.query),

@@ -13,7 +13,7 @@ from ipaddress import IPv4Address, IPv6Address, ip_address, ip_network
 from typing import NamedTuple
 from urllib.parse import unquote, urlsplit
 
-from http2tcp.address import Endpoint, TCPAddress, is_loopback, parse_host
+from http2tcp.address import Endpoint, TCPAddress, is_loopback, parse_url_host
 from http2tcp.errors import AddressError
 
 _DEFAULT_PORTS = {"http": 80, "https": 443, "socks5": 1080, "socks5h": 1080}
@@ -89,7 +89,7 @@ def parse_proxy(text: str, source: str) -> Proxy:
         raise AddressError(f"the URL names no host, or port 0: {_EXPECTED}")
     proxy = Proxy(
         parts.scheme,
-        parse_host(parts.hostname),
+        parse_url_host(parts.hostname),
         port or _DEFAULT_PORTS[parts.scheme],
         None if parts.username is None else unquote(parts.username, errors="surrogateescape"),
         None if parts.password is None else unquote(parts.password, errors="surrogateescape"),

@@ -17,6 +17,7 @@ from typing import TypeVar
 
 import trio
 
+from http2tcp.address import without_zone
 from http2tcp.errors import os_reason
 from http2tcp.net.streams import (
     EOF_PATIENCE,
@@ -392,6 +393,14 @@ def is_cut(error: ssl.SSLError) -> bool:
     return isinstance(error, ssl.SSLEOFError) or error.reason == "UNEXPECTED_EOF_WHILE_READING"
 
 
+def name_to_verify(server_name: str) -> bytes:
+    """The name that a certificate must have: without the final dot of a host name, or the zone of an IPv6 address.
+
+    Bytes, since ssl puts a str through the idna codec, whose import costs milliseconds.
+    """
+    return without_zone(server_name).rstrip(".").encode()
+
+
 async def open_tls(
     stream: SocketStream, context: ssl.SSLContext, server_name: str, pins: Collection[bytes] = ()
 ) -> TLSStream:
@@ -400,10 +409,7 @@ async def open_tls(
     The caller sets the deadline. Raises ssl.SSLError, OSError or PinMismatch; the socket is closed then.
     """
     try:
-        tls = TLSStream(
-            # Bytes, since a str is put through the idna codec, whose import costs milliseconds.
-            TLSSocket(stream.socket, context, server_hostname=server_name.rstrip(".").encode())
-        )
+        tls = TLSStream(TLSSocket(stream.socket, context, server_hostname=name_to_verify(server_name)))
     except BaseException:
         stream.abort()
         raise

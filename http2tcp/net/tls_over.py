@@ -12,7 +12,7 @@ from collections.abc import Collection
 import trio
 
 from http2tcp.net.streams import CHUNK, UNSAID_END, Bytes, HalfCloseUnsupported, Queue, Stream, check_size
-from http2tcp.net.tls import TLS_ENDS, check_pin, what_broke
+from http2tcp.net.tls import TLS_ENDS, check_pin, name_to_verify, what_broke
 from http2tcp.net.tls_session import BARREN, MAX_BARREN, MAX_HANDSHAKE, RECORD, Records, TooManyRecords
 
 
@@ -155,7 +155,7 @@ async def open_tls_over(
     """
     try:
         records = ByRecords(carrier)
-        tls = trio.SSLStream(records, context, server_hostname=server_name.rstrip(".").encode())
+        tls = trio.SSLStream(records, context, server_hostname=name_to_verify(server_name))
         await tls.do_handshake()
         records.fruitful()
         check_pin(tls.getpeercert(binary_form=True), pins)

@@ -46,7 +46,7 @@ class Authority:
         self.ca = trustme.CA()
         self.ca_file = directory / "ca.pem"
         self.ca.cert_pem.write_to_path(str(self.ca_file))
-        self.leaf = self.ca.issue_cert("localhost", "127.0.0.1")
+        self.leaf = self.ca.issue_cert("localhost", "127.0.0.1", "fe80::1")
         self.leaf_file = directory / "leaf.pem"
         self.leaf.private_key_and_cert_chain_pem.write_to_path(str(self.leaf_file))
 
@@ -78,7 +78,7 @@ async def secured(port: int, authority: Authority, name: str = "localhost", pins
 # --- the handshake ----------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("name", ["localhost", "localhost.", "127.0.0.1"])
+@pytest.mark.parametrize("name", ["localhost", "localhost.", "127.0.0.1", "fe80::1%eth0"])
 @pytest.mark.parametrize("newest", VERSIONS)
 async def test_a_verified_session_offers_http_1_1_alone(
     newest: ssl.TLSVersion, name: str, authority: Authority

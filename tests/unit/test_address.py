@@ -181,6 +181,11 @@ def test_a_bad_host_gets_a_sentence(text: str) -> None:
         ("example.com", False, "example.com", 80, "/", "", "example.com"),
         ("localhost:80", False, "localhost", 80, "/", "", "localhost"),
         ("example.com/p?next=http://other", False, "example.com", 80, "/p", "next=http://other", "example.com"),
+        # A zone belongs to this machine: it is not in the Host field (RFC 6874).
+        ("http://[fe80::1%25eth0]/", False, "fe80::1%eth0", 80, "/", "", "[fe80::1]"),
+        ("http://[fe80::1%eth0]:8080/", False, "fe80::1%eth0", 8080, "/", "", "[fe80::1]:8080"),
+        ("https://[FE80::1%25Eth0]/", True, "fe80::1%Eth0", 443, "/", "", "[fe80::1]"),
+        ("http://[fe80::1%25]/", False, "fe80::1%25", 80, "/", "", "[fe80::1]"),
         ("http://[2001:db8::1]:8080/", False, "2001:db8::1", 8080, "/", "", "[2001:db8::1]:8080"),
         ("https://[::1]", True, "::1", 443, "/", "", "[::1]"),
         ("https://bücher.example/ü", True, "xn--bcher-kva.example", 443, "/%C3%BC", "", "xn--bcher-kva.example"),
@@ -199,6 +204,11 @@ def test_an_endpoint_is_taken_apart(
 def test_the_login_in_an_endpoint_is_unquoted_once() -> None:
     endpoint = parse_endpoint("https://us%40er:p%3Aa%2525s@example.com/")
     assert (endpoint.username, endpoint.password) == ("us@er", "p:a%25s")
+
+
+def test_an_endpoint_with_a_zone_is_shown_as_a_url_that_can_be_given_again() -> None:
+    for shown in ("http://[fe80::1%25eth0]:8080/", "https://[fe80::1%25eth0]/"):
+        assert str(parse_endpoint(shown.replace("%25", "%"))) == str(parse_endpoint(shown)) == shown
 
 
 def test_an_endpoint_shows_neither_its_login_nor_its_query() -> None:

@@ -178,6 +178,7 @@ def test_no_proxy_has_what_curl_says_it_has(no_proxy: str, host: str, expected: 
         ("HTTPS://Proxy.Corp", ("https", "proxy.corp", 443, None)),
         ("http://proxy", ("http", "proxy", 80, None)),
         ("socks5://proxy", ("socks5", "proxy", 1080, None)),
+        ("http://[fe80::1%25eth0]:9", ("http", "fe80::1%eth0", 9, None)),
         ("socks5h://[2001:db8::1]:9", ("socks5h", "2001:db8::1", 9, None)),
         ("http://us%65r:p%40%3A%2f@h:1", ("http", "h", 1, (b"user", b"p@:/"))),
         ("http://user:p:w@h:1", ("http", "h", 1, (b"user", b"p:w"))),
