@@ -1,4 +1,4 @@
-"""The process's descriptors: how many it may have."""
+"""How many descriptors this process may have."""
 
 from __future__ import annotations
 
@@ -6,15 +6,15 @@ import os
 
 from http2tcp.errors import TooFewDescriptors, os_reason
 
-# For one tunnel: trio's epoll and its two pairs of sockets, and those of the tunnel with a pipe or two, a look-up's or
-# the certificates' file. It needs no more than that to be of use; a server counts its listeners as well.
+# What one tunnel needs: trio's epoll and its two pairs of sockets; the tunnel's own sockets, with a pipe or two; a file
+# of certificates, or two sockets for look-ups. A server adds its listeners.
 _ONE_TUNNEL = 16
-# Where a system says "no limit", and has one all the same.
+# The number to assume where the system says "no limit": it has one all the same.
 _PLENTY = 65536
 
 
 def allowed() -> int:
-    """How many the process may have."""
+    """The number of descriptors that the process may have."""
     try:
         import resource
     except ImportError:  # Windows
@@ -24,9 +24,9 @@ def allowed() -> int:
 
 
 def require(more: int = 0) -> None:
-    """Raise TooFewDescriptors where one tunnel could not be opened. `more` is what is needed beside it.
+    """Raise TooFewDescriptors if there are too few for one tunnel and `more` beside it.
 
-    Out of descriptors, not even a traceback can be printed, since Python has to load what prints it.
+    Checked at the start, since later not even a traceback could be printed: Python opens files to print one.
     """
     taken: list[int] = []
     try:
@@ -43,7 +43,7 @@ def require(more: int = 0) -> None:
 
 
 def allow_many() -> None:
-    """Raise the soft limit to the hard one, as a server may: it is low for the sake of select(2)."""
+    """Raise the soft limit to the hard one. It is low for programs that use select(2), which the server does not."""
     try:
         import resource
     except ImportError:  # Windows
@@ -54,4 +54,4 @@ def allow_many() -> None:
         try:
             resource.setrlimit(resource.RLIMIT_NOFILE, (wanted, hard))
         except (OSError, ValueError):
-            pass  # macOS has a lower limit that it does not name
+            pass  # macOS has a lower limit than the hard one that it reports

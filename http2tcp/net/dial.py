@@ -1,7 +1,7 @@
-"""Names to addresses, each checked before it is dialled.
+"""Look a name up, check each of its addresses, and connect to the first that accepts.
 
-A name is resolved once; what the check forbids is dropped; the rest is dialled as checked. A second
-look-up could answer differently. Every failure is a `DialError`.
+A name is looked up once in each family. Addresses that the check forbids are dropped, and the others are dialled as
+they were checked: a second look-up could answer differently. Every failure is a `DialError`.
 """
 
 from __future__ import annotations
@@ -35,14 +35,15 @@ STAGGER = 0.25
 # How long, in seconds, to wait for a family whose look-up has not ended, once every address of the other has failed or
 # is forbidden. Without a limit, a resolver that drops one family would turn each refusal into a time-out.
 LAST_WAIT = 1.0
-# Attempts under way beyond one for each dial. A name can have more addresses that do not answer than there are
-# descriptors.
+# Connection attempts under way in the whole process, beyond the first of each dial. A name can have more addresses
+# that do not answer than this process may have descriptors.
 _further = trio.CapacityLimiter(32)
 _EXHAUSTED = (errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM)
 # Of each family: a name may have thousands of addresses, and every rule judges each of them. In ten seconds 40 can be
 # tried, one every `STAGGER`.
 _MAX_ADDRESSES = 40
-# A Unix listener whose backlog is full says so at once, where TCP would wait.
+# How long, in seconds, to wait before the next attempt at a Unix listener whose backlog is full: there connect(2)
+# fails at once, where TCP would wait.
 _BACKLOG_PAUSE = 0.02
 
 Permits = Callable[[IPAddress], bool]
@@ -50,7 +51,7 @@ Resolved = Callable[[Sequence["Candidate"]], None]
 
 
 class DialError(Exception):
-    """No connection. `str(error)` is a few words without the destination's name."""
+    """There is no connection. `str(error)` says why in a few words, without the destination's name."""
 
     def __init__(self, failure: DialFailure, words: str) -> None:
         super().__init__(words)
@@ -87,7 +88,7 @@ async def dial(
 
 
 class Candidate(NamedTuple):
-    """One address of a name: what `socket.connect` takes."""
+    """One address of a name, as `socket.connect` takes it."""
 
     family: socket.AddressFamily
     sockaddr: Any
@@ -96,14 +97,15 @@ class Candidate(NamedTuple):
 
     @property
     def ip(self) -> IPAddress:
-        """The address alone: a scope such as %eth0 says which link it is on."""
+        """The address without its zone (%eth0), which says on which link of this machine it is."""
         return ip_address(str(self.sockaddr[0]).partition("%")[0])
 
 
 class LookUpLimiter:
-    """How many look-ups of one owner may be under way, of the threads that all share.
+    """Limits how many of the threads that all look-ups share are used by the look-ups of one owner.
 
-    It is given back by the thread and not by the dial: one that was given up asks on until no name server is left.
+    A look-up of one family is one thread and one place here, so a name takes two of each. The thread gives its place
+    back, not the dial: a look-up whose dial was cancelled goes on until the resolver has given up.
     """
 
     def __init__(self, total: int) -> None:
@@ -111,16 +113,16 @@ class LookUpLimiter:
 
     @property
     def idle(self) -> bool:
-        """Whether nobody has a place, or waits for one."""
+        """Whether no look-up has a place or waits for one."""
         statistics = self._own.statistics()
         return statistics.borrowed_tokens == statistics.tasks_waiting == 0
 
     def may_be(self, total: int) -> None:
-        """So many from now on."""
+        """Change the number of places."""
         self._own.total_tokens = total
 
     async def acquire_on_behalf_of(self, borrower: object) -> None:
-        """A place of the owner's, and then a thread."""
+        """Wait for a place of the owner's, and then for a thread."""
         await self._own.acquire_on_behalf_of(borrower)
         try:
             await trio.to_thread.current_default_thread_limiter().acquire_on_behalf_of(borrower)
@@ -129,22 +131,22 @@ class LookUpLimiter:
             raise
 
     def release_on_behalf_of(self, borrower: object) -> None:
-        """Both are free."""
+        """Give both back."""
         trio.to_thread.current_default_thread_limiter().release_on_behalf_of(borrower)
         self._own.release_on_behalf_of(borrower)
 
 
 class LookUps:
-    """The limiter of each owner that looks names up."""
+    """Keeps one `LookUpLimiter` for each owner, such as a token."""
 
     def __init__(self) -> None:
         self._limiters: dict[bytes, LookUpLimiter] = {}
 
     def of(self, owner: bytes, total: int) -> LookUpLimiter:
-        """An owner's."""
+        """The limiter of this owner, which has `total` places from now on."""
         limiter = self._limiters.get(owner)
         if limiter is None:
-            # Those that nobody uses are of owners that may be gone.
+            # Forget the limiters that nobody uses: their owners may be gone.
             self._limiters = {each: kept for each, kept in self._limiters.items() if not kept.idle}
             limiter = self._limiters[owner] = LookUpLimiter(total)
         limiter.may_be(total)
@@ -280,7 +282,7 @@ async def resolve(destination: TCPAddress, *, patience: float = RESOLUTION_DELAY
 
 
 def interleave(candidates: Sequence[Candidate]) -> list[Candidate]:
-    """The families in turn, so that one broken family costs one delay (RFC 8305, section 4)."""
+    """Let the families take turns, so that one broken family costs one delay (RFC 8305, section 4)."""
     first = [c for c in candidates if c.family == candidates[0].family]
     other = [c for c in candidates if c.family != candidates[0].family]
     woven = [c for pair in zip(first, other, strict=False) for c in pair]
@@ -471,7 +473,7 @@ async def _connect(candidate: Candidate) -> SocketStream:
         if status:
             raise OSError(status, os.strerror(status))
         if candidate.family != getattr(socket, "AF_UNIX", None) and _leads_to_itself(sock, candidate.sockaddr[1]):
-            # So that whoever is to listen there finds the port free.
+            # Closed with a reset, the port is free at once for the program that is to listen there.
             reset_on_close(sock)
             raise OSError(errno.ECONNREFUSED, os.strerror(errno.ECONNREFUSED))
     except BaseException:
@@ -481,15 +483,16 @@ async def _connect(candidate: Candidate) -> SocketStream:
 
 
 def _leads_to_itself(sock: socket.socket, port: int) -> bool:
-    """Whether the kernel has chosen the port that was dialled, where nobody listens (RFC 9293, section 3.5).
+    """Whether the connection is one to itself (RFC 9293, section 3.5, "simultaneous open").
 
-    Once in some ten thousand times it does, for ports of the range that it chooses from.
+    For a port on this machine that nobody listens on, the kernel may choose the same port as the source: once in
+    some ten thousand times, if the port is in the range that it chooses from.
     """
     own = sock.getsockname()
     try:
         return bool(own[1] == port and own == sock.getpeername())
     except OSError:
-        return False  # reset by now, which whoever uses it finds out
+        return False  # it was reset in the meantime, which the first read or write reports
 
 
 def _explain(error: OSError) -> DialError:

@@ -12,13 +12,13 @@ import trio
 from http2tcp.net.streams import SocketStream, broken
 
 _PEEK = 64 * 1024
-# h11 ends a head there too, with or without CR.
+# The end of a head, with or without CR, as h11 finds it.
 _BLANK_LINE = re.compile(rb"\n\r?\n")
 _LONGEST = 3
 
 
 class HeadReceiver:
-    """Receives from a socket, but nothing beyond a blank line: whoever gets the socket finds the rest in it."""
+    """Receives up to the blank line that ends a head, and leaves the rest in the socket for the next process."""
 
     def __init__(self, stream: SocketStream) -> None:
         self._stream = stream
@@ -38,7 +38,8 @@ class HeadReceiver:
                 continue
             except OSError as error:
                 raise broken(error) from error
-            # A blank line may come in pieces; one that is whole is not to be found again.
+            # A blank line may arrive in pieces, so keep the end of what was seen. After a whole one, keep nothing, or
+            # it would be found again.
             self._tail = b"" if blank else seen[-_LONGEST + 1 :]
             return data
 
@@ -54,7 +55,7 @@ def is_unix_socket(fd: int) -> bool:
 def pass_socket(stream: SocketStream, fd: int) -> None:
     """Send the stream's socket over `fd` with one byte beside it, and close ours. Raises OSError."""
     with socket.socket(fileno=os.dup(fd)) as receiver:
-        # The receiver expects a socket as connect(2) gives it.
+        # The receiver expects a blocking socket, as connect(2) makes it.
         stream.socket.setblocking(True)
         socket.send_fds(receiver, [b"\0"], [stream.socket.fileno()])
     stream.socket.close()

@@ -1,7 +1,7 @@
-"""Listening: sockets to accept from, and the loop that accepts.
+"""Open listening sockets, and accept connections from them.
 
-trio's own `serve_listeners` sleeps and logs a traceback per listener when descriptors run out, and
-cannot take what is queued before it closes. This one does neither.
+trio's own `serve_listeners` sleeps and logs a traceback for each listener when descriptors run out, and it cannot
+accept what is queued before it closes. This loop logs one line, and can.
 """
 
 from __future__ import annotations
@@ -21,18 +21,18 @@ from http2tcp.errors import ListenError
 
 logger = logging.getLogger("http2tcp.listen")
 
-# The kernel cuts it to net.core.somaxconn, 4096 by default.
+# As long a queue as the kernel allows: Linux cuts it to net.core.somaxconn, 4096 by default.
 BACKLOG = 65535
-# Connections taken in one turn of the loop, in which every tunnel that is busy has its turn too. With one a turn, a
-# login behind a thousand others would wait for a thousand turns of all tunnels.
+# Connections accepted in one turn of the event loop. Every busy tunnel moves its bytes in each turn, so with one
+# connection a turn, a login behind a thousand others would wait while every tunnel had a thousand turns.
 _AT_ONCE = 16
-# How long to wait for a descriptor to become free.
+# How long, in seconds, to wait before the next attempt to accept when no descriptor is free.
 _EXHAUSTED_PAUSE = 0.1
-# In a crowd each one that becomes free is gone at once, and that is no news.
+# Under load every freed descriptor is taken at once: log the shortage at most once in so many seconds.
 _EXHAUSTED_SILENCE = 60.0
 _EXHAUSTED = (errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM)
 
-#: A connection, and whom it comes from; None: by a Unix socket, where peers have no address.
+#: Called with a connection and its peer's address; None: it came by a Unix socket, where peers have no address.
 Accepted = Callable[[socket.socket, TCPAddress | None], None]
 
 
@@ -40,10 +40,10 @@ class Listener:
     """One listening socket."""
 
     def __init__(self, sock: socket.socket, unix_path: str | None = None, *, shared: bool = False) -> None:
-        """`unix_path` is taken away at the end.
+        """`unix_path` is the path of a Unix socket, which `close` removes.
 
-        A socket that is `shared` stays open elsewhere: who holds it gives it to our successor, and with it all
-        connections that we have not accepted.
+        `shared`: another process, such as systemd, has the socket open too. It hands the socket to our successor, and
+        with it the connections that we have not accepted.
         """
         sock.setblocking(False)
         self._socket = sock
@@ -53,11 +53,11 @@ class Listener:
 
     @property
     def address(self) -> Address:
-        """What it listens on; the port is the real one where 0 was asked for."""
+        """Where it listens. The port is the one that the kernel chose, if 0 was asked for."""
         name = self._socket.getsockname()
         if self._socket.family in (socket.AF_INET, socket.AF_INET6):
             return TCPAddress(name[0], name[1])
-        # Bytes where Linux has an abstract name, which begins with a zero octet.
+        # The name is bytes if it is one of Linux's abstract names, which begin with a zero octet.
         return UnixAddress(name if isinstance(name, str) else name.decode(errors="replace").replace("\0", "@"))
 
     async def accept_forever(
@@ -66,10 +66,10 @@ class Listener:
         give_way: Callable[[], None] | None = None,
         at_once: Callable[[], int] = lambda: _AT_ONCE,
     ) -> None:
-        """Hand every connection and its peer's name to `accepted`, until cancelled.
+        """Pass every connection and its peer's address to `accepted`, until cancelled.
 
-        `give_way` is called where there is no descriptor for the next one, and may free some; `at_once` says how many
-        are taken at most in one turn of the loop.
+        `give_way` is called when no descriptor is free for the next connection, and may free some. `at_once` returns
+        how many connections may be accepted in this turn of the event loop.
         """
         exhausted = told = False
         silent_until = -math.inf
@@ -86,13 +86,13 @@ class Listener:
                 continue
             except OSError as error:
                 if error.errno not in _EXHAUSTED:
-                    continue  # that connection is gone already: accept(2) names a dozen ways
+                    continue  # this connection has failed already: accept(2) lists a dozen such errors
                 now = trio.current_time()
                 if not exhausted and now >= silent_until:
                     words = os.strerror(error.errno).lower()
                     if error.errno == errno.EMFILE:
                         words += " (raise ulimit -n, or a unit's LimitNOFILE=)"
-                    logger.error("no connection can be accepted: %s; trying on", words)
+                    logger.error("cannot accept connections: %s; retrying", words)
                     told, silent_until = True, now + _EXHAUSTED_SILENCE
                 exhausted = True
                 if give_way is not None:
@@ -100,9 +100,9 @@ class Listener:
                 await trio.sleep(_EXHAUSTED_PAUSE)
 
     def accept_queued(self, accepted: Accepted) -> bool:
-        """Hand on what the kernel has accepted already; False where descriptors ran out before the last.
+        """Pass on the connections that are queued in the kernel; False if descriptors ran out before the last.
 
-        What is queued at a shared socket is left for the successor.
+        A shared socket's queue is left for the successor.
         """
         while not self._shared:
             try:
@@ -115,7 +115,7 @@ class Listener:
         return True
 
     async def accept_rest(self, accepted: Accepted) -> None:
-        """Hand on what is queued as descriptors become free, and close."""
+        """Pass on all queued connections, as descriptors become free for them, and close."""
         while not self.accept_queued(accepted):  # noqa: ASYNC110  (nothing could set an event)
             await trio.sleep(_EXHAUSTED_PAUSE)
         self.close()
@@ -124,11 +124,11 @@ class Listener:
         sock, peer = self._socket.accept()
         if sock.family not in (socket.AF_INET, socket.AF_INET6):
             return sock, None
-        # A socket for both families, which only who hands us one makes, shows IPv4 peers as mapped.
+        # A socket for both families shows IPv4 peers as IPv4-mapped. We make none, but may be given one.
         return sock, TCPAddress(peer[0].removeprefix("::ffff:") if "." in peer[0] else peer[0], peer[1])
 
     def close(self) -> None:
-        """Stop listening; a Unix socket's path goes too, unless another process has taken it over."""
+        """Stop listening, and remove a Unix socket's path, unless another process has taken it over."""
         self._socket.close()
         if self._unix_path is not None:
             try:
@@ -141,8 +141,8 @@ class Listener:
 async def open_listeners(address: Address, unix_mode: int = 0o666) -> list[Listener]:
     """Listen on every address of the name; an empty host is every interface. Raises ListenError.
 
-    `unix_mode` is a Unix socket's; by default it is as open as a loopback port, and its directory says who may
-    reach it.
+    `unix_mode` is the mode of a Unix socket. By default everybody on this machine may connect, as to a loopback port;
+    the mode of its directory can narrow that.
     """
     try:
         if isinstance(address, UnixAddress):
@@ -166,12 +166,12 @@ async def _open_tcp_listeners(address: TCPAddress) -> list[Listener]:
             try:
                 sock = _listen_tcp(family, (sockaddr[0], port, *sockaddr[2:]))
             except OSError as error:
-                # A host without IPv6 still resolves ::, and one may be enough.
+                # A machine without IPv6 still resolves an empty host to :: as well; 0.0.0.0 alone is then enough.
                 if error.errno in (errno.EAFNOSUPPORT, errno.EADDRNOTAVAIL) and len(family_hosts) > 1:
                     continue
                 raise
             listeners.append(Listener(sock))
-            # All of them share the port that the first one got.
+            # If the kernel chooses the port, it chooses one for the first socket, which the others then use.
             port = port or sock.getsockname()[1]
     except OSError:
         for listener in listeners:
@@ -188,7 +188,7 @@ def _listen_tcp(family: int, sockaddr: tuple[object, ...]) -> socket.socket:
         if os.name == "posix":
             sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         else:
-            # On Windows SO_REUSEADDR would let another program take the port over.
+            # On Windows, SO_REUSEADDR would let another program take over the port.
             sock.setsockopt(socket.SOL_SOCKET, getattr(socket, "SO_EXCLUSIVEADDRUSE"), 1)  # noqa: B009
         if family == socket.AF_INET6:
             sock.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, 1)
@@ -205,7 +205,7 @@ def _listen_unix(path: str, mode: int) -> socket.socket:
     try:
         _remove_stale(path)
         sock.bind(path)
-        # Nobody can connect before it listens.
+        # Not too late: nobody can connect before the socket listens.
         os.chmod(path, mode)
         sock.listen(BACKLOG)
     except BaseException:
@@ -215,7 +215,7 @@ def _listen_unix(path: str, mode: int) -> socket.socket:
 
 
 def _remove_stale(path: str) -> None:
-    """Remove the socket of a process that is gone. One that still answers stays."""
+    """Remove the socket of a process that has ended. A socket on which somebody listens stays."""
     try:
         if not stat.S_ISSOCK(os.lstat(path).st_mode):
             return

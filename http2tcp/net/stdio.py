@@ -1,9 +1,9 @@
 """Standard input and output as one stream.
 
-stdin and stdout are shared with whoever started us, and O_NONBLOCK is a property of the open file, not
-of the descriptor: setting it would break theirs. So a pipe is opened anew through /proc on Linux, a
-socket is asked with MSG_DONTWAIT, and all else (a terminal, a file, another system) is read and written
-by threads. Descriptor 2 is never touched.
+We share stdin and stdout with the program that started us. O_NONBLOCK is a property of the open file, not of the
+descriptor, so setting it would change the file for that program too. Instead, a pipe is opened a second time through
+/proc (on Linux), a socket is read and written with MSG_DONTWAIT, and everything else (a terminal, a file, another
+system) is read and written by threads. Descriptor 2 is never touched.
 """
 
 from __future__ import annotations
@@ -21,18 +21,18 @@ import trio
 from http2tcp.errors import os_reason
 from http2tcp.net.streams import CHUNK, PORTABLE, Bytes, Ends, Stream, broken, check_size
 
-# How long, in seconds, stdin may stay open and silent after the target's end. ssh closes its pipe within milliseconds.
+# How long, in seconds, stdin may stay open and silent after the target's EOF. ssh closes its pipe within milliseconds.
 SILENCE = 3.0
-# A terminal has no end of its own: after the target's end, its user has nobody left to type to.
+# The same for a terminal, which does not end by itself: after the target's EOF, nobody reads what its user types.
 TERMINAL_SILENCE = 0.5
-# Where the kernel cannot wake us, how often to look whether stdout's reader is gone.
+# How often, in seconds, to look whether stdout's reader is gone, on systems whose kernel cannot wake us for that.
 _LOOK = 0.25
 
 
 class StdioStream(Stream):
-    """Two descriptors as a stream: receiving reads the one, sending writes to the other.
+    """A stream made of two descriptors: it receives from the first and sends to the second.
 
-    `send_eof` closes the output.
+    `send_eof` closes the second.
     """
 
     def __init__(self, input_fd: int = 0, output_fd: int = 1, *, portable: bool = PORTABLE) -> None:
@@ -44,7 +44,7 @@ class StdioStream(Stream):
 
     @property
     def fault(self) -> str:
-        """What made reading or writing fail; empty where nothing did, or where the other side has left."""
+        """Why reading or writing failed; empty if neither did, or if the other side has just left."""
         return self._input.fault or self._output.fault
 
     def source_fd(self) -> int | None:
@@ -60,7 +60,7 @@ class StdioStream(Stream):
         return await self._input.read(max_bytes or CHUNK)
 
     async def send_all(self, data: Bytes) -> None:
-        """Write everything. Raises BrokenResourceError where the reader is gone."""
+        """Write everything. Raises BrokenResourceError if the reader is gone."""
         _check_open(self._output)
         self._begin_sending()
         try:
@@ -69,24 +69,27 @@ class StdioStream(Stream):
             self._sending = False
 
     async def wait_send_all_might_not_block(self) -> None:
-        """Return at once: `send_all` waits where it must."""
+        """Return at once: `send_all` does the waiting."""
         _check_open(self._output)
         await trio.lowlevel.checkpoint()
 
     async def send_eof(self) -> None:
-        """Close the output, for its reader to see."""
+        """Close the output, so that its reader sees the end."""
         self._output.close()
         self._output_closed = True
         await trio.lowlevel.checkpoint()
 
     async def reader_gone(self) -> None:
-        """Wait until nobody can read the open output any more; for ever where that cannot be told."""
+        """Wait until nobody can read the output any more; for ever if it is closed or the system does not tell."""
         await self._output.reader_gone()
         if self._output_closed:
             await trio.sleep_forever()
 
     def abort(self) -> None:
-        """Let go of both, which end with the process: ssh leaves at their end, and our last words come first."""
+        """Close our own copies only; the two descriptors end with the process.
+
+        ssh ends as soon as they are closed, and our error message must be on the terminal before that.
+        """
         self._input.let_go()
         self._output.let_go()
 
@@ -142,7 +145,7 @@ class _Output(ABC):
         await _hung_up(self.fd)
 
     def close(self) -> None:
-        """Tell the reader that nothing more comes."""
+        """Close it, so that its reader sees the end."""
         if not self.closed:
             self.closed = True
             _shut_down(self.fd)
@@ -153,14 +156,14 @@ class _Output(ABC):
 
 
 class _PolledInput(_Input):
-    """A pipe through an open file of our own, or a socket."""
+    """A pipe that we have opened a second time, or a socket."""
 
     def __init__(self, fd: int, own: int | socket.socket) -> None:
         super().__init__(fd)
         self._own = own
 
     def own_fd(self) -> int | None:
-        # A socket here is not non-blocking, which splice(2) would need.
+        # Not a socket: it is left blocking, and splice(2) needs a non-blocking descriptor.
         return self._own if isinstance(self._own, int) and self._own >= 0 else None
 
     async def read(self, max_bytes: int) -> bytes:
@@ -186,7 +189,7 @@ class _PolledOutput(_Output):
         self._own = own
 
     def own_fd(self) -> int | None:
-        # A socket here is not non-blocking, which splice(2) would need.
+        # Not a socket: it is left blocking, and splice(2) needs a non-blocking descriptor.
         return self._own if isinstance(self._own, int) and self._own >= 0 else None
 
     async def write(self, data: Bytes) -> None:
@@ -234,7 +237,7 @@ class _ThreadOutput(_Output):
 
 
 def _has_left(fd: int, error: OSError) -> bool:
-    """Whether the error says that the other side is gone: for a terminal that is a hang-up."""
+    """Whether the error says that the other side is gone. A terminal reports its hang-up as EIO."""
     if error.errno == errno.EIO:
         return stat.S_ISCHR(os.fstat(fd).st_mode)
     return error.errno in (errno.EPIPE, errno.ECONNRESET)
@@ -251,7 +254,7 @@ def _open_output(fd: int, portable: bool) -> _Output:
 
 
 def _open_own(fd: int, flags: int) -> int | socket.socket | None:
-    """A way to the descriptor that does not change what others share; None where a thread is the way."""
+    """A way to use the descriptor without changing what others share; None if only a thread can."""
     if sys.platform != "linux":
         return None
     mode = os.fstat(fd).st_mode
@@ -261,12 +264,12 @@ def _open_own(fd: int, flags: int) -> int | socket.socket | None:
         if stat.S_ISFIFO(mode):
             return os.open(f"/proc/self/fd/{fd}", flags | os.O_NONBLOCK | os.O_CLOEXEC)
     except OSError:
-        pass  # no /proc, a pipe of another user's, or one without a reader: the thread finds out
+        pass  # no /proc, another user's pipe, or a pipe without a reader: the thread meets and reports the error
     return None
 
 
 def _close_own(own: int | socket.socket) -> bool:
-    """Close what `_open_own` gave; False where it was closed before."""
+    """Close what `_open_own` returned; False if it was closed already."""
     if isinstance(own, int):
         if own < 0:
             return False
@@ -281,17 +284,17 @@ def _close_own(own: int | socket.socket) -> bool:
 
 
 def _shut_down(fd: int) -> None:
-    """Say EOF on a socket: it may be stdin too, so that closing it would tell nobody."""
+    """Send EOF on a socket. The same socket may be stdin too, and then closing one descriptor sends nothing."""
     if os.name == "posix" and stat.S_ISSOCK(os.fstat(fd).st_mode):
         with socket.socket(fileno=os.dup(fd)) as sock:
             try:
                 sock.shutdown(socket.SHUT_WR)
             except OSError:
-                pass  # nobody is there to be told
+                pass  # the peer is gone
 
 
 def _give_back(fd: int) -> None:
-    # The number stays taken: a descriptor opened later must not become stdin or stdout.
+    # Put /dev/null in its place, so that the next descriptor that is opened does not become stdin or stdout.
     nothing = os.open(os.devnull, os.O_RDWR)
     os.dup2(nothing, fd)
     os.close(nothing)
@@ -302,7 +305,7 @@ def _read(fd: int, max_bytes: int) -> bytes:
         try:
             return os.read(fd, max_bytes)
         except BlockingIOError:
-            select.select([fd], [], [])  # somebody else has made it non-blocking
+            select.select([fd], [], [])  # another process has made it non-blocking
 
 
 def _write(fd: int, data: bytes) -> None:
@@ -316,12 +319,12 @@ def _write(fd: int, data: bytes) -> None:
 
 async def _hung_up(fd: int) -> None:
     if sys.platform == "linux":
-        # Without events asked for, epoll reports errors and hang-ups alone. It can be polled itself.
+        # Registered for no events, epoll reports errors and hang-ups only. trio can wait for the epoll itself.
         with select.epoll() as epoll:
             try:
                 epoll.register(fd, 0)
             except OSError:
-                await trio.sleep_forever()  # a file has no reader that could go
+                await trio.sleep_forever()  # it is a file, which has no reader that could leave
             await trio.lowlevel.wait_readable(epoll.fileno())
     elif sys.platform == "win32":
         await trio.sleep_forever()

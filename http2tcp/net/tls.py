@@ -1,10 +1,11 @@
-"""TLS over a bare socket, driven by trio's readiness; `http2tcp.net.tls_session` bounds the work of a turn.
+"""TLS over a plain socket: waits with trio for what `http2tcp.net.tls_session` needs.
 
-Handshakes queue: one of them has a turn of the loop, since each costs a millisecond of public-key arithmetic, and a
-crowd of them must not hold up the tunnels.
+Handshakes queue, so that the event loop does a step of one handshake in each turn. A handshake costs a millisecond of
+public-key arithmetic, and hundreds of them in one turn would hold up the tunnels.
 
-RFC 8446, section 6.1: a stream that ends without close_notify was cut. It is reported as broken, never
-as an EOF. There is no half-close: Python's `unwrap` loses data that is in flight.
+A stream that ends without close_notify was cut (RFC 8446, section 6.1). It is reported as broken, never as an EOF.
+There is no half-close: a client cannot know what its front end does with a close_notify, and nginx ends both
+directions. `http2tcp.net.tls_server` has it, for the side that knows its peer.
 """
 
 from __future__ import annotations
@@ -36,18 +37,18 @@ from http2tcp.net.streams import (
 )
 from http2tcp.net.tls_session import CHUNK, TLSSocket
 
-# Where systems keep their authorities, for a Python that was built for another system.
+# Where systems keep their authorities. A Python that was built for another system does not know.
 _BUNDLES = ("/etc/ssl/certs/ca-certificates.crt", "/etc/pki/tls/certs/ca-bundle.crt", "/etc/ssl/cert.pem")
 
 _HASHED = re.compile(r"[0-9a-f]{8}\.[0-9]+")
 
-# A certificate, its chain and a key.
+# Bytes: a certificate with its chain and key is shorter.
 _ENOUGH = 64 * 1024
 
-# Who has it may do the next part of a handshake, in this turn of the loop.
+# The lock that a task holds while it does a step of its handshake: one step in each turn of the event loop.
 _HANDSHAKE_TURN: trio.lowlevel.RunVar[trio.StrictFIFOLock] = trio.lowlevel.RunVar("http2tcp handshakes")
 
-# How long closing may wait for room for a close_notify.
+# How long, in seconds, closing may wait until the kernel has room for a close_notify.
 _CLOSING = 1.0
 _TORN = "an earlier send was cancelled half-way"
 
@@ -58,7 +59,7 @@ _T = TypeVar("_T")
 
 
 class PinMismatch(Exception):
-    """The peer's public key is none of the pinned ones. `str(error)` is its pin."""
+    """The peer's public key is not one of the pinned keys. `str(error)` is its pin."""
 
 
 def client_context(
@@ -74,13 +75,13 @@ def client_context(
     else:
         _load_system_authorities(context)
     if cert is not None:
-        # Without a password OpenSSL would ask for it on the terminal, and wait.
+        # With a password, if an empty one, an encrypted key is an error. Without one OpenSSL asks on the terminal.
         context.load_cert_chain(cert, key, password="")
     return context
 
 
 def bare_context(protocol: int) -> ssl.SSLContext:
-    """A context of either side, without certificates: http/1.1 alone, and a cut is a cut."""
+    """A context for either side, without certificates. ALPN has http/1.1 only, and a cut is never taken for an end."""
     context = ssl.SSLContext(protocol)
     # Python before 3.11.4 has OpenSSL 3 take an end without close_notify for a clean one.
     context.options &= ~getattr(ssl, "OP_IGNORE_UNEXPECTED_EOF", 0)
@@ -93,7 +94,7 @@ def _load_system_authorities(context: ssl.SSLContext) -> None:
     paths = ssl.get_default_verify_paths()
     named = os.environ.get(paths.openssl_cafile_env) or os.environ.get(paths.openssl_capath_env)
     if not named and paths.capath is not None and any(_HASHED.fullmatch(name) for name in os.listdir(paths.capath)):
-        # OpenSSL then reads the one authority that it needs, and not all 140 (27 against 48 ms).
+        # From a directory of hashed names OpenSSL reads only the authority that it needs: 27 ms, not 48 ms for all 140.
         context.load_verify_locations(capath=paths.capath)
         return
     context.load_default_certs()
@@ -104,7 +105,10 @@ def _load_system_authorities(context: ssl.SSLContext) -> None:
 
 
 def unusable_authorities() -> str:
-    """Which of OpenSSL's variables leads to no authorities, in words, or "": OpenSSL itself passes over it."""
+    """Which of OpenSSL's environment variables leads to no authorities, in words; "" if none does.
+
+    OpenSSL itself ignores such a variable silently.
+    """
     paths = ssl.get_default_verify_paths()
     if named := os.environ.get(paths.openssl_cafile_env):
         try:
@@ -121,7 +125,7 @@ def unusable_authorities() -> str:
 
 
 def beginnings(files: Sequence[tuple[str, str | None]]) -> list[tuple[str, str, bytes]]:
-    """Options and their files with what these begin with, for telling what is wrong with one. Any may be missing."""
+    """Each option with its file and the file's first bytes, to find out which file is wrong; only readable files."""
     found = []
     for option, path in files:
         try:
@@ -129,7 +133,7 @@ def beginnings(files: Sequence[tuple[str, str | None]]) -> list[tuple[str, str, 
                 with open(path, "rb") as file:
                     found.append((option, path, file.read(_ENOUGH)))
         except OSError:
-            continue  # the error that there is says so
+            continue  # the caller has an error that says so
     return found
 
 
@@ -145,9 +149,9 @@ class TLSStream(Stream):
         self._receiving = False
         self._ended = False
         self._torn = False
-        # What was received last was as much as one turn takes.
+        # Whether the last receive returned as much as one turn may.
         self._bulky = False
-        #: Our close_notify is sent.
+        #: Whether our close_notify has been sent.
         self._said_all = False
 
     def version(self) -> str | None:
@@ -155,11 +159,11 @@ class TLSStream(Stream):
         return self.socket.version()
 
     def certificate(self) -> bytes | None:
-        """The peer's, in DER."""
+        """The peer's certificate, in DER."""
         return self.socket.certificate()
 
     async def receive_some(self, max_bytes: int | None = None) -> bytes:
-        """Up to `max_bytes`, and to 64 KiB; b"" is close_notify. Raises BrokenResourceError."""
+        """Up to `max_bytes` and at most 64 KiB; b"" is close_notify. Raises BrokenResourceError."""
         check_size(max_bytes)
         if self.socket.fileno() < 0:
             raise trio.ClosedResourceError("this stream was already closed")
@@ -180,8 +184,8 @@ class TLSStream(Stream):
         while True:
             if self.socket.fileno() < 0:
                 raise trio.ClosedResourceError("this stream was already closed")
-            # One turn for each part of what has come: the other tunnels have theirs between. In the middle of bulk the
-            # kernel has more, most of the time, and trying costs less than asking.
+            # Other tunnels run between two reads, always. In the middle of a bulk transfer the kernel usually has more
+            # already, and an attempt to read costs less than waiting for readiness.
             if self.socket.buffered or self._bulky:
                 await trio.lowlevel.checkpoint()
             elif self.socket.owes:
@@ -194,19 +198,19 @@ class TLSStream(Stream):
                 return data
 
     def _receive(self, wanted: int) -> bytes:
-        # While this waited, `send_eof` may have put aside what comes before all that the socket still has.
+        # While this task waited, `send_eof` may have moved decrypted bytes to `_ahead`: they come first.
         if self._ahead or self._ended:
             return self.take_ahead(wanted)
         try:
             data = self.socket.receive(wanted)
         except ssl.SSLZeroReturnError:
-            self._ended = True  # the peer's close_notify, after ours
+            self._ended = True  # the peer's close_notify came after ours
             return b""
         self._ended = self.socket.ended
         return data
 
     async def send_all(self, data: Bytes) -> None:
-        """Send everything. Cancelling it while it waits for room tears the stream: nothing can be sent after that."""
+        """Send everything. If it is cancelled while it waits for room, nothing more can be sent on this stream."""
         self._begin_sending()
         try:
             await self._send(data)
@@ -223,14 +227,14 @@ class TLSStream(Stream):
             sent = 0
             self._torn = True
             while sent < len(view):
-                # Bound by name, since the retry must be of the same bytes.
+                # A name of its own, since a retry must pass the same bytes again.
                 rest = view[sent:]
                 try:
                     sent += await self._when_ready(lambda: self.socket.send(rest))  # noqa: B023
                 except ssl.SSLZeroReturnError:
                     raise trio.BrokenResourceError("the other side had ended TLS already") from None
             self._torn = False
-        # Not to be cancelled: all of it is sent.
+        # All of it is sent, so a cancellation must not make it look unfinished.
         await trio.lowlevel.cancel_shielded_checkpoint()
 
     async def wait_send_all_might_not_block(self) -> None:
@@ -250,7 +254,7 @@ class TLSStream(Stream):
         raise HalfCloseUnsupported("TLS has no half-close here")
 
     async def flush(self) -> None:
-        """See `Stream.flush`. Returns at once where the kernel does not tell."""
+        """See `Stream.flush`. Returns at once on systems whose kernel does not tell."""
         await delivered(self.socket)
 
     def queue(self) -> Queue:
@@ -258,30 +262,30 @@ class TLSStream(Stream):
         return queue_of(self.socket)
 
     async def finish(self) -> None:
-        """Send close_notify, once the kernel has room for it. The peer's is not waited for."""
+        """Send close_notify as soon as the kernel has room, without waiting for the peer's close_notify."""
         await trio.lowlevel.checkpoint_if_cancelled()
         if self._said_all:
             return
         if self._torn:
             raise trio.BrokenResourceError(_TORN)
         await self._send_close_notify()
-        # Whatever comes now is nobody's: the stream gives nothing more, and takes nothing.
+        # The session is over: what arrives from now on is not ours to return, and nothing more can be sent.
         self._said_all = self._ended = self._torn = True
 
     async def _send_close_notify(self) -> None:
-        """Wait until the kernel has room for it. Where the peer is gone nothing is raised: receiving tells."""
+        """Send it as soon as the kernel has room. If the peer is gone, raise nothing: the next receive reports it."""
         while True:
             if self.socket.fileno() < 0:
                 raise trio.ClosedResourceError("this stream was already closed")
             try:
                 self.socket.unwrap()
             except ssl.SSLWantWriteError:
-                # OpenSSL has made it already, and makes no second one.
+                # Calling `unwrap` again sends the same close_notify: OpenSSL makes only one.
                 await self._writable()
             except OSError:
-                return  # SSLWantReadError: it is sent, and the peer's has not come. Anything else: the peer is gone
+                return  # SSLWantReadError: ours is sent, and the peer's has not come. Other errors: the peer is gone
             else:
-                return  # it is sent, and the peer's came before
+                return  # ours is sent, and the peer's has come
 
     def abort(self) -> None:
         """Close without close_notify, with RST."""
@@ -290,9 +294,9 @@ class TLSStream(Stream):
             self._close()
 
     async def aclose(self) -> None:
-        """Send close_notify and close. The peer's is not waited for.
+        """Send close_notify and close, without waiting for the peer's close_notify.
 
-        Raises BrokenResourceError where the peer takes nothing for so long that it is reset instead.
+        If the kernel has no room for it in time, reset the connection instead and raise BrokenResourceError.
         """
         try:
             if self.socket.fileno() >= 0 and not self._torn:
@@ -311,7 +315,7 @@ class TLSStream(Stream):
         self.socket.close()
 
     async def handshake(self) -> None:
-        """Before anything else. Raises ssl.SSLError or OSError."""
+        """Shake hands; must come before everything else. Raises ssl.SSLError or OSError."""
         queue = _handshake_turn()
         while True:
             done, wait = False, trio.lowlevel.checkpoint
@@ -323,14 +327,14 @@ class TLSStream(Stream):
                 except ssl.SSLWantWriteError:
                     wait = self._writable
                 finally:
-                    # The next one is for the next turn, however this one went.
+                    # Keep the lock until the next turn of the event loop, also after an error.
                     await trio.lowlevel.cancel_shielded_checkpoint()
             if done:
                 return
             await wait()
 
     async def _when_ready(self, operation: Callable[[], _T]) -> _T:
-        # A key update or a renegotiation can make a read wait to write and a write wait to read.
+        # Because of key updates and renegotiations, a read may have to wait until it can write, and the reverse.
         while True:
             if self.socket.fileno() < 0:
                 raise trio.ClosedResourceError("this stream was already closed")
@@ -348,7 +352,7 @@ class TLSStream(Stream):
                 raise broken(error) from error
 
     async def _readable(self) -> None:
-        # Both directions may need the same readiness, and trio lets one task wait for it.
+        # Sender and receiver may both wait for this, and trio allows one task to: the second waits for the first.
         if self._reader is not None:
             await self._reader.wait()
             return
@@ -388,8 +392,8 @@ def what_broke(error: ssl.SSLError) -> str:
 
 
 def is_cut(error: ssl.SSLError) -> bool:
-    """Whether the connection ended below TLS."""
-    # The name of the same error before Python 3.11.4.
+    """Whether the connection ended without a close_notify."""
+    # Before Python 3.11.4 the same error has another class, and this reason.
     return isinstance(error, ssl.SSLEOFError) or error.reason == "UNEXPECTED_EOF_WHILE_READING"
 
 
@@ -425,7 +429,7 @@ async def open_tls(
 def check_pin(certificate: bytes | None, pins: Collection[bytes]) -> None:
     """Hold a DER certificate's public key to `pins`, if there are any. Raises PinMismatch."""
     if pins:
-        # Few pin a key, and from Python 3.14 on nobody else has loaded it.
+        # Imported late: few clients pin a key, and from Python 3.14 on nothing else here imports hashlib.
         import hashlib
 
         from http2tcp.protocol.certificate import pin, public_key

@@ -1,7 +1,7 @@
-"""TLS over a stream that is no bare socket, such as the TLS session with an https proxy.
+"""TLS over any stream that is not a plain socket, such as the TLS session with an https proxy.
 
-OpenSSL gets a few records at a time, as in `http2tcp.net.tls_session`. As in `http2tcp.net.tls`, a stream that ends
-without close_notify was cut, and there is no half-close.
+OpenSSL gets a few records at a time, as in `http2tcp.net.tls_session`, which says why. As in `http2tcp.net.tls`, a
+stream that ends without close_notify was cut, and there is no half-close.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from http2tcp.net.tls_session import BARREN, MAX_BARREN, MAX_HANDSHAKE, RECORD, 
 
 
 class ByRecords(trio.abc.Stream):
-    """What carries a session: it gives a few records at a time, and everybody else a turn between."""
+    """The stream below a TLS session. It returns a few records at a time, and lets other tasks run in between."""
 
     def __init__(self, carrier: Stream) -> None:
         self._carrier = carrier
@@ -26,7 +26,7 @@ class ByRecords(trio.abc.Stream):
         self._limit = MAX_HANDSHAKE
 
     def fruitful(self) -> None:
-        """What was given had payload, or has made the session."""
+        """The records returned so far had payload, or completed the handshake: count those without payload anew."""
         self._given, self._limit = 0, MAX_BARREN
 
     async def receive_some(self, max_bytes: int | None = None) -> bytes:
@@ -56,7 +56,7 @@ class ByRecords(trio.abc.Stream):
         await self._carrier.aclose()
 
 
-# How long closing may wait for room for a close_notify.
+# How long, in seconds, closing may wait until the kernel has room for a close_notify.
 _CLOSING = 1.0
 
 
@@ -76,7 +76,7 @@ class TLSOverStream(Stream):
         return version
 
     def certificate(self) -> bytes | None:
-        """The peer's, in DER."""
+        """The peer's certificate, in DER."""
         certificate: bytes | None = self._tls.getpeercert(binary_form=True)
         return certificate
 
@@ -112,15 +112,15 @@ class TLSOverStream(Stream):
         raise HalfCloseUnsupported("TLS has no half-close here")
 
     async def flush(self) -> None:
-        """As the stream below."""
+        """See `Stream.flush`: that of the stream below."""
         await self._carrier.flush()
 
     def queue(self) -> Queue:
-        """As the stream below."""
+        """See `Stream.queue`: that of the stream below."""
         return self._carrier.queue()
 
     async def finish(self) -> None:
-        """Send close_notify and close. The peer's is not waited for."""
+        """Send close_notify and close, without waiting for the peer's close_notify."""
         await self._tls.aclose()
 
     def abort(self) -> None:
@@ -128,9 +128,9 @@ class TLSOverStream(Stream):
         self._carrier.abort()
 
     async def aclose(self) -> None:
-        """Send close_notify and close. The peer's is not waited for.
+        """Send close_notify and close, without waiting for the peer's close_notify.
 
-        Raises BrokenResourceError where the peer takes nothing for so long that it is reset instead.
+        If the kernel has no room for it in time, reset the connection instead and raise BrokenResourceError.
         """
         with trio.move_on_after(_CLOSING) as closing:
             await self._tls.aclose()
@@ -140,7 +140,7 @@ class TLSOverStream(Stream):
 
 
 def _broken(error: trio.BrokenResourceError) -> trio.BrokenResourceError:
-    """The same in words, which trio leaves to the cause."""
+    """The same error with words of its own: trio has them in the cause only."""
     if isinstance(error.__cause__, ssl.SSLError):
         return trio.BrokenResourceError(what_broke(error.__cause__))
     return trio.BrokenResourceError(str(error) or "an earlier send was cancelled half-way")

@@ -1,8 +1,8 @@
-"""The server's side of TLS, for hosts without a front end: handshakes, with a certificate that can be replaced.
+"""The server's side of TLS, for hosts without a front end: load the certificate, and shake hands.
 
-TLS 1.2 or newer, with OpenSSL's own choice of ciphers. Every name that a client asks for gets the one
-certificate. A client that offers HTTP/2 alone in ALPN is answered without ALPN, since Python has no way to
-refuse it there; what it then sends is refused as no HTTP/1.1.
+TLS 1.2 or newer, with OpenSSL's own choice of ciphers. There is one certificate, whatever name a client asks for. A
+client that offers only HTTP/2 in ALPN gets a session without ALPN, since Python cannot refuse it there; its first
+bytes are then refused because they are not HTTP/1.1.
 """
 
 from __future__ import annotations
@@ -30,19 +30,19 @@ logger = logging.getLogger("http2tcp.tls")
 _CERTIFICATE = re.compile(rb"-----BEGIN CERTIFICATE-----([^-]+)-----END CERTIFICATE-----")
 _KEY = b"PRIVATE KEY-----"
 
-# How long a client whose handshake failed may take to read the alert that says why.
+# How long, in seconds, a client whose handshake failed may take to read the alert that says why.
 _LINGER = 1.0
 
 
 class HandshakeFailed(Exception):
-    """No TLS session. `str(error)` says why, in a few words that are fit for a log."""
+    """The handshake failed. `str(error)` says why, in a few words that are fit for a log."""
 
 
 def server_context(certificate: str, key: str | None = None) -> ssl.SSLContext:
-    """Load a certificate and its key. Warns of what clients or operators will not like. Raises SettingsError.
+    """Load a certificate and its key. Logs a warning for one that is not valid now or a key that anybody can read.
 
-    `certificate`: a PEM file, the server's own before those that lead to its authority.
-    `key`: the PEM file with its key; None: the same file.
+    `certificate`: a PEM file with the server's own certificate first, then those that lead to its authority.
+    `key`: the PEM file with its key; None: the key is in the same file. Raises SettingsError.
     """
     chain = _read(certificate, "certificate")
     first = _CERTIFICATE.search(chain)
@@ -54,7 +54,7 @@ def server_context(certificate: str, key: str | None = None) -> ssl.SSLContext:
         raise SettingsError(f"{key} holds no private key in PEM")
     context = bare_context(ssl.PROTOCOL_TLS_SERVER)
     context.minimum_version = ssl.TLSVersion.TLSv1_2
-    # A client could keep us busy with it, and TLS 1.3 has none.
+    # A client could keep the server busy with renegotiations, and TLS 1.3 has none.
     context.options |= ssl.OP_NO_RENEGOTIATION
     _load(context, certificate, key or certificate)
     if _everybody_can_read(key or certificate):
@@ -74,7 +74,7 @@ def _load(context: ssl.SSLContext, certificate: str, key: str) -> None:
             words = f"the key in {key} is not that of the first certificate in {certificate}"
             raise SettingsError(words) from None
         files = certificate if key == certificate else f"{certificate} with {key}"
-        # What is no DER has no reason of OpenSSL's.
+        # OpenSSL gives no reason for bytes that are not DER.
         damaged = isinstance(error, ssl.SSLError) and not error.reason
         why = "OpenSSL cannot read one of them, which may be damaged" if damaged else _reason(error)
         raise SettingsError(f"cannot use the certificate and key of {files}: {why}") from None
@@ -84,7 +84,7 @@ def _tell_dates(path: str, base64: bytes) -> None:
     try:
         certificate = parse_certificate(b64decode(base64))
     except (CertificateError, ValueError):
-        return  # OpenSSL takes it, and so may clients
+        return  # our parser cannot read it, but OpenSSL could, and so may clients
     now, day = datetime.now(UTC), "%Y-%m-%d"
     if certificate.not_after < now:
         words = "the certificate in %s expired on %s: clients refuse it until it is renewed"
@@ -97,13 +97,14 @@ def _tell_dates(path: str, base64: bytes) -> None:
 
 
 async def accept_tls(stream: SocketStream, context: ssl.SSLContext) -> ServerTLSStream:
-    """Shake hands as a server, on a connection from which nothing was read too far.
+    """Shake hands as a server, on a connection from which nothing has been read.
 
-    The caller sets the deadline. Raises TLSRequired, which leaves the stream and all its bytes; HandshakeFailed; or
-    BrokenResourceError where the client left. The connection is closed then.
+    The caller sets the deadline. Raises TLSRequired if the client speaks HTTP without TLS: the stream stays open, and
+    all its bytes are still unread. Raises HandshakeFailed, or BrokenResourceError if the client left; the connection
+    is then closed.
     """
     try:
-        # RFC 8446, section 5.1: a handshake begins with 22, which is no letter.
+        # A TLS handshake begins with the byte 22 (RFC 8446, section 5.1), and HTTP begins with a letter.
         if (await _peek(stream)).isalpha():
             raise TLSRequired
         tls = ServerTLSStream(TLSSocket(stream.socket, context, server_side=True))
@@ -133,11 +134,11 @@ async def accept_tls(stream: SocketStream, context: ssl.SSLContext) -> ServerTLS
 
 
 class _Encrypted(Exception):
-    """A key wants a passphrase."""
+    """The key needs a passphrase."""
 
 
 def _ask_nobody() -> NoReturn:
-    # Without an answer of ours OpenSSL would ask for it on the terminal, and wait.
+    # OpenSSL asks us for the passphrase; if we did not answer, it would ask on the terminal and wait.
     raise _Encrypted
 
 
@@ -163,7 +164,7 @@ def _reason(error: OSError) -> str:
 
 
 async def _peek(stream: SocketStream) -> bytes:
-    """The first byte, which stays where it is; b"" is EOF."""
+    """The first byte, which stays in the kernel's buffer; b"" is EOF."""
     while True:
         await trio.lowlevel.wait_readable(stream.socket)
         try:
@@ -173,7 +174,10 @@ async def _peek(stream: SocketStream) -> bytes:
 
 
 async def _deliver_alert(tls: ServerTLSStream) -> None:
-    """OpenSSL has sent an alert where there is one. Closing with bytes unread would reset it away."""
+    """Wait until the client has had time to read the alert that OpenSSL has sent, and close.
+
+    Closing at once, with bytes of the client's unread, would make the kernel send a reset, which discards the alert.
+    """
     raw = SocketStream(socket.socket(fileno=tls.socket.detach()))
     try:
         with trio.move_on_after(_LINGER):
@@ -187,8 +191,8 @@ async def _deliver_alert(tls: ServerTLSStream) -> None:
 class ServerTLSStream(TLSStream):
     """A TLS session that has half-close. Make one with `accept_tls`.
 
-    A client cannot have it, since it does not know what its front end makes of it. Here a close_notify leads
-    to whoever reads it: our own client, for one, which still sends what its stdin has.
+    Here no front end ends TLS: the client itself reads the close_notify. Our own client then still sends what its
+    stdin has. A client cannot do the same, since it does not know what its front end does with a close_notify.
     """
 
     ends = TCP_ENDS
@@ -196,8 +200,8 @@ class ServerTLSStream(TLSStream):
     async def send_eof(self) -> None:
         """Send close_notify and go on receiving (RFC 8446, section 6.1).
 
-        Raises BrokenResourceError after a send that was cancelled half-way. A client that is gone is no error here:
-        receiving tells.
+        Raises BrokenResourceError after a send that was cancelled half-way. If the client is gone, raises nothing:
+        the next receive reports it.
         """
         self._begin_sending()
         try:
@@ -213,19 +217,20 @@ class ServerTLSStream(TLSStream):
             return
         if self._torn:
             raise trio.BrokenResourceError("an earlier send was cancelled half-way")
-        # There is nothing to send after it, whether it is sent whole or not.
+        # From here on nothing else may be sent, also if this is cancelled.
         self._torn = True
-        # OpenSSL takes decrypted bytes that nobody has fetched yet for a breach of the protocol.
+        # Take what is decrypted already: with such bytes left, OpenSSL's shutdown fails with "application data after
+        # close notify".
         while size := self.socket.pending():
             self._ahead += self.socket.recv(size)
         await self._send_close_notify()
         self._said_all = True
 
     async def finish(self) -> None:
-        """As `send_eof`, which the peer may have been told before."""
+        """See `Stream.finish`. Sends close_notify unless `send_eof` has."""
         await self._send_eof()
 
     async def linger(self) -> None:
-        """See `Stream.linger`. It says close_notify first, which the peer may be waiting for."""
+        """See `Stream.linger`. Sends close_notify first, since the peer may be waiting for it."""
         await self._send_eof()
         await super().linger()

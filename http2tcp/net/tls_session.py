@@ -1,17 +1,17 @@
-"""A TLS session that does a bounded amount of work a turn of the loop, however the peer cuts what it sends.
+"""A TLS session that does a bounded amount of work in one turn of the event loop, whatever records the peer sends.
 
-`SSL_read` on a socket goes on until it has payload or the kernel has nothing more. Records without payload (key
-updates, tickets, refused renegotiations) never end it: the peer refills the kernel's buffer faster than OpenSSL
-empties it, and for that long no other tunnel has its turn. Looking at the heads with MSG_PEEK first does not help.
-In TLS 1.3 a head does not say what is in its record, a key update can be padded to 16 KiB, and what arrives after
-the look is read all the same. So OpenSSL never reads the socket here: it gets one record at a time, by a memory BIO.
+On a socket, OpenSSL's `SSL_read` reads records until one has payload or the kernel has no more bytes. Records without
+payload (key updates, tickets, refused renegotiations) do not stop it. A peer can send them faster than OpenSSL reads
+them, and meanwhile no other tunnel runs. Peeking at the record headers first does not help: in TLS 1.3 a header does
+not say what is in its record, a key update can be padded to 16 KiB, and OpenSSL also reads what arrives after the peek.
+So OpenSSL never reads the socket here. We read it, and hand OpenSSL one record at a time through a memory BIO.
 
-In CPU, against a non-blocking SSLSocket (medians of 21 interleaved pairs of downloads): a client takes 1.07 of it, a
-server that sends capsules 0.66, one that sends raw bytes 1.17. A tunnel that had bulk keeps some 70 KiB, of which two
-BIOs that never shrink are 44.
+CPU time compared with a non-blocking SSLSocket (medians of 21 interleaved pairs of downloads): 1.07 times as much for a
+client, 0.66 for a server that sends capsules, 1.17 for one that sends raw bytes. After a bulk transfer a tunnel keeps
+some 70 KiB, of which 44 KiB are the two BIOs, which never shrink.
 
-A turn is at most `RECORDS` records, of which `BARREN` may be without payload; handshakes have one turn after the other.
-A peer that sends `MAX_BARREN` records in a row without payload is broken off.
+One turn takes at most `RECORDS` records, of which at most `BARREN` may be without payload. A peer that sends more than
+`MAX_BARREN` records without payload in a row is cut off.
 """
 
 from __future__ import annotations
@@ -20,39 +20,39 @@ import socket
 import ssl
 from typing import Any
 
-# RFC 8446, section 5.1: a record has at most 16 KiB. Asking for more has Python allocate more for each.
+# RFC 8446, section 5.1: a record has at most 16 KiB. Python allocates as much as a read asks for, so ask for no more.
 RECORD = 16 * 1024
 CHUNK = 4 * RECORD
 
-#: Records a turn. A busy peer's 64 KiB are five; 32 of one byte take a tenth of a millisecond.
+#: Records in one turn. A busy peer's 64 KiB are five records; 32 records of one byte take a tenth of a millisecond.
 RECORDS = 32
-#: Records without payload a turn, or one that is not small: tickets by the hundred fit in it.
+#: Records without payload in one turn, if they are small. One that is larger than `_SMALL` ends the turn.
 BARREN = 8
 _SMALL = 1024
-#: Records in a row without payload. A renegotiation has some 30, a key update is one in gigabytes.
+#: Records without payload in a row. A renegotiation has some 30; a key update comes once in gigabytes.
 MAX_BARREN = 128
-#: Records of one handshake, for there are those who cut a hello into single bytes.
+#: Records of one handshake. So many, since some clients send their hello in records of one byte.
 MAX_HANDSHAKE = 4096
 
 _HEAD = 5
 _NOTHING = memoryview(b"")
 
-# Once glibc has seen a block of this size freed, it takes such blocks from its heap. Until then it maps and unmaps each
-# buffer for a read of 256 KiB, and whether it has seen one is chance: an upload by stdin costs twice the CPU without.
+# Allocate and free one large block. Until glibc has seen that once, it maps and unmaps memory for each read of 256 KiB;
+# afterwards it takes such blocks from its heap. Without this line, an upload from stdin can cost twice the CPU.
 bytes(320 * 1024)
 
 
 class Records:
-    """Bytes as they came, cut by the heads of their records (RFC 8446, section 5.1)."""
+    """Cuts bytes from the wire into records, by the records' headers (RFC 8446, section 5.1)."""
 
     __slots__ = ("_at", "_data", "_left", "odd")
 
     def __init__(self) -> None:
         self._data = b""
         self._at = 0
-        #: What is missing of the record that was taken last.
+        #: How many bytes of the record that was taken last are still to come.
         self._left = 0
-        #: Its head is none, which OpenSSL says best.
+        #: Whether its header is not one of TLS. Give it to OpenSSL all the same, for its error.
         self.odd = False
 
     def receive(self, data: bytes) -> None:
@@ -62,23 +62,23 @@ class Records:
 
     @property
     def ready(self) -> bool:
-        """Whether `take` has something."""
+        """Whether `take` returns bytes."""
         return len(self._data) - self._at >= (1 if self._left else _HEAD)
 
     @property
     def whole(self) -> bool:
-        """Whether what was taken last was a record, or the rest of one."""
+        """Whether the bytes that were taken last completed a record."""
         return not self._left
 
     def take(self) -> memoryview:
-        """The next record or what there is of it; empty where a whole head is missing."""
+        """The next record, or the part of it that has come; empty until its header is complete."""
         data, at = self._data, self._at
         if len(data) - at < (1 if self._left else _HEAD):
             return _NOTHING
         if not self._left:
             kind = data[at]
             if kind & 0x80:
-                # The hello of SSL 2, which OpenSSL takes for TLS 1.2.
+                # A hello in the format of SSL 2, which OpenSSL accepts for TLS 1.2.
                 self._left, self.odd = 2 + ((kind & 0x7F) << 8) + data[at + 1], True
             else:
                 length = (data[at + 3] << 8) + data[at + 4]
@@ -88,18 +88,18 @@ class Records:
         self._left -= end - at
         self._at = end
         if end == len(data):
-            # An idle tunnel does not keep its last chunk.
+            # Let the chunk go: an idle tunnel must not keep it in memory.
             self._data, self._at = b"", 0
         return memoryview(data)[at:end]
 
     def rest(self) -> bytes:
-        """At the end of the stream: the part of a head."""
+        """What is left at the end of the stream: a header that is not complete."""
         rest, self._data, self._at = self._data[self._at :], b"", 0
         return rest
 
 
 class TooManyRecords(ssl.SSLError):
-    """The peer keeps us busy with records that carry nothing."""
+    """The peer has sent too many records without payload."""
 
     def __init__(self) -> None:
         super().__init__(1, "too many TLS records without data")
@@ -107,9 +107,9 @@ class TooManyRecords(ssl.SSLError):
 
 
 class TLSSocket(socket.socket):
-    """A non-blocking socket that takes the place of another one, and speaks TLS on it, as ssl.SSLSocket does.
+    """A non-blocking socket that takes over another one's descriptor and speaks TLS on it, like ssl.SSLSocket.
 
-    What is said here of records apart, its methods raise what those of SSLSocket raise.
+    Its methods raise what those of SSLSocket raise, and TooManyRecords.
     """
 
     def __init__(
@@ -128,13 +128,13 @@ class TLSSocket(socket.socket):
         sock.detach()
         self.setblocking(False)
         self._records = Records()
-        #: Records in a row that carried nothing.
+        #: How many records without payload have come in a row.
         self._barren = 0
-        #: The peer has said close_notify.
+        #: Whether the peer's close_notify has come.
         self.ended = False
         self._failure: OSError | None = None
         self._cut = False
-        # What OpenSSL has made and the kernel has not taken, and the payload in it that `send` was given.
+        # Encrypted bytes that the kernel has not taken yet, and how much of what `send` was given is in them.
         self._unsent: list[memoryview] = []
         self._accepted = 0
 
@@ -143,7 +143,7 @@ class TLSSocket(socket.socket):
         return self._session.version()
 
     def certificate(self) -> bytes | None:
-        """The peer's, in DER."""
+        """The peer's certificate, in DER."""
         return self._session.getpeercert(binary_form=True)
 
     def pending(self) -> int:
@@ -152,17 +152,20 @@ class TLSSocket(socket.socket):
 
     @property
     def buffered(self) -> bool:
-        """Whether `receive` has something to do before the kernel has anything new."""
-        # A peer that is the cause of a failure need not close: who asks again does not wait for it.
+        """Whether `receive` has something to do without new bytes from the kernel."""
+        # After a failure, `receive` raises it again at once: the peer may leave its connection open for ever.
         return self._records.ready or self._session.pending() > 0 or self._failure is not None
 
     @property
     def owes(self) -> bool:
-        """Whether the peer is owed an answer for which the kernel had no room, and that nobody's `send` sends."""
+        """Whether an answer of TLS's own waits for room in the kernel, and no `send` under way will send it."""
         return not self._accepted and (bool(self._unsent) or self._outgoing.pending > 0)
 
     def do_handshake(self) -> bool:
-        """A turn's part of it; whether it is done. Raises SSLWantReadError, SSLWantWriteError or any SSLError."""
+        """Do one turn's part of the handshake; True when it is done.
+
+        Raises SSLWantReadError, SSLWantWriteError or any other SSLError.
+        """
         for _ in range(BARREN):
             try:
                 self._session.do_handshake()
@@ -171,7 +174,7 @@ class TLSSocket(socket.socket):
                 fed = self._feed()
                 self._count(MAX_HANDSHAKE)
                 if fed > _SMALL and self._records.ready:
-                    # Its answer is made in the next turn.
+                    # A large record may cost a millisecond to answer: do that in the next turn.
                     return False
             except ssl.SSLError:
                 self._flush_if_room()  # an alert, where there is one
@@ -183,7 +186,7 @@ class TLSSocket(socket.socket):
         return False
 
     def receive(self, wanted: int) -> bytes:
-        """The payload of a turn's records, up to `wanted` bytes; b"" where they had none, or at the end (`ended`)."""
+        """The payload of one turn's records, up to `wanted` bytes; b"" if they had none or at the end (`ended`)."""
         if self._outgoing.pending > RECORD:
             self.flush()  # answers to a peer that does not read them
         elif self.owes:
@@ -192,7 +195,7 @@ class TLSSocket(socket.socket):
         parts: list[bytes] = []
         size = barren = fed = 0
         waits: OSError | None = None
-        # Only at first: what is read below is a whole record, or the last that was wanted.
+        # Asked once: after a read below, nothing of its record is left, or `wanted` is reached.
         pending = session.pending()
         try:
             for _ in range(RECORDS):
@@ -223,29 +226,30 @@ class TLSSocket(socket.socket):
             waits = error
         except OSError as error:
             self._flush_if_room()  # an alert, where there is one
-            # For good: asked again after the peer's fatal alert, OpenSSL speaks of a clean end.
+            # Keep it for every later call: after a fatal alert, OpenSSL's next answer would be a clean end.
             self._failure = error
             if not parts:
                 raise
         if parts or self.ended:
             self._flush_if_room()
             return b"".join(parts)
-        # What the peer waits for, such as our part of a renegotiation; whoever sends sends that too.
+        # The peer may be waiting for what OpenSSL has made, such as our part of a renegotiation. If a `send` is under
+        # way, that sends it too.
         if not self._accepted:
             self.flush()
         if waits is not None:
             try:
                 raise waits
             finally:
-                waits = None  # it knows this frame: a cycle for each wait
+                waits = None  # its traceback refers to this frame, which would make a reference cycle for each wait
         return b""
 
     def recv(self, bufsize: int, flags: int = 0) -> bytes:
-        """What is `pending`, or else as `receive`."""
+        """What is decrypted already (`pending`); if nothing is, the same as `receive`."""
         return self._session.read(bufsize) if self._session.pending() else self.receive(bufsize)
 
     def send(self, data: Any, flags: int = 0) -> int:
-        """How much of it the kernel has. After SSLWantWriteError the same data have to be given again."""
+        """Send; returns how much of `data` the kernel has. After SSLWantWriteError, call it with the same data."""
         if not self._accepted:
             self._encrypt(memoryview(data)[:CHUNK])
         self.flush()
@@ -253,7 +257,7 @@ class TLSSocket(socket.socket):
         return accepted
 
     def unwrap(self) -> None:
-        """Send close_notify. Raises SSLWantReadError then, unless the peer's has come."""
+        """Send close_notify. Then raises SSLWantReadError, unless the peer's close_notify has come."""
         if self._failure is not None:
             raise self._failure
         failure = None
@@ -266,7 +270,7 @@ class TLSSocket(socket.socket):
             raise failure
 
     def flush(self) -> None:
-        """Hand the kernel what OpenSSL has made. Raises SSLWantWriteError where it has no room."""
+        """Send what OpenSSL has encrypted. Raises SSLWantWriteError if the kernel has no room."""
         while self._unsent or self._outgoing.pending:
             if not self._unsent:
                 self._unsent.append(memoryview(self._outgoing.read()))
@@ -283,19 +287,20 @@ class TLSSocket(socket.socket):
         try:
             self.flush()
         except OSError:
-            pass  # it is gone, or does not read
+            pass  # the peer is gone, or does not read
 
     def _encrypt(self, data: memoryview) -> None:
-        # By single records: the BIO never gives back what it grew to, and growing copies what it has.
+        # One record at a time, so that the BIO stays small: it never shrinks, and it copies its bytes to grow.
         while self._accepted < len(data):
             try:
                 self._accepted += self._write(data[self._accepted : self._accepted + RECORD])
             except (ssl.SSLWantReadError, ssl.SSLWantWriteError, ssl.SSLZeroReturnError):
                 if not self._accepted:
                     raise
-                return  # what there is goes first
+                return  # send first what is encrypted
             except OSError as error:
-                # As in `receive`: what a renegotiation ran into, in the middle of a write, no read may take for an end.
+                # As in `receive`, keep it: a renegotiation can fail in the middle of a write, and the next read must
+                # not take that for a clean end.
                 self._failure = error
                 raise
             self._unsent.append(memoryview(self._outgoing.read()))
@@ -305,13 +310,13 @@ class TLSSocket(socket.socket):
             try:
                 return self._session.write(data)
             except ssl.SSLWantReadError:
-                # In a renegotiation of the server's (TLS 1.2).
+                # The server has begun a renegotiation (TLS 1.2), whose records must come before we can write.
                 self.flush()
                 self._feed()
                 self._count(MAX_BARREN)
 
     def _feed(self) -> int:
-        """Hand OpenSSL the next record, or a part of it: its size. Raises SSLWantReadError, or OSError."""
+        """Give OpenSSL the next record or a part of it; returns its size. Raises SSLWantReadError or OSError."""
         if self._failure is not None:
             raise self._failure
         part = self._records.take()
