@@ -87,11 +87,11 @@ from collections.abc import Iterator
 from enum import Enum
 from typing import TYPE_CHECKING, NamedTuple
 
-from http2tcp.errors import Http2tcpError
 from http2tcp.protocol.capsule import DONE, KEEPALIVE, Reset, ResetCode, data_header, reset
 from http2tcp.protocol.resume_outgoing import End, KeptBytes, Outgoing
 from http2tcp.protocol.resume_wire import (
     PING,
+    VERSION,
     Ack,
     Event,
     Hello,
@@ -99,6 +99,7 @@ from http2tcp.protocol.resume_wire import (
     NotYours,
     Reader,
     Stale,
+    StateError,
     Violation,
     ack,
     parse_gone,
@@ -117,8 +118,6 @@ LAPSE_AFTER = 1.0
 _CHUNK = 256 * 1024
 # Capsules that are read in one turn of the loop, as in capsule.py.
 _BATCH = 32
-#: The version of what `freeze` writes.
-VERSION = 1
 
 
 class Bounds(NamedTuple):
@@ -130,10 +129,6 @@ class Bounds(NamedTuple):
 
 
 BOUNDS = Bounds()
-
-
-class StateError(Http2tcpError):
-    """What was frozen cannot be thawed here: another version wrote it, or it is damaged."""
 
 
 # --- the session ----------------------------------------------------------------------------------

@@ -6,9 +6,8 @@ import json
 from dataclasses import asdict, dataclass, field
 
 from http2tcp.protocol.capsule import Reset, reset
-from http2tcp.protocol.resume import VERSION, StateError
 from http2tcp.protocol.resume_proof import Claim, Role, verify
-from http2tcp.protocol.resume_wire import Hello
+from http2tcp.protocol.resume_wire import VERSION, Hello, StateError
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

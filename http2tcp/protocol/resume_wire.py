@@ -9,7 +9,7 @@ from __future__ import annotations
 import re
 from collections.abc import Iterator
 from enum import Enum
-from typing import NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
 from http2tcp.errors import Http2tcpError
 from http2tcp.protocol.capsule import (
@@ -24,6 +24,9 @@ from http2tcp.protocol.capsule import (
     parse_reset,
     reset,
 )
+
+if TYPE_CHECKING:
+    pass
 
 # Chosen at random, as capsule.py's own are.
 HELLO_TYPE = 0x316EEF55
@@ -385,3 +388,11 @@ class FirstCapsule:
         assert isinstance(event, (Hello, Challenge, Reset))
         self.rest = self.rest[end:]
         return event
+
+
+#: The version of what `freeze` writes.
+VERSION = 1
+
+
+class StateError(Http2tcpError):
+    """What was frozen cannot be thawed here: another version wrote it, or it is damaged."""

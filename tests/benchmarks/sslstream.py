@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import ssl
 from collections.abc import Collection
-from typing import ClassVar
 
 import trio
 

@@ -318,8 +318,7 @@ async def test_a_server_without_descriptors_says_so_once_and_recovers() -> None:
     done = await trio.run_process([sys.executable, "-c", script], capture_stdout=True, check=False, cwd=os.getcwd())
     assert done.returncode == 0
     assert done.stdout.decode().splitlines() == [
-        "ERROR cannot accept connections: too many open files (raise ulimit -n, or a unit's LimitNOFILE=); "
-        "retrying",
+        "ERROR cannot accept connections: too many open files (raise ulimit -n, or a unit's LimitNOFILE=); retrying",
         "WARNING connections can be accepted again",
     ]
 

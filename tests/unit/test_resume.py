@@ -10,7 +10,7 @@ from dataclasses import replace
 import pytest
 
 from http2tcp.protocol.capsule import DONE, FINAL, KEEPALIVE, CapsuleReader, Reset, ResetCode, data_header, reset
-from http2tcp.protocol.resume import BOUNDS, Bounds, Mode, Resumable, StateError
+from http2tcp.protocol.resume import BOUNDS, Bounds, Mode, Resumable
 from http2tcp.protocol.resume_outgoing import End, KeptBytes
 from http2tcp.protocol.resume_tombstone import Tombstone
 from http2tcp.protocol.resume_wire import (
@@ -23,6 +23,7 @@ from http2tcp.protocol.resume_wire import (
     Reader,
     ResumeError,
     Stale,
+    StateError,
     Violation,
     ack,
     challenge,
