@@ -100,7 +100,7 @@ async def test_a_server_for_https_says_so_and_warns_of_no_clear_text(tmp_path: P
         _, rest = await server.ended()
     assert lines[0].startswith(f"the certificate in {cert} is good until ")
     assert " for https; open to any destination" in lines[-1]
-    assert "in the clear" not in rest
+    assert "unencrypted" not in rest
 
 
 @pytest.mark.parametrize(
