@@ -1,7 +1,7 @@
 """The Linux pump between capsules and raw bytes: headers are copied, payload is spliced.
 
-Sending: what the source has goes into the pipe first; then its length is known, a header is written, and
-the pipe follows it. Receiving: the header is read, and exactly the payload that it announces is spliced.
+Sending: the source's bytes are spliced into a pipe first. Then their number is known: the header is written, and the
+pipe's bytes follow it. Receiving: the header is read, and exactly the payload that it announces is spliced.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ class _ToCapsules(Pump):
     def __init__(self, stream: CapsuleStream, source: int, sink: int, flow: Flow) -> None:
         super().__init__(source, sink, flow)
         self._stream = stream
-        # The length has to be known before the bytes move, which a pipe of our own tells.
+        # Always use a pipe of our own, even if an end is a pipe: it says how many bytes the header has to announce.
         self._direct = ""
 
     async def run(self) -> None:
@@ -108,14 +108,14 @@ class _FromCapsules(Pump):
             raise SourceBroke(str(error)) from error
 
     async def _move_payload(self) -> None:
-        """Splice the rest of this capsule's payload, as far as it comes without a pause."""
+        """Splice the rest of this capsule's payload, as long as the source has bytes."""
         pipe = pipes.take()
         if pipe is None:
             return
         try:
             while left := self._stream.reader.payload_left:
                 if self._fill(pipe, min(left, pipe.size)) is not Found.BYTES:
-                    # Nothing now, or EOF: the next read tells which.
+                    # Nothing for now, or EOF: the next read finds out which.
                     return
                 self._stream.reader.took(pipe.held)
                 await self._take_turns(pipe.held)

@@ -1,4 +1,4 @@
-"""A tunnel in capsules over any stream: half-close, truncation and keepalive survive what is in between."""
+"""A tunnel in capsules, over any stream: half-close, truncation and keepalives pass through every front end."""
 
 from __future__ import annotations
 
@@ -20,20 +20,20 @@ from http2tcp.protocol.capsule import (
     reset,
 )
 
-# How many of its own intervals a peer may miss before it is given up.
+# After how many of its own keepalive intervals without a byte a peer counts as gone.
 _MISSED = 3
-# How long closing may try to say that nothing more comes, and a broken tunnel why.
+# How long closing may take to send the end, and breaking off to send the reason.
 _CLOSING = 1.0
 
 
 class CapsuleStream(Stream):
     """The payload of capsules, over `inner`, which it owns.
 
-    `keepalive` is the interval, in seconds, at which `attend` breaks our own silence; `peer_keepalive` is
-    the interval that the peer has announced, or None: then it may be silent for ever. `confirms`: both say
-    when all has arrived, and neither closes before it knows. A keepalive that reaches a closed socket is
-    answered by a reset, which would overtake what the other side has not read yet. `client`: the peer is the
-    server, whose words for a broken tunnel are for the user; a client's are for nobody.
+    `keepalive`: after this many seconds without sending, `attend` sends a keepalive. `peer_keepalive`: the interval
+    that the peer announced, or None if the peer may be silent for ever. `confirms`: each end acknowledges when it has
+    handed everything on, and closes only once its peer has acknowledged. (A keepalive that reaches a closed socket is
+    answered by a reset, which would overtake what the other side has not read yet.) `client`: the peer is the server,
+    so the reason that it gives for breaking off is shown to the user.
     """
 
     framed = True
@@ -52,17 +52,17 @@ class CapsuleStream(Stream):
         self.reader = CapsuleReader()
         self._keepalive = keepalive
         self._peer_patience = math.inf if peer_keepalive is None else _MISSED * peer_keepalive
-        #: Whoever sends, by us or by our descriptor, does it in a turn of its own.
+        #: Held by every task that sends, through this stream or past it through the descriptor.
         self.send_lock = SendLock()
         self._client = client
         self._confirms = confirms
-        # Set when it is true and not before: a send can be cancelled, and then it is to be done, or the stream is torn.
+        # Set once the send has returned, and not before: a send that was cancelled is still to be done.
         self._final_sent = False
         self._done_sent = False
         self._heard_out = False
         self._peer_is_gone = False
         self._closed = False
-        #: Set while DONE is owed.
+        #: Set while we still have to send DONE.
         self._owing = trio.Event()
 
     def source_fd(self) -> int | None:
@@ -91,15 +91,15 @@ class CapsuleStream(Stream):
         return await last_look(lambda: self.inner.receive_some(CHUNK), self.given_up())
 
     def patience(self) -> trio.CancelScope:
-        """A scope for waiting to receive. A tunnel whose own reader is slow is not dead."""
+        """A scope to wait in for bytes of the peer. Only waiting counts, so a slow reader on our side does no harm."""
         return trio.CancelScope(deadline=trio.current_time() + self._peer_patience)
 
     def given_up(self) -> trio.BrokenResourceError:
-        """The error where that scope ran out, and where a last look found nothing."""
+        """The error for a peer whose patience ran out, where a last look found nothing either."""
         return trio.BrokenResourceError(f"the peer was silent for {self._peer_patience:g} s")
 
     def check(self) -> None:
-        """After all that came before it: raises BrokenResourceError where the peer has broken the tunnel off."""
+        """Raise BrokenResourceError if the peer has broken off. Call it once the payload before that was handed on."""
         if self.reader.reset is None:
             return
         if not self._client:
@@ -108,7 +108,7 @@ class CapsuleStream(Stream):
         raise trio.BrokenResourceError(self.peer_reason)
 
     async def decode(self, data: bytes) -> bytes:
-        """The payload in what `inner` received. Raises BrokenResourceError for an EOF too early, and for nonsense."""
+        """The payload in what `inner` received. Raises BrokenResourceError for an early EOF or for invalid capsules."""
         if not data:
             raise trio.BrokenResourceError("it ended without its last capsule (FINAL_DATA)")
         batches = self.reader.batches(data)
@@ -116,7 +116,7 @@ class CapsuleStream(Stream):
             payload = next(batches)
             for batch in batches:
                 payload += batch
-                # The other tunnels have their turn. What has arrived is not dropped if this one is over.
+                # Let the other tunnels run. Shielded, since a cancellation would drop what has arrived.
                 await trio.lowlevel.cancel_shielded_checkpoint()
         except CapsuleError as error:
             raise trio.BrokenResourceError(str(error)) from error
@@ -160,7 +160,7 @@ class CapsuleStream(Stream):
             raise trio.ClosedResourceError("this stream was already closed")
 
     async def send_whole(self, capsules: Bytes) -> None:
-        """Send whole capsules; nothing of ours comes between their bytes."""
+        """Send whole capsules. No other task's bytes get between theirs."""
         async with self.send_lock:
             await self.inner.send_all(capsules)
 
@@ -182,14 +182,14 @@ class CapsuleStream(Stream):
                 if self._owing.is_set():
                     await self._send_done()
                 elif self._done_sent and self._final_sent:
-                    await trio.sleep_forever()  # that was our last word
+                    await trio.sleep_forever()  # nothing may follow these two
                 elif not self.send_lock.held and trio.current_time() >= self.send_lock.released_at + self._keepalive:
                     await self.send_whole(KEEPALIVE)
         except (trio.BrokenResourceError, trio.ClosedResourceError):
             return  # the task that receives finds out why
 
     async def _send_done(self) -> None:
-        """Send DONE, once. `attend` may be at it when `finish` wants it sent: then that is waited for."""
+        """Send DONE, once. If `attend` is already sending it, wait for that."""
         if self._done_sent:
             return
         async with self.send_lock:
@@ -199,7 +199,7 @@ class CapsuleStream(Stream):
                 self._owing = trio.Event()
 
     def acknowledge_eof(self) -> None:
-        """See `Stream.acknowledge_eof`. `attend` sends it, or `finish`."""
+        """See `Stream.acknowledge_eof`. Either `attend` or `finish` sends it."""
         if self._confirms and not self._done_sent:
             self._owing.set()
 
@@ -209,7 +209,7 @@ class CapsuleStream(Stream):
         return self._done_sent
 
     async def wait_acknowledged(self) -> None:
-        """See `Stream.wait_acknowledged`. Returns at once where the peer confirms nothing."""
+        """See `Stream.wait_acknowledged`. Returns at once if the peer does not acknowledge."""
         while self._confirms and not self.reader.done:
             data = await self._receive()
             if not data:
@@ -227,7 +227,7 @@ class CapsuleStream(Stream):
             self._sending = False
 
     async def send_reason(self, why: str, code: int = 0) -> None:
-        """Send RESET, but to a peer that was told that all is well; the stream below has words of its own."""
+        """Send RESET, unless the peer was told that all is well. The stream below sends a reason of its own as well."""
         with trio.move_on_after(_CLOSING):
             try:
                 if not (self.send_lock.held or (self._final_sent and self._done_sent)):
@@ -245,16 +245,16 @@ class CapsuleStream(Stream):
         return self.inner.queue()
 
     def abort(self) -> None:
-        """End it without FINAL_DATA, which says that it was cut."""
+        """Close without FINAL_DATA, so that the peer sees that the tunnel was cut."""
         self._closed = True
         self.inner.abort()
 
     async def aclose(self) -> None:
-        """Say that nothing more comes, and close.
+        """Send FINAL_DATA and close.
 
-        Where the peer has ended too, it is waited for until it has everything. Raises BrokenResourceError where it
-        broke before that, and where a peer takes nothing, not even the end: that one is reset. A peer that has not
-        ended gets a moment to do so.
+        If the peer has ended, wait until it has everything, and raise BrokenResourceError if it breaks before that.
+        If it has not, give it a moment to do so. A peer that does not even take FINAL_DATA is reset, which raises
+        BrokenResourceError as well.
         """
         if self._closed:
             await self.inner.aclose()
@@ -278,7 +278,7 @@ class CapsuleStream(Stream):
                 self.inner.abort()
 
     async def finish(self) -> None:
-        """See `Stream.finish`. A peer that confirms nothing gets a moment."""
+        """See `Stream.finish`. A peer that does not acknowledge gets a moment."""
         await self._send_final()
         if self._confirms:
             await self._send_done()
@@ -287,7 +287,7 @@ class CapsuleStream(Stream):
             with trio.move_on_after(_CLOSING):
                 # No keepalive of ours may follow the FIN that lingering sends.
                 async with self.send_lock:
-                    # After its FINAL_DATA a peer still sends keepalives, which nobody has read.
+                    # After its FINAL_DATA a peer may have sent keepalives. Left unread, they would cause a reset.
                     await self.inner.linger()
             self._heard_out = True
 
@@ -295,30 +295,31 @@ class CapsuleStream(Stream):
         try:
             await self._send_final()
         except (trio.BrokenResourceError, trio.ClosedResourceError):
-            self._peer_is_gone = True  # who leaves before the end does not ask
+            # No error: the caller closes before the peer has ended, so it does not want the rest.
+            self._peer_is_gone = True
 
     async def _hear_end(self) -> None:
-        """Let the peer end too, so that its own closing finds all as it has to be. What it still sends is dropped."""
+        """Let the peer end as well, so that its own `aclose` does not fail. Payload that still comes ends the wait."""
         try:
             while not (self._peer_is_gone or self._ahead or self.reader.ended):
                 data = await self.inner.receive_some(CHUNK)
                 if not data or await self.decode(data):
                     return
-            # Nothing of what it sent was dropped.
+            # It ended, and none of its payload was dropped: that may be acknowledged.
             if self.reader.ended and not self._ahead:
                 await self.finish()
         except (trio.BrokenResourceError, trio.ClosedResourceError, trio.BusyResourceError):
-            return  # it has left, or another task of ours still receives and ends now
+            return  # the peer has left, or another task is still receiving
 
     async def _close_below(self) -> None:
         try:
             await self.inner.aclose()
         except trio.BrokenResourceError:
-            pass  # that it ends has been said in capsules
+            pass  # the peer got the end in capsules, so it needs none of the stream below
 
 
 def _told(said: Reset) -> str:
-    """A sentence for what the server said."""
+    """The server's reason as a sentence."""
     match said.code:
         case ResetCode.TARGET:
             words = said.words.removeprefix("the connection broke").removeprefix(": ")

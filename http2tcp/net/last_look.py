@@ -1,7 +1,7 @@
-"""One look more, before a peer is given up for its silence.
+"""One more attempt to receive, before a peer is given up for its silence.
 
-A process that was stopped (SIGSTOP, a frozen container) finds its deadlines over as it wakes, and what the peer
-sent meanwhile unread in the socket.
+When a process was stopped for a while (SIGSTOP, a frozen container), its deadlines have passed as it wakes, although
+the socket holds what the peer sent in the meantime.
 """
 
 from __future__ import annotations
@@ -13,19 +13,19 @@ import trio
 
 _T = TypeVar("_T")
 
-# How many turns of the loop bytes may take from the socket up through the streams. All of them take no time.
+# How many passes of trio's loop bytes may need to come from the socket up through the streams. They take no time.
 _TURNS = 32
 
 
 async def last_look(receive: Callable[[], Awaitable[_T]], given_up: Exception) -> _T:
-    """What `receive` gives where that is there already; raises `given_up` where it would have to wait."""
+    """Return what `receive` returns, or raise `given_up` if it would have to wait."""
     found: list[_T] = []
     failure = given_up
     async with trio.open_nursery() as nursery:
         nursery.start_soon(_cancel_soon, nursery.cancel_scope)
         try:
             found.append(await receive())
-        except Exception as error:  # out of the nursery without a group around it
+        except Exception as error:  # raised below, outside of the nursery, which would put it into a group
             failure = error
         nursery.cancel_scope.cancel()
     if found:

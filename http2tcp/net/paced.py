@@ -1,4 +1,4 @@
-"""A stream that moves no more than so many bytes a second."""
+"""A stream with a limit of bytes a second."""
 
 from __future__ import annotations
 
@@ -9,21 +9,21 @@ import trio
 
 from http2tcp.net.streams import CHUNK, Bytes, SocketStream, check_size
 
-# How late a piece may be to be made up for; what nobody sent is not saved up.
+# A piece that moves up to this late may be followed sooner, to keep the average. Longer pauses are not made up for.
 _LATE = 0.1
 
 
 class PacedStream(SocketStream):
-    """A socket that takes and gives no more than so many bytes a second in each direction.
+    """A socket that receives and sends at most `rate` bytes a second, in each direction.
 
-    It is no bare descriptor to the relay, so that every byte passes here.
+    It does not show the relay its descriptor, so that every byte passes through its methods.
     """
 
     def __init__(self, sock: socket.socket, rate: float) -> None:
         """`rate`: bytes a second."""
         super().__init__(sock)
         self._rate = rate
-        # Ten pieces a second are smooth enough, and few enough to cost nothing.
+        # Ten pieces a second: smooth enough for a person, and rare enough to cost no CPU.
         self.piece = max(1, min(CHUNK, int(rate / 10)))
         # When the next bytes may move.
         self._receive_at = self._send_at = -math.inf
@@ -35,7 +35,7 @@ class PacedStream(SocketStream):
     sink_fd = source_fd
 
     async def receive_some(self, max_bytes: int | None = None) -> bytes:
-        """As `SocketStream.receive_some`, after the time that the bytes before have to take."""
+        """As `SocketStream.receive_some`, once the bytes received before have taken their time."""
         check_size(max_bytes)
         await trio.sleep_until(self._receive_at)
         data = await super().receive_some(min(max_bytes or self.piece, self.piece))
@@ -43,7 +43,7 @@ class PacedStream(SocketStream):
         return data
 
     async def _send(self, data: Bytes) -> None:
-        # Piece by piece, each once the pieces before it have had their time. The first may be empty.
+        # Send each piece once the pieces before it have taken their time. Of no data at all, send one empty piece.
         with memoryview(data) as view:
             for start in range(0, max(1, len(view)), self.piece):
                 await trio.sleep_until(self._send_at)
@@ -52,7 +52,7 @@ class PacedStream(SocketStream):
                 self._send_at = self._next(self._send_at, len(piece))
 
     def _next(self, due: float, size: int) -> float:
-        """When the next bytes may move, after so many that were due then."""
+        """When the next bytes may move, after `size` bytes that were allowed to move at `due`."""
         now = trio.current_time()
-        # Who wakes up late catches up: a task sleeps a millisecond at least, which is 100 kB at 100 MB/s.
+        # A late piece does not delay the next ones. A sleep lasts a millisecond at least, which is 100 kB at 100 MB/s.
         return (due if now - due < _LATE else now) + size / self._rate

@@ -4,33 +4,31 @@ from __future__ import annotations
 
 import os
 
-# The kernel's limit for everybody, fs.pipe-max-size, unless it was changed.
+# The default of fs.pipe-max-size, which bounds every process without privileges.
 PIPE_SIZE = 1024 * 1024
-
-
-# A pipe beyond the user's page limit gets two pages, with which copying is faster.
+# Once a user has too many pipe pages, the kernel gives new pipes two pages; copying is faster than splicing by these.
 _PIPE_USEFUL = 64 * 1024
-# Pipes at work at once; 64 MiB is also what fs.pipe-user-pages-soft lets a user have. Where descriptors are few, one
-# in eight is a pipe's at most: the others are for those who connect.
+# Pipes at work at once: 64 MiB, which is also the default of fs.pipe-user-pages-soft. Where few descriptors are
+# allowed, pipes take at most one in eight (a pipe is two), so that enough are left for connections.
 _MAX_PIPES = 64
 _PIPE_SHARE = 1 / 16
-# Pipes kept for the next flow.
+# Idle pipes that are kept for the next flow.
 _MAX_SPARE = 8
 
 
 class Pipe:
-    """A pipe of 1 MiB, or of what the user's limits allow."""
+    """A pipe of 1 MiB, or smaller where the user's limits do not allow that."""
 
     __slots__ = ("entry", "exit", "held", "size")
 
     def __init__(self) -> None:
         self.exit, self.entry = os.pipe2(os.O_NONBLOCK | os.O_CLOEXEC)
-        #: Bytes in it.
+        #: How many bytes it holds.
         self.held = 0
         self.size = grow(self.entry, PIPE_SIZE)
 
     def close(self) -> None:
-        """Give its descriptors back."""
+        """Close both descriptors."""
         os.close(self.entry)
         os.close(self.exit)
 
@@ -43,13 +41,13 @@ class PipePool:
         self._taken = 0
 
     def take(self) -> Pipe | None:
-        """A pipe, or None where there are to be no more."""
+        """Lend a pipe; None if the limit is reached, or no useful pipe can be made."""
         if self._taken >= _MAX_PIPES:
             return None
         if self._spare:
             self._taken += 1
             return self._spare.pop()
-        # It can change while the process runs; a pipe is seldom made. Below zero there is no limit.
+        # Asked each time, since the limit may change while the process runs. A negative value means no limit.
         descriptors = os.sysconf("SC_OPEN_MAX")
         if 0 <= descriptors * _PIPE_SHARE < self._taken + 1:
             return None
@@ -64,7 +62,7 @@ class PipePool:
         return pipe
 
     def give_back(self, pipe: Pipe) -> None:
-        """Take it back. One that still holds bytes, of a flow that broke, is closed."""
+        """Take a pipe back. One that still holds bytes, because its flow broke, is closed."""
         self._taken -= 1
         if pipe.held or len(self._spare) >= _MAX_SPARE:
             pipe.close()
@@ -76,7 +74,7 @@ pipes = PipePool()
 
 
 def grow(pipe: int, size: int) -> int:
-    """Make a pipe hold so many bytes, if it holds less and the kernel allows; what it holds then."""
+    """Enlarge a pipe to `size` bytes if the kernel allows it, and return its size. A larger pipe stays as it is."""
     import fcntl
 
     held = fcntl.fcntl(pipe, fcntl.F_GETPIPE_SZ)

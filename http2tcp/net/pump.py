@@ -1,7 +1,7 @@
 """One direction of a relay: bytes from a source to a sink until the source's EOF.
 
-Every pump has the signature of `copy`, which works on any two streams; `http2tcp.net.splice` has the one
-for two bare descriptors on Linux.
+Every pump has the signature of `copy`, which works on any two streams. On Linux, `http2tcp.net.splice` has the pump
+between two bare descriptors.
 """
 
 from __future__ import annotations
@@ -22,10 +22,10 @@ class SinkBroke(Exception):
 
 
 class Flow:
-    """What a relay knows of one direction: the bytes that the sink took, and how long its source may be silent.
+    """What a relay knows of one direction: how many bytes the sink took, and how long the source may be silent.
 
-    Silence is one scope whose deadline moves. It counts only while the pump waits to receive: a tunnel
-    whose sink is slow is not silent.
+    The pump calls `waits` and `received`, which move the deadline of one cancel scope. Silence counts only while the
+    pump waits to receive: a direction whose sink is slow is not silent.
     """
 
     __slots__ = ("_scope", "_waiting", "bytes", "patience")
@@ -38,18 +38,18 @@ class Flow:
         self._waiting = False
 
     def within(self, scope: trio.CancelScope) -> None:
-        """The scope to cancel when patience runs out."""
+        """Set the scope to cancel when the source was silent for too long."""
         self._scope = scope
 
     def limit_silence(self, patience: float) -> None:
-        """From now on the source may be silent for so many seconds only."""
+        """From now on, the source may be silent for `patience` seconds."""
         self.patience = patience
         if self._waiting:
             self.waits()
 
     @property
     def ran_out(self) -> bool:
-        """Whether the pump still waits for a source that may not be silent for ever. Only after the scope is over."""
+        """Whether the silence of the source was too long. Only valid after the scope was left."""
         return self._waiting and self.patience != math.inf
 
     def waits(self) -> None:
@@ -66,19 +66,19 @@ class Flow:
 
 
 class WatchedFlow(Flow):
-    """A flow that knows when its last byte moved. A class of its own: without an idle timeout nobody pays for it."""
+    """A flow that knows when its last byte moved. Only used with an idle timeout, since each update costs CPU."""
 
     __slots__ = ("_moved", "moved_at")
 
     @property
     def bytes(self) -> int:
-        """As of any flow."""
+        """See `Flow`."""
         return self._moved
 
     @bytes.setter
     def bytes(self, value: int) -> None:
         self._moved = value
-        #: When that was, or the flow began.
+        #: When the last byte moved, or the flow was made, on trio's clock.
         self.moved_at = trio.current_time()
 
 
@@ -98,5 +98,5 @@ async def copy(source: Stream, sink: Stream, flow: Flow) -> None:
         except trio.BrokenResourceError as error:
             raise SinkBroke(str(error)) from error
         flow.bytes += len(data)
-        # An idle tunnel does not keep its last chunk.
+        # While it waits for more, the tunnel must not keep its last chunk in memory.
         del data

@@ -1,11 +1,11 @@
-"""Two pumps, half-close, silence, outcome.
+"""Joins two streams: a pump for each direction, half-close, limits of silence, and one outcome.
 
-EOF is half a conversation and is passed on as such. A side that breaks ends both; the other side then
-gets what had arrived before, and a reset after it, so that nobody takes a part for the whole. Memory is
-bounded by one chunk a direction, whatever the speeds of the two sides.
+An EOF ends one direction, and is passed on as such. A side that breaks ends both directions: the other side gets what
+had arrived before, and a reset after it, so that it does not take a part for the whole. Memory is bounded by one chunk
+for each direction, whatever the speeds of the two sides.
 
-A relay has ended well once both streams' `finish` has returned, and not before; from then on nothing undoes it. A
-deadline that runs out while somebody is owed bytes or an end is a break.
+A relay has ended well once both streams' `finish` has returned, and not before; from then on nothing undoes it. If a
+deadline passes while a side still has to get bytes or an end, the relay counts as broken.
 """
 
 from __future__ import annotations
@@ -22,11 +22,11 @@ from http2tcp.net import splice
 from http2tcp.net.pump import Flow, SinkBroke, SourceBroke, WatchedFlow, copy
 from http2tcp.net.streams import EOF_PATIENCE, Stream
 
-# How long a side that no longer takes bytes may take to hand over those it had sent.
+# After a side stopped taking bytes: for how long it may pause while we still receive what it had sent.
 _BROKEN_LINGER = 5.0
-# How often in an idle timeout the kernels' queues are looked at: the end may come a quarter of it later.
+# How often the kernels' queues are looked at during an idle timeout. So the end may be late by a quarter of it.
 _LOOKS = 4
-# How long the kernel gets to deliver what arrived before the other side broke.
+# How long our kernel may take to deliver what had arrived before the other side broke.
 _FLUSH = 5.0
 
 
@@ -42,19 +42,19 @@ class End(Enum):
     CLIENT_SILENT = "client silent"
     #: The client had ended, and the target neither ended nor sent anything for as long as it may.
     TARGET_SILENT = "target silent"
-    #: Its `Lifetime` was over.
+    #: Its `Lifetime` ended it.
     TERMINATED = "terminated"
 
 
 class Outcome(NamedTuple):
-    """How a relay ended; `words` say what broke, and are empty otherwise."""
+    """How a relay ended. `words` say why, and are empty where it ended well."""
 
     end: End
     words: str = ""
 
 
 class Traffic:
-    """Bytes that were handed to the receiving side's kernel, by direction. It can be read at any time."""
+    """How many bytes the kernel of the receiving side has taken, by direction. It can be read at any time."""
 
     __slots__ = ("down", "up")
 
@@ -63,7 +63,7 @@ class Traffic:
         self.down = Flow()
 
     def watch(self) -> tuple[WatchedFlow, WatchedFlow]:
-        """Know when the last byte moved, too. Before any has."""
+        """Replace both flows by such that know when their last byte moved. Only before the relay begins."""
         self.up, self.down = flows = WatchedFlow(), WatchedFlow()
         return flows
 
@@ -77,7 +77,7 @@ class Traffic:
 
 
 class Lifetime:
-    """How long a relay may go on, where something outside of it may end it. Times are trio's, in seconds."""
+    """How long a relay may go on, and a way to end it from outside. Times are trio's, in seconds."""
 
     __slots__ = ("_idle", "_on_silence", "_scope", "cause", "words")
 
@@ -90,30 +90,30 @@ class Lifetime:
         self.cause: object = None
 
     def until(self, deadline: float, words: str, cause: object) -> None:
-        """It ends at this time at the latest; of several times the earliest counts. Nothing where it is over."""
+        """End it at this time at the latest. Of several calls the earliest time counts; once it has ended, none."""
         if deadline < self._scope.deadline and not self._scope.cancel_called:
             self._scope.deadline = deadline
             self.words, self.cause = words, cause
 
     def renew(self) -> None:
-        """Forget every time that `until` gave."""
+        """Forget all times that `until` was given."""
         self._scope.deadline = math.inf
 
     def idle(self, seconds: float, words: str, cause: object) -> None:
-        """It ends when no byte has moved in either direction for so long. To be set before it begins.
+        """End it once no byte has moved in either direction for this long. Only before the relay begins.
 
-        A byte moves to our kernel, and from there to the peer's: a slow reader is not silent.
+        A byte moves twice: to our kernel, and from there to the peer's. So a slow reader is not silent.
         """
         self._idle, self._on_silence = seconds, (words, cause)
 
     def end(self, words: str, cause: object) -> None:
-        """It ends now."""
+        """End it now."""
         if not self._scope.cancel_called:
             self.words, self.cause = words, cause
             self._scope.cancel()
 
     async def hold(self, client: _Side, target: _Side, traffic: Traffic) -> Outcome:
-        """The conversation's outcome, or TERMINATED where this was over before."""
+        """Run the relay. Its outcome is TERMINATED if this lifetime ended it."""
         with self._scope:
             if self._idle == math.inf:
                 return await _converse(client, target, traffic)
@@ -137,7 +137,8 @@ async def _await_silence(
     while True:
         now = trio.current_time()
         queues = [stream.queue() for stream in streams]
-        # Only of what was kept before: what comes and goes between two looks is a keepalive, or the flows have seen it.
+        # Only bytes that were in a queue at the last look count. What came and went in between was a keepalive, or was
+        # payload, which the flows have counted.
         if any(old.kept and new.acknowledged != old.acknowledged for old, new in zip(before, queues, strict=True)):
             taken_at = now
         before = queues
@@ -168,7 +169,7 @@ async def relay(
     try:
         outcome = await (lifetime.hold(*sides, traffic) if lifetime else _converse(*sides, traffic))
         if all(side.finished for side in sides):
-            outcome = Outcome(End.CLOSED)  # it was told to both before the lifetime was over
+            outcome = Outcome(End.CLOSED)  # both sides had everything before the lifetime was over
         else:
             ended_by = lifetime.cause if lifetime and outcome.end is End.TERMINATED else outcome.end
             await _deliver([side for side in sides if not side.broken], outcome.words, codes.get(ended_by, 0))
@@ -178,7 +179,7 @@ async def relay(
 
 
 class _Side:
-    """One of the two streams, what broke it, and what it was told."""
+    """One of the two streams, what broke it, and what it got."""
 
     __slots__ = ("broke", "eof_not_relayed", "finished", "flushed", "silent", "stream", "words")
 
@@ -186,17 +187,17 @@ class _Side:
         self.stream = stream
         self.broke = broke
         self.silent = silent
-        #: What broke it; None where nothing did.
+        #: What broke it, in a few words; None if nothing did.
         self.words: str | None = None
-        #: An EOF could not be passed on to it.
+        #: The other side's EOF could not be passed on to it.
         self.eof_not_relayed = False
-        #: It has everything, and was told that this is all.
+        #: Its `finish` has returned: it has everything, and knows that this is all.
         self.finished = False
-        #: Its kernel has everything.
+        #: Its peer's kernel has everything that was sent.
         self.flushed = False
 
     def fail(self, error: Exception) -> None:
-        """It broke. An error without words is a break, too."""
+        """Note that it broke. An error without a text counts as well."""
         self.words = str(error) or "the connection broke"
 
     @property
@@ -206,12 +207,12 @@ class _Side:
 
     @property
     def outcome(self) -> Outcome:
-        """The relay's where this side is the one that broke."""
+        """The relay's outcome, given that this side broke."""
         return Outcome(self.broke, self.words or "")
 
 
 async def _converse(client: _Side, target: _Side, traffic: Traffic) -> Outcome:
-    # One function more around the pumps would be 0.3 KiB more for each idle tunnel.
+    # Each further function around the pumps would cost every idle tunnel 0.3 KiB.
     if not (client.stream.needs_attention or target.stream.needs_attention):
         outcome = await _pump_both(client, target, traffic)
         return await _finish((client, target)) if outcome.end is End.CLOSED else outcome
@@ -219,7 +220,8 @@ async def _converse(client: _Side, target: _Side, traffic: Traffic) -> Outcome:
         for side in (client, target):
             if side.stream.needs_attention:
                 attendants.start_soon(side.stream.attend)
-        # To the last word: who attends may be in the middle of saying it, and its keepalives go on until then.
+        # Attend to the streams until both have finished: `attend` may be in the middle of sending an acknowledgement,
+        # and the peer needs keepalives until then.
         outcome = await _pump_both(client, target, traffic)
         if outcome.end is End.CLOSED:
             outcome = await _finish((client, target))
@@ -232,7 +234,7 @@ async def _pump_both(client: _Side, target: _Side, traffic: Traffic) -> Outcome:
         scope = nursery.cancel_scope
         traffic.up.within(scope)
         traffic.down.within(scope)
-        # One direction runs in this task: an idle tunnel is cheaper by a task.
+        # One direction runs in this task, which saves every idle tunnel a task.
         nursery.start_soon(_carry, target, client, traffic.down, traffic.up, scope)
         await _carry(client, target, traffic.up, traffic.down, scope)
     for side in (client, target):
@@ -242,7 +244,7 @@ async def _pump_both(client: _Side, target: _Side, traffic: Traffic) -> Outcome:
         return Outcome(End.CLOSED)
     if client.eof_not_relayed or target.eof_not_relayed:
         return Outcome(End.EOF_NOT_RELAYED)
-    # Nobody broke, so the silence of one direction was too long.
+    # Neither side broke, so one direction was silent for too long.
     side, flow = (client, traffic.up) if traffic.up.ran_out else (target, traffic.down)
     if side.stream.ends.silence_is_end:
         return Outcome(End.CLOSED)
@@ -267,7 +269,7 @@ async def _carry(source: _Side, sink: _Side, flow: Flow, opposite: Flow, scope: 
                                        at most, then a reset
     =================================  ============================================  ==================================
     """
-    # No function stands around the pump: each more on the way is 0.3 KiB more for each idle tunnel.
+    # The pump is awaited here and not in a function of its own, which would cost every idle tunnel 0.3 KiB.
     pump = pump_for(source.stream, sink.stream)
     try:
         await pump(source.stream, sink.stream, flow)
@@ -332,22 +334,25 @@ async def _deliver(sides: list[_Side], why: str, code: int) -> None:
 
 
 async def _close(client: _Side, target: _Side) -> None:
-    """Well where both were told that it is whole. A reset otherwise, which drops nothing that was vouched for."""
+    """Close both where both have everything; reset them otherwise.
+
+    A side whose peer was told that all its bytes were handed on is not reset before these are delivered.
+    """
     well = client.finished and target.finished
-    # Shielded, since an abort here could still undo what was told.
+    # Shielded: a cancellation here would reset a stream whose peer was told that all is well.
     with trio.move_on_after(_FLUSH, shield=True):
         for side, other in ((client, target), (target, client)):
             if well or (other.stream.eof_acknowledged and not (side.flushed or side.broken)):
                 try:
                     await side.stream.aclose()
                 except trio.BrokenResourceError:
-                    pass  # `finish` has said all that the peer needs
+                    pass  # `finish` has already sent all that the peer needs
     client.stream.abort()
     target.stream.abort()
 
 
 def pump_for(source: Stream, sink: Stream) -> Callable[[Stream, Stream, Flow], Awaitable[None]]:
-    """The fastest pump that both ends allow. It runs to the source's EOF; it raises SourceBroke or SinkBroke."""
+    """The fastest pump for these two streams. It runs until the source's EOF, and raises SourceBroke or SinkBroke."""
     return _splice if can_splice(source, sink) else copy
 
 
@@ -359,7 +364,7 @@ def can_splice(source: Stream, sink: Stream) -> bool:
 
 
 async def _splice(source: Stream, sink: Stream, flow: Flow) -> None:
-    """As `http2tcp.net.pump.copy`, by descriptors."""
+    """As `http2tcp.net.pump.copy`, between the streams' descriptors."""
     ahead = source.take_ahead()
     if ahead:
         try:

@@ -6,13 +6,17 @@ import trio
 
 
 class SendLock:
-    """Whose turn it is to send. A keepalive that waits for room must not end up inside somebody's bytes."""
+    """Held by the task that sends. A keepalive that waits for room must not end up in the middle of other bytes.
+
+    A send that fails or is cancelled may have sent a part, so nothing can be sent after it: taking the lock then raises
+    BrokenResourceError.
+    """
 
     __slots__ = ("_ended", "_torn", "held", "released_at")
 
     def __init__(self) -> None:
         self.held = False
-        #: When the last one ended, on trio's clock.
+        #: When the last holder released it, on trio's clock.
         self.released_at = trio.current_time()
         self._ended: trio.Event | None = None
         self._torn = False
@@ -24,7 +28,7 @@ class SendLock:
             await self._ended.wait()
         if self._torn:
             raise trio.BrokenResourceError("an earlier send was not done to its end")
-        # A cancel comes here, where it tears nothing, or while bytes wait for room.
+        # Take a cancellation here, before the first byte is sent: later it would tear the stream.
         await trio.lowlevel.checkpoint_if_cancelled()
         self.held = True
 

@@ -1,9 +1,9 @@
 """The Linux pump: socket → pipe → socket without a copy, by splice(2).
 
-Small traffic keeps to read and write. A flow that proves bulky takes a pipe for as long as it has bytes
-to move and gives it back before it waits, so an idle tunnel holds none. Where pipes or descriptors run
-out, or a descriptor cannot be spliced, the bytes are copied instead. The pipe is always emptied before
-the source is asked again: EAGAIN could otherwise mean either end.
+Small traffic is read and written. A flow that turns out to be bulky borrows a pipe while it has bytes to
+move, and returns it before it waits, so an idle tunnel holds none. Where pipes or descriptors run out, or a
+descriptor cannot be spliced, the bytes are copied instead. The pipe is always emptied before the source is
+read again: otherwise EAGAIN could mean that the pipe is full, or that the source has nothing.
 """
 
 from __future__ import annotations
@@ -23,14 +23,14 @@ from http2tcp.net.streams import PORTABLE
 #: Whether this system splices.
 AVAILABLE = sys.platform == "linux" and hasattr(os, "splice") and not PORTABLE
 
-# One read of interactive traffic. A read that fills it is what makes a flow bulky.
+# The size of a read. A flow counts as bulky once a read was filled.
 SMALL = 64 * 1024
-# A flow that brings less at a time has gone quiet.
+# A flow that brings less than this at a time is bulky no more.
 _QUIET = 16 * 1024
-# What a bulky flow makes of stdin or stdout. With the usual 64 KiB every step changes the process, for
-# twice the CPU; 1 MiB is no better, and 64 clients would use up the user's limit.
+# A bulky flow enlarges the pipe that is stdin or stdout to this. With the usual 64 KiB each step switches to the other
+# process, which costs twice the CPU; 1 MiB is no better, and 64 clients would use up the user's limit.
 _STDIO_PIPE_SIZE = 256 * 1024
-# Bytes after which the other tasks get their turn.
+# After this many bytes, let the other tasks run.
 _TURN = 4 * 1024 * 1024
 
 _UNSUPPORTED = (errno.EINVAL, errno.ENOSYS, errno.EOPNOTSUPP, errno.EPERM)
@@ -55,7 +55,7 @@ class Pump:
         self._source = source
         self._sink = sink
         self._flow = flow
-        #: Which end is a pipe itself, so that no other is needed.
+        #: Which end is itself a pipe, if any: then splicing needs no other pipe.
         self._direct = "source" if _is_pipe(source) else "sink" if _is_pipe(sink) else ""
         self._splices = True
         self._turn = 0
@@ -65,7 +65,7 @@ class Pump:
         wait_readable, flow = trio.lowlevel.wait_readable, self._flow
         source, sink = self._source, self._sink
         while True:
-            # The way of a keystroke, written out: a coroutine more on it costs a microsecond or two.
+            # The path of a keystroke, without helper coroutines: each would add a microsecond or two.
             flow.waits()
             await wait_readable(source)
             flow.received()
@@ -97,7 +97,7 @@ class Pump:
         self._flow.received()
 
     def _read(self) -> bytes | None:
-        """What has arrived; b"" at EOF, None where there is nothing after all."""
+        """What has arrived; b"" at EOF, None if there is nothing after all."""
         try:
             return os.read(self._source, SMALL)
         except BlockingIOError:
@@ -142,14 +142,14 @@ class Pump:
             await self._wait()
 
     async def _move_directly(self) -> Found:
-        """As `_move_bulk` where one end is a pipe itself."""
+        """As `_move_bulk`, where one end is itself a pipe."""
         grow(self._source if self._direct == "source" else self._sink, _STDIO_PIPE_SIZE)
         empty = False
         while True:
             try:
                 count = os.splice(self._source, self._sink, PIPE_SIZE, flags=os.SPLICE_F_NONBLOCK)
             except BlockingIOError:
-                # Either end can mean it. The sink is asked first; with room there, it was the source.
+                # Either end may be the cause. Wait for the sink first; if it has room, it was the source.
                 if empty:
                     await self._wait()
                 else:
@@ -173,7 +173,7 @@ class Pump:
             await self._take_turns(count)
 
     async def _take_turns(self, count: int) -> None:
-        # A step has its price too: bytes that come one at a time, as fast as they are taken, are a long turn.
+        # A small step counts as a read: a source that brings single bytes without a pause would else run for very long.
         self._turn += max(count, SMALL)
         if self._turn >= _TURN:
             self._turn = 0

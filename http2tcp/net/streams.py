@@ -1,9 +1,8 @@
-"""The streams that the relay takes.
+"""The streams that the relay joins.
 
-`Stream` is trio's HalfCloseableStream and five things more: `abort`, which tells the peer that what it
-got is not all; `explain`, which says why; `flush`, which waits until the peer's kernel has what was sent;
-`ends`, which says what the end of one direction means; and `unread`, for
-whoever reads a head and gets some of what follows it.
+`Stream` is trio's HalfCloseableStream with five additions: `abort` tells the peer that what it got is not
+all; `send_reason` tells it why; `flush` waits until the peer's kernel has what was sent; `ends` says what
+the end of one direction means; `unread` gives back bytes that were read together with a head.
 """
 
 from __future__ import annotations
@@ -22,28 +21,29 @@ import trio
 
 from http2tcp.errors import Http2tcpError
 
-# 256 KiB: 1.6 against 1.05 GB/s at 64 KiB in one direction; more buys nothing.
+# Measured in one direction: 1.6 GB/s with 256 KiB, 1.05 GB/s with 64 KiB, and no more with larger chunks.
 CHUNK = 256 * 1024
 
-# A dead peer is noticed after 30 + 3 x 10 s; an idle tunnel costs two packets a minute.
+# The kernel notices a dead peer after 30 + 3 x 10 s; an idle tunnel costs two packets a minute.
 KEEPALIVE_IDLE = 30
 KEEPALIVE_INTERVAL = 10
 KEEPALIVE_COUNT = 3
 
-# A peer that cannot be told of our EOF, and that has nothing to say for so long, waits for it in vain.
+# How long to wait for a peer that we cannot half-close to, in seconds. If it stays silent this long, it is probably
+# waiting for our EOF: end the tunnel.
 EOF_PATIENCE = 30.0
 
-#: Set this variable to move bytes, stdin and stdout as on systems that are not Linux.
+#: Whether to move bytes, stdin and stdout as on systems other than Linux. For tests, and to compare.
 PORTABLE = "HTTP2TCP_PORTABLE" in os.environ
 
-#: The words where a stream was closed and its peer could not be told of the end.
+#: The error's text where a stream was closed, and its peer took no more bytes, so that it was not told of the end.
 UNSAID_END = "the other side took nothing more, not even the end"
 
 Bytes = bytes | bytearray | memoryview
 
 _RESET = struct.pack("ii", 1, 0)
 _DELIVER = struct.pack("ii", 0, 0)
-# linux/sockios.h. Python names it only in termios, which nothing else here needs.
+# linux/sockios.h. Python has it only in termios, which is not worth an import.
 _SIOCOUTQ = 0x5411
 # linux/tcp.h: where tcpi_bytes_acked is in TCP_INFO, a number of 64 bits.
 _ACKNOWLEDGED = slice(120, 128)
@@ -52,11 +52,11 @@ _TCP_CLOSE = 7
 
 
 class Queue(NamedTuple):
-    """What a kernel has of what was sent, in bytes."""
+    """How far the kernel is with what was sent, in bytes."""
 
-    #: What it still keeps, since the peer's has not acknowledged it.
+    #: Sent by us, and not yet acknowledged by the peer's kernel.
     kept: int = 0
-    #: What the peer's has acknowledged so far; what was sent by TLS and by capsules is among it.
+    #: Acknowledged by the peer's kernel so far, with what TLS and capsules add to the payload.
     acknowledged: int = 0
 
 
@@ -81,7 +81,7 @@ TCP_ENDS = Ends()
 
 
 class Stream(trio.abc.HalfCloseableStream):
-    """What one side of a relay is."""
+    """One side of a relay."""
 
     #: What the end of a direction means on this stream.
     ends: Ends = TCP_ENDS
@@ -90,12 +90,13 @@ class Stream(trio.abc.HalfCloseableStream):
     framed: bool = False
     #: Whether `attend` has something to do.
     needs_attention: bool = False
-    #: How much it takes at a time best.
+    #: How many bytes a caller best sends at a time.
     chunk: int = CHUNK
-    #: How much a pump hands it at most, where what it has taken counts only once it has taken all of it.
+    #: How many bytes a pump hands to `send_all` at most. They count as moved only once `send_all` returns, so a slow
+    #: stream takes small pieces.
     piece: int = CHUNK
 
-    #: A sentence with what the peer said of why it ended, fit for a terminal; empty where it said nothing.
+    #: Why the peer ended, by its own words, as a sentence fit for a terminal. Empty if it gave no reason.
     peer_reason: str = ""
 
     _ahead: bytes = b""
@@ -103,11 +104,11 @@ class Stream(trio.abc.HalfCloseableStream):
     _sending: bool = False
 
     def unread(self, data: bytes) -> None:
-        """Give back what was received too far: the next `receive_some` returns it."""
+        """Give back bytes that were received and not used: the next `receive_some` returns them."""
         self._ahead = data + self._ahead
 
     def take_ahead(self, max_bytes: int | None = None) -> bytes:
-        """Take what was given back; b"" where there is nothing."""
+        """Take the bytes that were given back by `unread`; b"" if there are none."""
         data, self._ahead = self._ahead[:max_bytes], self._ahead[max_bytes:] if max_bytes else b""
         return data
 
@@ -118,61 +119,62 @@ class Stream(trio.abc.HalfCloseableStream):
         self._sending = True
 
     def source_fd(self) -> int | None:
-        """The non-blocking descriptor that `receive_some` reads, where it adds nothing to it."""
+        """The non-blocking descriptor whose bytes `receive_some` returns unchanged; None if there is none."""
         return None
 
     def sink_fd(self) -> int | None:
-        """The non-blocking descriptor that `send_all` writes to, where it adds nothing to it."""
+        """The non-blocking descriptor that `send_all` writes to unchanged; None if there is none."""
         return None
 
     async def attend(self) -> None:
-        """What has to be done while the tunnel is open, such as keepalives, until cancelled."""
+        """Do what has to be done while the tunnel is open, such as keepalives, until cancelled."""
 
     @abstractmethod
     async def receive_some(self, max_bytes: int | None = None) -> bytes: ...
 
     @abstractmethod
     def abort(self) -> None:
-        """Close at once, as a reset where the transport has one, so that the peer takes nothing for whole."""
+        """Close at once, with a reset where the transport has one, so that the peer takes no part for the whole."""
 
     async def send_reason(self, why: str, code: int = 0) -> None:
-        """Before `abort`: tell the peer why, where the transport has words for it. The caller bounds it.
+        """Before `abort`: tell the peer why, where the transport can carry a reason. The caller sets a deadline.
 
         `code` is one of `http2tcp.protocol.capsule.ResetCode`, for transports that have codes.
         """
 
     async def flush(self) -> None:
-        """Wait until the peer's kernel has everything that was sent. The caller bounds it."""
+        """Wait until the peer's kernel has everything that was sent. The caller sets a deadline."""
 
     def queue(self) -> Queue:
-        """What its kernel has of what was sent. All zeros where it does not tell."""
+        """How far the kernel is with what was sent. All zeros where it does not say."""
         return Queue()
 
     def reset_on_exit(self) -> None:
-        """From now on the end of the process is a reset to the peer, until `aclose`: it took a part, not the whole."""
+        """If the process ends before `aclose`, the peer gets a reset, so that it does not take a part for the whole."""
 
     def acknowledge_eof(self) -> None:
-        """All that was received has been handed on, its EOF included; the peer may know."""
+        """Tell the peer, now or soon, that all it sent was handed on with its EOF, if the transport can say so."""
 
     @property
     def eof_acknowledged(self) -> bool:
-        """Whether the peer was told that all it has sent was handed on: none of that may be dropped then."""
+        """Whether the peer was told that all it sent was handed on. Then none of that may be dropped any more."""
         return False
 
     async def wait_acknowledged(self) -> None:
-        """After the peer's EOF: wait until it has confirmed ours. Raises BrokenResourceError where it is gone."""
+        """After the peer's EOF: wait until the peer has acknowledged ours. Raises BrokenResourceError if it is gone."""
 
     async def finish(self) -> None:
-        """Both directions have ended: say the last words, and wait until the peer has everything.
+        """Both directions have ended: send what is still owed, and wait until the peer has everything.
 
-        Raises BrokenResourceError. Where it returns, `aclose` has nothing left that the peer needs. It takes as long as
-        the peer does; the caller bounds it, and aborts the stream where it did not return.
+        Raises BrokenResourceError. Once it has returned, `aclose` sends nothing that the peer needs. It takes as long
+        as the peer does, so the caller sets a deadline, and aborts the stream if it did not return.
         """
 
     async def linger(self) -> None:
-        """Drop what the peer still sends until it ends: closing with bytes unread resets what was sent.
+        """Receive and drop what the peer still sends until it ends.
 
-        The caller bounds it, and closes after it.
+        A socket that is closed with bytes unread sends a reset, which makes the peer lose what was sent to it. The
+        caller sets a deadline, and closes the stream afterwards.
         """
         while await self.receive_some():
             pass
@@ -189,7 +191,7 @@ class HalfCloseUnsupported(Http2tcpError):
 
 
 class SocketStream(Stream):
-    """A TCP or Unix stream socket. It sets the socket non-blocking and owns it from then on."""
+    """A TCP or Unix stream socket. The stream makes the socket non-blocking and owns it."""
 
     def __init__(self, sock: socket.socket) -> None:
         sock.setblocking(False)
@@ -213,7 +215,7 @@ class SocketStream(Stream):
             await trio.lowlevel.checkpoint()
             return self.take_ahead(max_bytes)
         while True:
-            # Waiting comes first: a read that finds nothing costs more than asking.
+            # Wait before reading: a read that finds nothing costs more than waiting for readiness does.
             await trio.lowlevel.wait_readable(self._open())
             try:
                 return self.socket.recv(max_bytes or CHUNK)
@@ -288,7 +290,7 @@ class SocketStream(Stream):
         await super().linger()
 
     async def flush(self) -> None:
-        """See `Stream.flush`. Returns at once where the kernel does not tell."""
+        """See `Stream.flush`. Returns at once where the kernel does not say."""
         await delivered(self.socket)
 
     def queue(self) -> Queue:
@@ -303,7 +305,7 @@ class SocketStream(Stream):
         self._close()
 
     async def aclose(self) -> None:
-        """Close; what was sent is still delivered."""
+        """Close. The kernel still delivers what was sent."""
         if self._resets_on_exit and self.socket.fileno() >= 0:
             deliver_on_close(self.socket)
         self._close()
@@ -321,11 +323,11 @@ class SocketStream(Stream):
 
 
 def reset_on_close(sock: socket.socket) -> None:
-    """Make the socket's close send RST where it knows one, and drop what is not sent."""
+    """Make closing the socket send RST, if it is TCP, and drop what was not sent yet."""
     try:
         sock.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, _RESET)
     except OSError:
-        pass  # the peer was faster
+        pass  # the peer has reset it already
 
 
 def deliver_on_close(sock: socket.socket) -> None:
@@ -333,7 +335,7 @@ def deliver_on_close(sock: socket.socket) -> None:
     try:
         sock.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, _DELIVER)
     except OSError:
-        pass  # the peer was faster
+        pass  # the peer has reset it already
 
 
 def broken(error: OSError) -> Exception:
@@ -357,11 +359,11 @@ def _tune(sock: socket.socket) -> None:
             try:
                 sock.setsockopt(level, option, value)
             except OSError:
-                pass  # a socket that is already reset takes none; reading from it tells
+                pass  # a socket that was reset already takes no options; reading from it will raise
 
 
 async def delivered(sock: socket.socket) -> None:
-    """Wait until the peer's kernel has what was sent. Returns at once where our own does not tell."""
+    """Wait until the peer's kernel has what was sent. Returns at once where our own kernel does not say."""
     if sys.platform == "linux":
         pause = 0.001
         while sock.fileno() >= 0 and _unsent(sock):
@@ -373,17 +375,17 @@ def _unsent(sock: socket.socket) -> int:
     import fcntl
 
     try:
-        # The bytes that a reset threw away still count as unsent.
+        # After a reset, the kernel goes on counting the bytes that it dropped as unsent.
         if sock.getsockopt(socket.IPPROTO_TCP, socket.TCP_INFO, 1)[0] == _TCP_CLOSE:
             return 0
         answer = fcntl.ioctl(sock.fileno(), _SIOCOUTQ, b"\0\0\0\0")
     except OSError:
-        return 0  # a Unix socket: its peer has everything at once
+        return 0  # a Unix socket, whose peer has everything at once
     return int.from_bytes(answer, sys.byteorder)
 
 
 def queue_of(sock: socket.socket) -> Queue:
-    """See `Stream.queue`. Only Linux tells, and only of TCP."""
+    """See `Stream.queue`. Only Linux says, and only for TCP."""
     if sys.platform != "linux" or sock.fileno() < 0:
         return Queue()
     kept = _unsent(sock)

@@ -1,7 +1,7 @@
 """A WebSocket after its opening handshake, as a stream over any other.
 
-Binary messages carry the bytes; where they are cut means nothing. A Close ends both directions, and a stream
-that ends without one was cut. Half-close is for capsules in the messages (`http2tcp.net.capsules`).
+Binary messages carry the bytes; the boundaries of messages mean nothing. A Close ends both directions, and a stream
+that ends without one was cut. For half-close, capsules go into the messages (`http2tcp.net.capsules`).
 """
 
 from __future__ import annotations
@@ -14,26 +14,26 @@ from http2tcp.net.send_lock import SendLock
 from http2tcp.net.streams import CHUNK, EOF_PATIENCE, Bytes, Ends, HalfCloseUnsupported, Queue, Stream, check_size
 from http2tcp.protocol.websocket import MAX_SENT, Code, WebSocket, WebSocketError
 
-# Less than elsewhere: each byte is copied some times over, and larger pieces go back to the system in between.
+# Less than elsewhere: each byte is copied several times, and malloc returns larger buffers to the system in between.
 _RECEIVED = 128 * 1024
-# How long closing may take to say so and to hear the peer's own Close, and how much may come before that.
+# How long closing may wait for the peer's Close, in seconds, and how many bytes of payload may come before it.
 _CLOSING = 1.0
 _CLOSING_BYTES = CHUNK
-# How long a client that was told Close may be silent before it counts as gone, and how long finishing may wait for
-# room for our own.
+# How long a client that was sent a Close may be silent before it counts as gone, and how long `finish` may wait for
+# room to send ours.
 _CLOSE_PATIENCE = 5.0
 # A server whose target has ended sends Close, and takes what the client sends until the client's own Close. A client
 # that did so would lose the reply, since a server answers it by ending both directions.
 _SERVER_ENDS = Ends(eof_patience=_CLOSE_PATIENCE, eof_is_last=True)
 _CLIENT_ENDS = Ends(half_close=False, eof_patience=EOF_PATIENCE, eof_is_last=True)
-# How long a pong may hold up a program that receives, and does not attend, where the kernel has no room for it.
+# How long a program that receives without running `attend` may be held up by a pong for which the kernel has no room.
 _PONG_PATIENCE = 0.1
 
 
 class WebSocketStream(Stream):
     """The bytes in binary messages, over `inner`, which it owns.
 
-    `keepalive` is the interval, in seconds, at which `attend` breaks our own silence with a ping.
+    `keepalive`: after this many seconds without sending, `attend` sends a ping.
     """
 
     needs_attention = True
@@ -50,14 +50,14 @@ class WebSocketStream(Stream):
         self._receiving = False
         self._attended = False
         self._owing = trio.Event()
-        # What this side's own caller has ended, whether our Close has been sent whole, and whether the peer broke it.
+        # Whether our own caller has ended sending, our Close was sent whole, and the peer broke the rules.
         self._shut = False
         self._told = False
         self._closed = False
         self._failed = False
 
     async def receive_some(self, max_bytes: int | None = None) -> bytes:
-        """Payload; b"" after a Close that says no more than that. Raises BrokenResourceError for any other end."""
+        """Payload; b"" after a Close without an error. Raises BrokenResourceError for any other end."""
         check_size(max_bytes)
         if self._closed:
             raise trio.ClosedResourceError("this stream was already closed")
@@ -67,7 +67,7 @@ class WebSocketStream(Stream):
                 await self._feed()
                 continue
             self._ahead = payload
-            # Many frames may have come at once; the other tunnels have their turn between.
+            # Many frames may have come at once: let the other tunnels run between them.
             await trio.lowlevel.checkpoint()
         if not self._ahead:
             await trio.lowlevel.checkpoint()
@@ -77,13 +77,13 @@ class WebSocketStream(Stream):
         try:
             payload = self._machine.payload()
         except WebSocketError as error:
-            # Once: whoever asks again is not to wait again.
+            # Only once: a caller that receives again must not wait again.
             if not self._failed:
                 self._failed = True
                 await self._part(error.code, str(error), self.inner.linger)
             raise trio.BrokenResourceError(str(error)) from error
         if self._machine.owes:
-            # The peer may read nothing before it has sent all: who receives does not wait to send.
+            # The peer may not read until it has finished sending, so the receiving task must never block on a send.
             if self._attended:
                 self._owing.set()
             else:
@@ -122,23 +122,23 @@ class WebSocketStream(Stream):
         raise self._over()
 
     def _over(self) -> trio.BrokenResourceError:
-        """The error where our Close was an answer: to the peer's own, or to its mistake."""
+        """The error for a stream whose peer has ended it, by a Close or by a mistake that we answered with a Close."""
         return trio.BrokenResourceError(self._machine.complaint or "the peer had closed it already")
 
     async def _say(self, make: Callable[[], bytes]) -> None:
-        """Send what `make` gives once it is our turn: what it says depends on what was said before.
+        """Take the lock, call `make`, and send the frame that it returns: the frame depends on those sent before.
 
-        Cancelled, it has said all of it or nothing. A frame that was made and sent in part could not be made good.
+        A cancellation sends the whole frame or nothing: wsproto has no way back from a frame that was sent in part.
         """
         cancelled: trio.Cancelled | None = None
         async with self._send_lock:
             try:
                 await self.inner.wait_send_all_might_not_block()
             except trio.Cancelled as error:
-                # Nothing was made, so the turn ends well: whoever comes next may send.
+                # No frame was made, so leave the lock without an error: the next task may send.
                 cancelled = error
             else:
-                # A control frame has 139 bytes at most, and there is room.
+                # There is room, and a control frame has 139 bytes at most: this hardly ever waits.
                 with trio.move_on_after(_CLOSING, shield=True) as patience:
                     await self.inner.send_all(make())
                     self._told = self._machine.closed
@@ -151,9 +151,9 @@ class WebSocketStream(Stream):
                 del cancelled
 
     async def send_eof(self) -> None:
-        """Say Close, on a server; what the client still sends is received. A client raises HalfCloseUnsupported.
+        """On a server, send Close and go on receiving. A client raises HalfCloseUnsupported.
 
-        Raises BrokenResourceError where the peer's mistake was answered by a Close before.
+        Raises BrokenResourceError if a Close has already answered a mistake of the peer.
         """
         if not self.ends.half_close:
             raise HalfCloseUnsupported("a client's Close would end both directions")
@@ -163,7 +163,7 @@ class WebSocketStream(Stream):
         await self._say(lambda: self._machine.close(Code.DONE))
 
     async def finish(self) -> None:
-        """See `Stream.finish`. Each has said Close to the other, and ours was sent whole."""
+        """See `Stream.finish`. It returns once each side has sent its Close, ours as a whole."""
         if not self._machine.ended:
             raise trio.BrokenResourceError(self._machine.complaint or "it did not answer our Close")
         with trio.move_on_after(_CLOSE_PATIENCE):
@@ -186,12 +186,12 @@ class WebSocketStream(Stream):
                 elif not self._send_lock.held and trio.current_time() >= self._send_lock.released_at + self._keepalive:
                     await self._say(self._machine.ping)
         except trio.BrokenResourceError:
-            return  # whoever receives finds out why
+            return  # the task that receives finds out why
         finally:
             self._attended = False
 
     async def _pay_at_once(self) -> None:
-        # Shielded, since a program that gives up receiving has not given up the stream, and a torn one is no use.
+        # Shielded: a program that stops receiving may still use the stream, and a pong sent in part would tear it.
         with trio.move_on_after(_PONG_PATIENCE, shield=True):
             if not self._send_lock.held:
                 try:
@@ -200,12 +200,15 @@ class WebSocketStream(Stream):
                     pass  # there may still be something to receive
 
     async def send_reason(self, why: str, code: int = 0) -> None:
-        """Say Close with a code that tells that this is no good end, and why."""
+        """Send a Close whose code says that the tunnel broke, with the reason."""
         self._shut = True
         await self._part(self._failure, why, self._hear_close)
 
     async def _part(self, code: int, why: str, hear: Callable[[], Awaitable[None]]) -> None:
-        """Say Close and hear the peer out, for a moment: to close with bytes unread would reset what was said."""
+        """Send a Close, then call `hear` to receive what still comes, for a moment.
+
+        A socket that is closed with bytes unread sends a reset, which could make the peer lose the Close.
+        """
         with trio.move_on_after(_CLOSING):
             try:
                 if not self._send_lock.held:
@@ -247,12 +250,12 @@ class WebSocketStream(Stream):
         """Return at once: `aclose` waits for the peer's Close."""
 
     def abort(self) -> None:
-        """End it without a Close, which says that it was cut."""
+        """Close the stream below without a Close frame, so that the peer sees that the tunnel was cut."""
         self._shut = self._closed = True
         self.inner.abort()
 
     async def aclose(self) -> None:
-        """Say Close, wait a moment for the peer's, and close."""
+        """Send a Close, wait a moment for the peer's, and close."""
         self._shut = True
         if self._closed:
             await self.inner.aclose()
