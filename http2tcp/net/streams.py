@@ -193,11 +193,12 @@ class HalfCloseUnsupported(Http2tcpError):
 class SocketStream(Stream):
     """A TCP or Unix stream socket. The stream makes the socket non-blocking and owns it."""
 
+    _resets_on_exit = False
+    _eof_sent = False
+
     def __init__(self, sock: socket.socket) -> None:
         sock.setblocking(False)
         self.socket = sock
-        self._resets_on_exit = False
-        self._eof_sent = False
         if sock.family != getattr(socket, "AF_UNIX", None):
             _tune(sock)
 
