@@ -56,7 +56,7 @@ def right_pair(request: pytest.FixtureRequest) -> tuple[SocketStream, trio.Socke
 
 
 async def sent_whole(sender: trio.SocketStream, receiver: trio.SocketStream, data: bytes) -> bool:
-    """Whether `data` and its EOF get from the one to the other."""
+    """Whether the receiver gets `data` and then an EOF."""
     received = b""
 
     async def receive() -> None:
@@ -93,7 +93,7 @@ async def test_bulk_arrives_whole_both_ways(pump_kind: str, right_pair: tuple[So
 @settings(max_examples=15)
 @given(st.lists(st.tuples(st.integers(1, 300_000), st.integers(0, 3)), min_size=1, max_size=12), st.booleans())
 def test_the_bytes_do_not_depend_on_how_they_come(pieces: list[tuple[int, int]], portable: bool) -> None:
-    """Sizes, and how often the scheduler runs between two; a reader that takes odd amounts."""
+    """Random sizes with pauses between them, to a reader that takes odd amounts."""
 
     async def main() -> None:
         left, client = tcp_pair()
@@ -154,13 +154,13 @@ async def test_a_stalled_reader_holds_up_its_sender_and_takes_no_memory(pump_kin
         nursery.start_soon(relay, left, right, traffic)
         pushed = 0
         chunk = bytes(256 * 1024)
-        # Kernel buffers take some megabytes; then nothing more goes in.
+        # The kernels' buffers take some megabytes, and then nothing more.
         with trio.move_on_after(0.5) as stalled:
             while pushed < 1 << 30:
                 await client.send_all(chunk)
                 pushed += len(chunk)
         assert stalled.cancelled_caught
-        # What the relay holds itself is one pipe at most, and a chunk.
+        # The relay itself holds one pipe and one chunk at most.
         received = 0
         resumed = trio.current_time()
         while received < pushed:
@@ -220,7 +220,7 @@ async def test_bytes_are_copied_where_there_are_no_pipes(how: str, monkeypatch: 
 
 
 def test_pipes_leave_descriptors_to_those_who_need_them() -> None:
-    """A sixteenth of them at most: limits.py counts on it."""
+    """Pipes take at most one in eight descriptors: server/limits.py counts on it."""
     pool = pipes.PipePool()
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     resource.setrlimit(resource.RLIMIT_NOFILE, (320, hard))
@@ -286,7 +286,7 @@ def drain(fd: int) -> bytes:
 
 
 async def test_bulk_in_capsules_arrives_whole_both_ways(pump_kind: str) -> None:
-    """Client application, relay, capsules over TCP, relay, target: as between our client and our server."""
+    """A client's program, a relay, capsules over TCP, a relay, a target: as between our client and our server."""
     left, client = tcp_pair()
     with socket.create_server(("127.0.0.1", 0)) as listener:
         near = socket.create_connection(listener.getsockname())
@@ -317,7 +317,7 @@ async def test_a_capsule_that_breaks_off_is_a_broken_source(pump_kind: str) -> N
     async with trio.open_nursery() as nursery:
 
         async def break_off() -> None:
-            # 1 MiB announced, less sent.
+            # The header announces 1 MiB, and less is sent.
             await peer.send_all(bytes.fromhex("a028d7f2 80100000") + bytes(300_000))
             await peer.aclose()
 
@@ -357,7 +357,7 @@ async def test_a_sink_that_is_gone_is_a_broken_sink(pump_kind: str) -> None:
 
 
 async def test_the_last_bytes_survive_keepalives_that_nobody_has_read() -> None:
-    """A client that has ended its direction still breaks its silence; closing must not reset what it is yet to get."""
+    """A client that has sent its EOF still sends keepalives; closing must not reset what it has not received yet."""
     ours, peer = tcp_pair()
     framed = CapsuleStream(ours, keepalive=25, peer_keepalive=25)
     await peer.send_all(FINAL)

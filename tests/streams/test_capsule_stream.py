@@ -21,7 +21,7 @@ def framed(keepalive: float = 25.0, peer_keepalive: float | None = None) -> tupl
 
 
 def both(keepalive: float = 25.0) -> tuple[CapsuleStream, CapsuleStream]:
-    """Two capsule streams that talk with each other and have announced their keepalive."""
+    """Two connected capsule streams, each of which has announced its keepalive."""
     ours, theirs = memory_pair()
     return (
         CapsuleStream(ours, keepalive=keepalive, peer_keepalive=keepalive),
@@ -115,7 +115,7 @@ async def test_a_silent_tunnel_sends_something_before_a_front_end_gets_tired(
         await trio.sleep(10)
         await stream.send_all(b"x")
         await peer.receive_some()
-        # What is sent counts: the next one comes 25 s after it.
+        # Every send counts: the next keepalive comes 25 s after this one.
         assert await peer.receive_some() == KEEPALIVE
         assert trio.current_time() - started == pytest.approx(75 + 10 + 25)
         nursery.cancel_scope.cancel()
@@ -208,7 +208,7 @@ async def test_thousands_of_small_capsules_leave_the_other_tunnels_their_turn() 
             turns += 1
 
     async with trio.open_nursery() as nursery:
-        # Of a type that means nothing, as small as can be.
+        # The smallest capsules there are, of a type without a meaning.
         nursery.start_soon(peer.send_all, b"\x29\x00" * (CHUNK // 4) + (data_header(1) + b"x") * 1000)
         nursery.start_soon(another)
         received = b""

@@ -1,4 +1,4 @@
-"""How tunnels end: what ends one is said to the last byte, or both sides see it broken."""
+"""How tunnels end: either both sides have everything and know it, or both see that the tunnel broke."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from tests.support.memory_stream import MemoryStream, memory_pair
 
 
 class Tardy(MemoryStream):
-    """As TLS and front ends are: every send, short as it is, takes its time before its first byte."""
+    """A stream whose sends all take some time before the first byte, as those through TLS and front ends do."""
 
     async def send_all(self, data: Bytes) -> None:
         await trio.sleep(0.05)
@@ -28,7 +28,7 @@ class Tardy(MemoryStream):
 
 
 class Tunnel:
-    """A client's relay and a server's, joined by capsules that are confirmed, between two programs."""
+    """Two programs, joined by a client's relay and a server's, with acknowledged capsules between the two."""
 
     def __init__(self, *, websocket: bool = False) -> None:
         near, self.client = memory_pair()
@@ -67,13 +67,13 @@ async def test_whoever_ends_last_and_whenever_a_whole_conversation_is_whole_on_b
         await trio.sleep(pause)
         await then.send_all(b"last")
         await then.send_eof()
-        # With a reset in the place of the end, these raise.
+        # These raise if a side gets a reset instead of the end.
         assert (await first.read_all(), await then.read_all()) == (b"last", b"")
     assert tunnel.outcomes == {"client": Outcome(End.CLOSED), "server": Outcome(End.CLOSED)}
 
 
 def confirming(peer_keepalive: float | None = None, *, client: bool = False) -> tuple[CapsuleStream, MemoryStream]:
-    """A stream that confirms, and the raw end of its peer."""
+    """A stream that acknowledges, and the raw end of its peer."""
     ours, theirs = memory_pair()
     stream = CapsuleStream(ours, keepalive=25, peer_keepalive=peer_keepalive, confirms=True, client=client)
     return stream, theirs
@@ -136,7 +136,7 @@ async def test_closing_before_the_peer_has_confirmed_is_an_error_where_the_peer_
 
 
 async def test_a_client_that_never_takes_the_last_word_is_no_good_end(autojump_clock: trio.testing.MockClock) -> None:
-    """And a limit ends what would wait for it for ever."""
+    """Without a limit the relay would wait for it for ever; the lifetime's limit ends it."""
     stream, peer = confirming()
     right, target = memory_pair()
     term = Lifetime()
@@ -172,7 +172,7 @@ async def test_a_term_that_is_over_after_both_were_told_undoes_nothing(autojump_
 
 
 async def test_what_was_vouched_for_is_never_thrown_away(autojump_clock: trio.testing.MockClock) -> None:
-    """The client has heard that all it sent was handed on; it may have left with 0 when its own last word is lost."""
+    """The client got our acknowledgement, so it may have exited with 0, even if its own last bytes are lost."""
     stream, peer = confirming()
     right, target = memory_pair()
     await peer.send_all(data_header(2) + b"up" + FINAL)
@@ -212,7 +212,7 @@ async def test_what_was_not_vouched_for_is_reset_as_ever(autojump_clock: trio.te
 async def test_a_peers_bytes_that_came_in_time_count_though_nobody_looked_in_time(
     autojump_clock: trio.testing.MockClock,
 ) -> None:
-    """As after SIGSTOP: the deadline is over, and what came before it is unread."""
+    """As after SIGSTOP: the deadline has passed, and bytes that came before it are unread."""
     stream, peer = confirming(peer_keepalive=2)
     got = []
 
@@ -222,7 +222,7 @@ async def test_a_peers_bytes_that_came_in_time_count_though_nobody_looked_in_tim
     async with trio.open_nursery() as nursery:
         nursery.start_soon(receive)
         await trio.testing.wait_all_tasks_blocked()
-        # In one turn of the loop, so that both are found together.
+        # In one pass of trio's loop, so that it finds both together.
         await _stopped(autojump_clock, 100, peer._outgoing.entry, KEEPALIVE + data_header(2) + b"hi")
     assert got == [b"hi"]
 
@@ -231,7 +231,7 @@ async def _stopped(
     clock: trio.testing.MockClock, seconds: float, wire: trio.testing.MemorySendStream, data: bytes
 ) -> None:
     clock.jump(seconds)
-    # The deadline is met first, as where epoll_wait returns empty-handed.
+    # The deadline is noticed first, as where epoll_wait returns nothing.
     for _ in range(3):
         await trio.lowlevel.cancel_shielded_checkpoint()
     await wire.send_all(data)
@@ -246,7 +246,7 @@ async def test_the_same_where_the_bytes_are_spliced(live: bool) -> None:
         right = SocketStream(sink)
         if not can_splice(stream, right):
             pytest.skip("no splice(2) here")
-        # Over before it begins, with the bytes there or not.
+        # The deadline is over before it begins, whether bytes are there or not.
         stream._peer_patience = -1.0
         if live:
             theirs.sendall(data_header(2) + b"hi" + FINAL)

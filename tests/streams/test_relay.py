@@ -238,7 +238,7 @@ async def test_patience_is_not_spent_while_a_slow_reader_takes_its_time(
 async def test_a_target_that_ends_first_ends_a_silent_terminal_well_on_any_transport(
     half_close: bool, autojump_clock: trio.testing.MockClock
 ) -> None:
-    """The left is stdio, which is silent; the right cannot be told of an EOF, but none was to be told."""
+    """The client's side is stdio, which stays silent. That the target's side has no half-close makes no difference."""
     async with relayed(left_patience=0.5, right_half_close=half_close, right_patience=30) as world:
         world.left.ends = world.left.ends._replace(silence_is_end=True)
         await world.target.send_all(b"bye")
@@ -389,7 +389,7 @@ Act = Callable[[MemoryStream], Awaitable[None]]
 
 @dataclass(frozen=True)
 class Row:
-    """`first` happens to one side and then `second` to the other; what each gets, and how the relay ended."""
+    """One side does `first`, then the other does `second`: what each of them gets, and how the relay ends."""
 
     first: Act
     second: Act
@@ -561,7 +561,7 @@ async def test_only_silence_in_both_directions_is_idle(speaker: str, autojump_cl
 async def test_a_peer_whose_kernel_takes_what_ours_has_kept_for_it_is_not_silent(
     slow: str, monkeypatch: pytest.MonkeyPatch, autojump_clock: trio.testing.MockClock
 ) -> None:
-    """It takes a byte each 50 s, of 5 that were sent at once, and the last at 250 s."""
+    """Five bytes were sent at once, of which the peer's kernel takes one every 50 s, the last at 250 s."""
 
     def queue() -> Queue:
         taken = min(5, int(trio.current_time() / 50))

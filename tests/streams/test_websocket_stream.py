@@ -45,7 +45,7 @@ def client(keepalive: float = math.inf) -> tuple[WebSocketStream, MemoryStream]:
 
 
 def both() -> tuple[WebSocketStream, WebSocketStream]:
-    """A server's stream and a client's, which talk with each other."""
+    """A server's stream and a client's, connected."""
     ours, theirs = memory_pair()
     return (
         WebSocketStream(ours, client=False, keepalive=math.inf),
@@ -241,7 +241,7 @@ async def test_a_stranger_s_mistake_ends_a_relay_with_an_outcome_and_never_with_
                 await peer.send_all(BROKEN_FRAMES[kind](key))
             except trio.BrokenResourceError:
                 pass  # it is over already
-            # A server goes on sending to a client that has closed, until its target ends.
+            # A server goes on sending to a client that has closed, until the server's target ends.
             await trio.sleep(10)
             peer.abort()
     assert len(outcomes) == 1
@@ -267,7 +267,7 @@ async def test_who_asks_a_broken_stream_again_gets_the_same_answer_at_once(
 
 
 class Dawdling(MemoryStream):
-    """A stream that can be cancelled before its first byte is out, as those over TLS can."""
+    """A stream whose sends can be cancelled before the first byte, as those over TLS can."""
 
     async def send_all(self, data: Bytes) -> None:
         for _ in range(5):
@@ -308,7 +308,7 @@ async def test_a_control_frame_that_is_cancelled_anywhere_is_sent_whole_or_not_a
         for _ in range(checkpoints):
             await trio.lowlevel.checkpoint()
         nursery.cancel_scope.cancel()
-    # Nothing is torn: what ends the conversation can be said.
+    # Nothing is torn, so a Close can still be sent.
     await peer.send_all(close(1000))
     assert await stream.receive_some() == b""
     with trio.fail_after(1):
@@ -387,7 +387,7 @@ async def test_a_silent_tunnel_pings_before_a_front_end_gets_tired(autojump_cloc
         await trio.sleep(10)
         await stream.send_all(b"x")
         await peer.receive_some()
-        # What is sent counts: the next one comes 25 s after it.
+        # Every send counts: the next keepalive comes 25 s after this one.
         assert [each.opcode for each in frames(await peer.receive_some())] == [PING]
         assert trio.current_time() - started == pytest.approx(75 + 10 + 25)
         nursery.cancel_scope.cancel()
@@ -440,7 +440,7 @@ async def test_a_target_that_ignores_its_clients_end_is_left_after_a_while(
     outcome = await relay(stream, right, Traffic())
     assert outcome.end is End.TARGET_SILENT
     assert trio.current_time() - started == pytest.approx(30, abs=1)
-    # What it had still to say is not known: 1000 would tell the client that it has the whole reply.
+    # The target may have had more to send; code 1000 would tell the client that it has the whole reply.
     assert close_of(await peer.receive_some())[0] == 1011
     with pytest.raises(trio.BrokenResourceError):
         await target.receive_some()
@@ -470,7 +470,7 @@ async def test_a_client_that_never_answers_a_close_is_left(autojump_clock: trio.
     await target.send_eof()
     started = trio.current_time()
     outcome = await relay(stream, right, Traffic())
-    # Nobody knows what it got, nor whether it had more to send.
+    # It is not known what the client got, nor whether it had more to send.
     assert outcome.end is End.CLIENT_SILENT
     assert right.aborted
     assert 5 <= trio.current_time() - started <= 7
@@ -547,7 +547,7 @@ async def test_capsules_in_messages_half_close_and_answer_pings(autojump_clock: 
     async with trio.open_nursery() as nursery:
         nursery.start_soon(run, near, right)
         nursery.start_soon(run, left, far)
-        # Both are kept alive through an hour of silence, by capsules.
+        # Keepalives in capsules carry both relays through an hour of silence.
         await trio.sleep(3600)
         assert outcomes == []
         await application.send_all(b"question")
@@ -593,7 +593,7 @@ TINY: dict[str, Callable[[bytes | None], bytes]] = {
 async def turns_of_another(
     operation: Callable[[], Awaitable[object]], meanwhile: Callable[[], Awaitable[object]] | None
 ) -> int:
-    """How often another task has its turn during `operation`."""
+    """How often another task runs during `operation`."""
     turns = 0
 
     async def another() -> None:
