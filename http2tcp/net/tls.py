@@ -52,7 +52,7 @@ _HANDSHAKE_TURN: trio.lowlevel.RunVar[trio.StrictFIFOLock] = trio.lowlevel.RunVa
 _CLOSING = 1.0
 _TORN = "an earlier send was cancelled half-way"
 
-#: Of a session on which nobody half-closes: its peer is not told of an EOF, and may wait for it in vain.
+#: TLS without half-close: the peer cannot be told of an EOF, and may be waiting for it.
 TLS_ENDS = Ends(half_close=False, eof_patience=EOF_PATIENCE)
 
 _T = TypeVar("_T")
@@ -167,7 +167,7 @@ class TLSStream(Stream):
         check_size(max_bytes)
         if self.socket.fileno() < 0:
             raise trio.ClosedResourceError("this stream was already closed")
-        # The kernel's readiness would not tell: a sender may wait for it as well.
+        # trio would not notice the second task, since `_readable` lets a sender wait for the same readiness.
         if self._receiving:
             raise trio.BusyResourceError("another task is receiving from this stream")
         self._receiving = True

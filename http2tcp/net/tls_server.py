@@ -217,7 +217,7 @@ class ServerTLSStream(TLSStream):
             return
         if self._torn:
             raise trio.BrokenResourceError("an earlier send was cancelled half-way")
-        # From here on nothing else may be sent, also if this is cancelled.
+        # Nothing may follow a close_notify, even one that is sent only in part.
         self._torn = True
         # Take what is decrypted already: with such bytes left, OpenSSL's shutdown fails with "application data after
         # close notify".

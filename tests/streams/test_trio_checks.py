@@ -135,7 +135,7 @@ def stdio() -> Iterator[Maker]:
     async def make() -> Pair:
         up, down = os.pipe(), os.pipe()
         pair = StdioStream(up[0], down[1]), StdioStream(down[0], up[1])
-        # The streams keep the numbers taken, for their process's sake.
+        # A closed stream leaves /dev/null at its numbers, which are closed below.
         descriptors.extend((*up, *down))
         return pair
 
@@ -169,7 +169,7 @@ async def fill(stream: Stream) -> None:
     if isinstance(stream, CapsuleStream):
         await bare.send_all(_ENDLESS_CAPSULE)
     assert isinstance(bare, SocketStream | TLSStream)
-    # Past the stream itself, which a cancelled send would tear.
+    # Send on the socket itself: cancelling a send of the stream would tear the stream.
     with suppress(BlockingIOError, ssl.SSLWantWriteError):
         while True:
             bare.socket.send(bytes(16 * 1024))
