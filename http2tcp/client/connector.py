@@ -469,7 +469,7 @@ def why_it_ended(tunnel: Tunnel, outcome: Outcome, traffic: Traffic) -> TunnelEr
             carrier = "WebSocket" if tunnel.transport is Transport.WEBSOCKET else "raw bytes over TLS"
             return TunnelCut(
                 f"the target sent nothing for {tunnel.stream.ends.eof_patience:g} s after our end of input, "
-                f"which cannot be sent to it over {carrier}: use connect-tcp"
+                f"which {carrier} cannot pass on: use connect-tcp"
             )
         case End.CLIENT_SILENT:
             # On raw bytes, a front end sends the same FIN whatever it was that ended the tunnel.

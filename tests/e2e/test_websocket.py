@@ -176,4 +176,4 @@ def test_an_input_that_ends_with_a_silent_target_behind_websocat_is_told(site: S
         done = subprocess.run(client, input=b"", capture_output=True, timeout=30, env=environment())
     assert done.stdout.startswith(b"SSH-2.0-")
     assert done.returncode == 71
-    assert b"after our end of input, which WebSocket cannot tell it" in done.stderr
+    assert b"after our end of input, which WebSocket cannot pass on" in done.stderr
