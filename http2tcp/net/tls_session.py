@@ -191,37 +191,10 @@ class TLSSocket(socket.socket):
             self.flush()  # answers to a peer that does not read them
         elif self.owes:
             self._flush_if_room()
-        session, records = self._session, self._records
         parts: list[bytes] = []
-        size = barren = fed = 0
         waits: OSError | None = None
-        # Asked once: after a read below, nothing of its record is left, or `wanted` is reached.
-        pending = session.pending()
         try:
-            for _ in range(RECORDS):
-                if pending:
-                    pending = 0
-                else:
-                    fed += self._feed()
-                    if not (records.whole or records.odd or self._cut):
-                        continue
-                try:
-                    data = session.read(min(wanted - size, RECORD))
-                except ssl.SSLWantReadError:
-                    self._count(MAX_BARREN)
-                    barren += 1
-                    if barren == BARREN or fed > _SMALL:
-                        break
-                    fed = 0
-                    continue
-                if not data:
-                    self.ended = True
-                    break
-                self._barren = fed = 0
-                parts.append(data)
-                size += len(data)
-                if size >= wanted:
-                    break
+            self._decrypt(wanted, parts)
         except (ssl.SSLWantReadError, ssl.SSLWantWriteError) as error:
             waits = error
         except OSError as error:
@@ -243,6 +216,40 @@ class TLSSocket(socket.socket):
             finally:
                 waits = None  # its traceback refers to this frame, which would make a reference cycle for each wait
         return b""
+
+    def _decrypt(self, wanted: int, parts: list[bytes]) -> None:
+        """Take one turn's records, and append their payload to `parts`, up to `wanted` bytes.
+
+        Raises SSLWantReadError, SSLWantWriteError or any other OSError. What is in `parts` by then is good.
+        """
+        session, records = self._session, self._records
+        size = barren = fed = 0
+        # Asked once: after a read below, nothing of its record is left, or `wanted` is reached.
+        pending = session.pending()
+        for _ in range(RECORDS):
+            if pending:
+                pending = 0
+            else:
+                fed += self._feed()
+                if not (records.whole or records.odd or self._cut):
+                    continue
+            try:
+                data = session.read(min(wanted - size, RECORD))
+            except ssl.SSLWantReadError:
+                self._count(MAX_BARREN)
+                barren += 1
+                if barren == BARREN or fed > _SMALL:
+                    return
+                fed = 0
+                continue
+            if not data:
+                self.ended = True
+                return
+            self._barren = fed = 0
+            parts.append(data)
+            size += len(data)
+            if size >= wanted:
+                return
 
     def recv(self, bufsize: int, flags: int = 0) -> bytes:
         """What is decrypted already (`pending`); if nothing is, the same as `receive`."""
