@@ -1,13 +1,13 @@
-"""What a tunnel costs, measured beside its alternatives: `tests/benchmarks/run`.
+"""What a tunnel costs, compared with other programs: `tests/benchmarks/run`.
 
-Not tests: nothing here is asserted about time, and nothing here is collected by pytest. Linux only, since
-all figures of CPU, memory and descriptors come from /proc. Standard library and the project alone.
+These are not tests: pytest collects nothing here, and no time is asserted. Linux only, since all figures of CPU, memory
+and descriptors come from /proc. Needs the standard library and this project only.
 
-    __main__    the arguments, the rows in turn, the table
-    rows        one function a row: what is measured, and how
-    contenders  the relays that are measured, each started as its users start it
-    drivers     the near end of a tunnel: opening, draining, echoing, many at once; in this process
-    target      the far end, in processes of its own
+    __main__    the command: reads the arguments, runs the rows, prints the table
+    rows        one function for each row: what is measured, and how
+    contenders  the programs that are measured, each started as its users start it
+    drivers     the near end of the tunnels, in this process: open, drain, echo, many at once
+    target      the far end of the tunnels, in processes of its own
     processes   starting programs and ending them
     procfs      CPU, memory and descriptors of a program and its children
     table       medians, ratios, Markdown

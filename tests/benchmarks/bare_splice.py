@@ -1,7 +1,7 @@
 """The least that a relay on splice(2) can be: `python bare_splice.py TARGET_PORT` prints its port.
 
-No head, no policy, no other direction, and it waits in the kernel: what a relay that moves bytes by splice, whatever
-it is written in, can reach on this machine with these drivers.
+It reads no head, asks no policy, moves one direction only, and blocks in splice. No relay that uses splice, in whatever
+language, can be faster on this machine with these drivers.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ def _relay(client: socket.socket, target: int) -> None:
                 while size:
                     size -= os.splice(reader, client.fileno(), size)
     except OSError:
-        pass  # the other end has had enough
+        pass  # the other end has left
     finally:
         os.close(reader)
         os.close(writer)

@@ -1,6 +1,6 @@
 """The least that a relay on trio can be: `python bare_trio.py TARGET_PORT` prints its port.
 
-It waits, reads and writes, and does nothing else: what a byte to and fro has to cost with this event loop.
+It waits, reads and writes, and does nothing else. A byte to and fro cannot cost less with this event loop.
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ async def _relay(client: socket.socket, target: int) -> None:
                 nursery.start_soon(_pump, client.fileno(), server.fileno())
                 nursery.start_soon(_pump, server.fileno(), client.fileno())
         except* OSError:
-            pass  # the other end has had enough
+            pass  # the other end has left
 
 
 async def _pump(source: int, sink: int) -> None:

@@ -1,8 +1,8 @@
-"""The relays that are measured, each started as its users start it.
+"""The programs that are measured, each started as its users start it.
 
-A contender gives up to three things for a target's port: `relay`, a server in front of it; `forwarder`, a
-local listener whose tunnels lead through that server; `stdio`, a command whose stdin and stdout are such a
-tunnel. None: it has no such thing.
+For a target's port, a contender starts up to three things: `relay`, a server in front of the target; `forwarder`, a
+local listener whose tunnels go through that server; `stdio`, a command whose stdin and stdout are such a tunnel. They
+return None where the program has no such thing.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from tests.benchmarks.processes import Programs, free_port
 from tests.benchmarks.procfs import Group
 
 TOKEN = "benchmark"
-#: Where a contender's idle tunnels are a process each, fewer do.
+#: How many idle tunnels to open where each of them is a process.
 FORKED_TUNNELS = 300
 
 
@@ -32,20 +32,20 @@ class Command:
 
     @property
     def groups(self) -> dict[str, Group]:
-        """The programs that are there before the client is."""
+        """The programs that run before the client starts."""
         return {"server": self.server}
 
 
 @dataclass(frozen=True)
 class Certificate:
-    """For localhost, self-signed; `both` holds the key too."""
+    """A self-signed certificate for localhost; the file `both` has the key too."""
 
     public: Path
     both: Path
 
 
 class Direct:
-    """No relay at all: what this machine and the drivers allow."""
+    """No relay: how fast this machine and the drivers are by themselves."""
 
     name = "direct"
     found = True
@@ -61,7 +61,7 @@ class Direct:
 
 
 class Socat:
-    """A process a connection, 8 KiB buffers."""
+    """socat: one process for each connection, buffers of 8 KiB."""
 
     name = "socat"
     found = shutil.which("socat") is not None
@@ -87,7 +87,7 @@ class Socat:
 
 
 class HAProxy:
-    """One thread, TCP mode, splicing. It has no client for stdio: socat is put there."""
+    """HAProxy: one thread, TCP mode, splicing. It has no client for stdio, so socat takes that place."""
 
     name = "haproxy"
     found = shutil.which("haproxy") is not None
@@ -183,7 +183,7 @@ class Original:
 
     def stdio(self, programs: Programs, target: int, tls: Certificate | None) -> Command | None:
         if tls is not None:
-            return None  # it verifies against the system's authorities alone
+            return None  # it accepts certificates of the system's authorities only
         server = self.relay(programs, target)
         return Command(self._client(server.port, target), server.server)
 
@@ -248,7 +248,7 @@ class Websocat:
 
 
 class Bare:
-    """A loop of a dozen lines that relays and does nothing else: what can be reached at best."""
+    """A loop of a dozen lines that relays and does nothing else: the best that can be reached."""
 
     name = "reference"
     found = True
@@ -289,7 +289,7 @@ ON_SSLSTREAM = Http2tcp("reference", client="tests.benchmarks.sslstream")
 
 
 def upgrade(target: int, transport: str, credential: str) -> bytes:
-    """The request that opens a tunnel, by hand: the near end has to cost nothing."""
+    """The request that opens a tunnel, written by hand, so that the near end costs nothing."""
     return (
         f"GET /?addr=127.0.0.1%3A{target} HTTP/1.1\r\nHost: localhost\r\nConnection: Upgrade\r\n"
         f"Upgrade: {transport}\r\nAuthorization: {credential}\r\n\r\n"
@@ -297,12 +297,12 @@ def upgrade(target: int, transport: str, credential: str) -> bytes:
 
 
 def tls_front(programs: Programs, upstream: int, tls: Certificate) -> int:
-    """A front end that ends TLS: the same for all, so that only what is behind and before it differs."""
+    """A front end that ends TLS. It is the same for all contenders, so that only their own programs differ."""
     return HAProxy().relay(programs, upstream, tls).port
 
 
 def make_certificate(scratch: Path) -> Certificate:
-    """A certificate that the clients are told to trust."""
+    """Make a certificate, which the clients are configured to trust."""
     public, key, both = scratch / "public.pem", scratch / "key.pem", scratch / "both.pem"
     command = ["openssl", "req", "-x509", "-newkey", "ec", "-pkeyopt", "ec_paramgen_curve:prime256v1", "-nodes"]
     command += ["-days", "2", "-subj", "/CN=localhost", "-addext", "subjectAltName=DNS:localhost"]

@@ -1,7 +1,7 @@
-"""The near end of the tunnels, in this process: opening, draining, a byte to and fro, many at once.
+"""The near end of the tunnels, in this process: open, drain, send a byte to and fro, many at once.
 
-Draining copies nothing: a socket's bytes are dropped by MSG_TRUNC, a pipe's are spliced to /dev/null. So
-this end does not set the limit; the direct row shows what it allows.
+Draining copies nothing: MSG_TRUNC drops a socket's bytes, and a pipe's are spliced to /dev/null. So this end is not
+what limits the figures; the column `direct` shows how fast it is by itself.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ class Door:
     """Where a tunnel to the target begins, and which programs carry it."""
 
     port: int
-    #: What opens the tunnel there, answered by a head with a status of 101; empty: it is open at once.
+    #: The request that opens the tunnel, which a head with the status 101 answers; empty: it is open at once.
     head: bytes = b""
     server: Group = _NOTHING
     client: Group = _NOTHING
@@ -42,7 +42,7 @@ class Door:
 
 
 def enter(door: Door) -> tuple[socket.socket, bytes]:
-    """A tunnel, and what came with the head that opened it."""
+    """A tunnel, and the bytes that came behind the head that opened it."""
     sock = socket.create_connection(("127.0.0.1", door.port), timeout=_TIMEOUT)
     sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
     if not door.head:
@@ -113,7 +113,7 @@ def _take_for(take: Callable[[], int], seconds: float) -> tuple[int, float]:
 
 
 def round_trips(sock: socket.socket, count: int, groups: Mapping[str, Group]) -> Sample:
-    """Microseconds of a byte's way to the target and back: the median and the 99th percentile."""
+    """Microseconds that a byte takes to the target and back: the median and the 99th percentile."""
     _trips(sock, count // 10)
     before = {part: group.cpu() for part, group in groups.items()}
     taken = sorted(_trips(sock, count))
@@ -138,7 +138,7 @@ def _trips(sock: socket.socket, count: int) -> list[float]:
 
 
 def tunnels_a_second(door: Door, at_once: int, seconds: float) -> Sample:
-    """Tunnels opened, greeted, half-closed and ended a second, `at_once` of them at any time, and CPU of each."""
+    """How many tunnels a second are opened, greeted, half-closed and ended, `at_once` at any time; CPU for each."""
     mill = _Mill(door, at_once)
     try:
         mill.run(seconds / 4)

@@ -1,7 +1,7 @@
 """What masking costs a WebSocket client: `python -m tests.benchmarks.masking`. MB/s, the best of many rounds.
 
-RFC 6455, section 5.3: all that a client sends is masked with four random bytes a frame. The last two lines are
-whole uploads by our own client and server in this one process, so that both ends share a core.
+RFC 6455, section 5.3: a client masks everything that it sends, with four random bytes for each frame. The last two
+lines are whole uploads with our own client and server, both in this process, so that they share a core.
 """
 
 from __future__ import annotations
@@ -79,7 +79,7 @@ async def _upload(transport: Transport) -> float:
 def main() -> None:
     operations = _operations()
     best = dict.fromkeys(operations, float("inf"))
-    # Interleaved, so that a machine's moods meet all alike.
+    # Interleaved, so that a machine that slows down slows all of them down.
     for _ in range(_ROUNDS):
         for name, operation in operations.items():
             began = time.perf_counter()

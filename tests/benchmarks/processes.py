@@ -1,4 +1,4 @@
-"""Starting programs, waiting until they serve, and ending them."""
+"""Start programs, wait until they serve, and end them."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ class Programs:
             program.end()
 
     def start(self, *argv: str, pipes: bool = False, environment: Mapping[str, str] = {}) -> Program:
-        """Start a program; what it says goes to a file, or to pipes where it is one for stdin and stdout."""
+        """Start a program; its output goes to a file, or to pipes if it is used through stdin and stdout."""
         log = self.scratch / f"{len(self._running)}-{Path(argv[0]).name}.log"
         program = Program(argv, log, pipes, environment)
         self._running.append(program)
@@ -61,7 +61,7 @@ class Program:
         return self.process.pid
 
     def said(self, pattern: str) -> str:
-        """The first group of `pattern` in what it says, as soon as it says so."""
+        """Wait until its output matches `pattern`; returns the first group."""
         deadline = time.monotonic() + _READY
         while time.monotonic() < deadline:
             if found := re.search(pattern, self._log.read_text(errors="replace")):
@@ -71,7 +71,7 @@ class Program:
         raise TimeoutError(f"{self._name} did not say {pattern!r}: {self.last_words()}")
 
     def accepts(self, port: int) -> None:
-        """Wait until it listens there."""
+        """Wait until something listens at that port."""
         deadline = time.monotonic() + _READY
         while time.monotonic() < deadline:
             try:
@@ -83,7 +83,7 @@ class Program:
         raise TimeoutError(f"{self._name} does not listen: {self.last_words()}")
 
     def end(self) -> None:
-        """End it, with force where asking does not help."""
+        """End it: by SIGTERM, or by SIGKILL if it does not end."""
         self.process.terminate()
         for pipe in (self.process.stdin, self.process.stdout):
             if pipe is not None:
@@ -104,17 +104,17 @@ class Program:
             raise ChildProcessError(f"{self._name} ended with {self.process.returncode}: {self.last_words()}")
 
     def last_words(self) -> str:
-        """The end of what it said."""
+        """The end of its output."""
         return self._log.read_text(errors="replace").strip()[-300:] or "it said nothing"
 
 
 def clean_environment() -> dict[str, str]:
-    """Ours without the variables that http2tcp would read."""
+    """Our own environment without the variables that http2tcp reads."""
     return {name: value for name, value in os.environ.items() if not name.startswith("HTTP2TCP_")}
 
 
 def free_port() -> int:
-    """A port for a program that cannot be given 0."""
+    """A free port, for a program that cannot choose one itself."""
     with socket.create_server(("127.0.0.1", 0)) as probe:
         port: int = probe.getsockname()[1]
         return port

@@ -12,7 +12,7 @@ _PROC = Path("/proc")
 
 
 class Group:
-    """Programs by their pids, with their children where they fork. Without any it is false."""
+    """Programs by their pids, with their children if they fork. False if there are none."""
 
     def __init__(self, *pids: int, forks: bool = False) -> None:
         self._pids = pids
@@ -26,7 +26,7 @@ class Group:
         return self._sum(lambda pid: sum(map(int, _stat(pid)[11:15]))) / _TICKS
 
     def memory(self) -> int:
-        """Bytes of memory in their proportion (PSS): a page that two share counts half for each.
+        """Proportional memory (PSS) in bytes: a page that two processes share counts half for each.
 
         Without the pages of files: what each process has to bear of a library depends on what else runs.
         """

@@ -1,4 +1,4 @@
-"""The rows: what is measured, and how. Rounds are interleaved, so that a machine's moods meet all alike."""
+"""The rows: what is measured, and how. Rounds are interleaved, so that a machine that slows down slows all."""
 
 from __future__ import annotations
 
@@ -43,7 +43,7 @@ from tests.benchmarks.table import Ask, Figure, Samples
 _TARGET = Path(__file__).with_name("target.py")
 _AT_ONCE = 16
 _KIB = 1024
-# What "memory stays flat" is held to: half a buffer.
+# How much memory may grow and still count as flat: half a buffer.
 _FLAT_KIB = 128
 
 
@@ -81,7 +81,7 @@ class Row:
 
 
 def start_target(programs: Programs, mode: str) -> int:
-    """A far end of that kind; its port."""
+    """Start a far end of that kind; returns its port."""
     return int(programs.start(sys.executable, "-I", str(_TARGET), mode).said(r"port (\d+)"))
 
 
@@ -164,7 +164,7 @@ def _idle(run: Run) -> Samples:
 
 
 def _hold_idle(door: Door, server: Group, count: int) -> Sample:
-    # Whatever is made once, for the first tunnels, is no tunnel's own.
+    # What the program allocates once, for its first tunnels, must not count as the cost of a tunnel.
     _open_and_close(door, server, 20)
     memory, descriptors = server.memory(), server.descriptors()
     held, spread = _open_and_close(door, server, count)
@@ -218,7 +218,7 @@ def _hold_stalled(door: Door, server: Group, seconds: float) -> Sample:
 
 
 def _start(run: Run) -> Samples:
-    """From exec to the first byte of the request; the reference is the bare imports and their process's end."""
+    """From exec to the first byte of the request; the reference is a process that only imports."""
     samples: Samples = {}
     with socket.create_server(("127.0.0.1", 0)) as listener:
         listener.settimeout(10)
@@ -257,7 +257,7 @@ def _to_first_byte(argv: Sequence[str], listener: socket.socket) -> float:
     try:
         assert process.stdin is not None
         if argv[0] == "socat":
-            process.stdin.write(b"!")  # it has nothing of its own to say
+            process.stdin.write(b"!")  # this client sends nothing by itself
         with listener.accept()[0] as sock:
             sock.recv(1)
             return (time.perf_counter() - begin) * 1000
@@ -315,7 +315,7 @@ class _Attempt:
 
 @contextmanager
 def _attempt(run: Run, name: str) -> Iterator[_Attempt]:
-    """A contender that fails is told of and left out of the row; the others go on."""
+    """Report a contender that fails and leave it out of the row; the others go on."""
     attempt = _Attempt()
     gc.collect()
     gc.disable()

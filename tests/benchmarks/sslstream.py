@@ -1,6 +1,6 @@
 """The client on trio.SSLStream, to compare with: `python -m tests.benchmarks.sslstream -c -e https://… …`.
 
-The same program but for the stream: TLS goes through trio's memory BIOs, not to the socket directly.
+The same program, except that its TLS is trio's.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from http2tcp.net.streams import Bytes, Ends, HalfCloseUnsupported, SocketStream
 
 
 class SSLStreamStream(Stream):
-    """trio.SSLStream as the relay takes it."""
+    """trio.SSLStream with the methods that the relay needs."""
 
     ends: Ends = http2tcp.net.tls.TLSStream.ends
 

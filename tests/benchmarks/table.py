@@ -8,9 +8,9 @@ from statistics import median
 
 from tests.benchmarks.drivers import Sample
 
-#: The measurements of a row by contender, a sample a round.
+#: The measurements of a row by contender, one sample for each round.
 Samples = dict[str, list[Sample]]
-#: The one that everything is asked of.
+#: The contender that the goals are for.
 SUBJECT = "http2tcp"
 
 _RATIOS = ("socat", "haproxy")
@@ -18,7 +18,7 @@ _RATIOS = ("socat", "haproxy")
 
 @dataclass(frozen=True)
 class Ask:
-    """What the project holds a figure to, as it is or as a multiple of another contender's."""
+    """A goal for a figure: a number, or a multiple of another contender's figure."""
 
     at_most: float | None = None
     at_least: float | None = None
@@ -29,7 +29,7 @@ class Ask:
         return f"{sign} {bound:g}" + (f" × {self.of}" if self.of else "")
 
     def verdict(self, medians: Mapping[str, float]) -> str:
-        """`yes` or `no` and what was measured; `?` where something is missing."""
+        """`yes` or `no` with what was measured; `?` if a figure is missing."""
         ours, base = medians.get(SUBJECT), 1.0 if self.of is None else medians.get(self.of)
         if ours is None or not base:
             return "?"
@@ -40,7 +40,7 @@ class Ask:
 
 @dataclass(frozen=True)
 class Figure:
-    """One line of the table: a key of the samples, its title, what is asked of it."""
+    """One line of the table: the key of its samples, its title, its goal."""
 
     key: str
     title: str
@@ -48,7 +48,7 @@ class Figure:
 
 
 def medians(samples: Samples, key: str) -> dict[str, float]:
-    """Of each contender that has this figure."""
+    """The median of each contender that has this figure."""
     return {name: median(s[key] for s in taken) for name, taken in samples.items() if taken and key in taken[0]}
 
 
@@ -76,7 +76,7 @@ def _pad(cell: str, width: int, head: str) -> str:
 
 
 def _short(value: float) -> str:
-    """Three digits that count."""
+    """Three significant digits."""
     if value == 0:
         return "0"
     if abs(value) >= 100:

@@ -1,11 +1,11 @@
 """The far end of the tunnels: `python target.py MODE` prints its port and serves until it is ended.
 
     source  sends without end
-    echo    sends back what it gets
-    greet   sends one byte and waits for the end; thousands at once
+    echo    sends back what it receives
+    greet   sends one byte and waits for the EOF; serves thousands at once
 
-A process of its own. It writes 32 KiB at a time, as ssh and most servers do: sendfile goes page by page, costs
-twice as much here and was itself what limited the fastest relays.
+It writes 32 KiB at a time, as ssh and most servers do. sendfile, which goes page by page, costs twice as much here, and
+was itself the limit for the fastest relays.
 """
 
 from __future__ import annotations
@@ -36,7 +36,7 @@ def _source(sock: socket.socket) -> None:
             while True:
                 sock.send(data)
     except OSError:
-        pass  # the other end has had enough
+        pass  # the other end has left
 
 
 def _echo(sock: socket.socket) -> None:

@@ -28,7 +28,7 @@ class Client(Enum):
 
 
 class Server(Enum):
-    """What is at the other end; one process of each kind serves all cases."""
+    """The kind of server; one process of each kind serves all cases."""
 
     PLAIN = "plain"
     TLS = "tls"
@@ -68,21 +68,21 @@ class Finish(Enum):
 
     AT_ONCE = "at once"
     AFTER_PEER = "after the peer's end"
-    #: By a reset, a killed process, or what comes nearest to it.
+    #: By a reset, a killed process, or the nearest thing that the client has.
     BREAK = "break"
     #: A client on stdio whose program closes both pipes, as ssh does when it leaves.
     LEAVE = "leave"
 
 
 class Cut(Enum):
-    """How what is in between ends a connection."""
+    """How the network between the ends cuts a connection."""
 
     RST = "rst"
     FIN = "fin"
 
 
 class Way(Enum):
-    """A direction through what is in between."""
+    """A direction through the network between the ends."""
 
     UP = "up"
     DOWN = "down"
@@ -90,7 +90,7 @@ class Way(Enum):
 
 @dataclass(frozen=True, slots=True)
 class Pause:
-    """A stall of a sender: so many seconds, once so many bytes are sent."""
+    """A pause of a sender: for so many seconds, after so many bytes."""
 
     at: int
     seconds: float
@@ -113,13 +113,13 @@ class Side:
 
     @property
     def patience(self) -> float:
-        """How long all its stalls are together."""
+        """The sum of its pauses, in seconds."""
         return self.nap + sum(pause.seconds for pause in self.pauses)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Weather:
-    """What is between two ends of a connection. Offsets count the bytes on the wire in one direction."""
+    """What happens to a connection on its way. Offsets count the bytes on the wire in one direction."""
 
     #: How much is passed on at a time; None: as it comes.
     piece: int | None = None
@@ -128,7 +128,7 @@ class Weather:
     #: How long each piece takes, in seconds.
     delay: float = 0.0
     cut: Cut | None = None
-    #: A bit is flipped there.
+    #: The offset at which it flips a bit.
     flips: bool = False
     #: Where it cuts or flips, and in which direction.
     at: int = 0
@@ -136,7 +136,7 @@ class Weather:
 
     @property
     def strikes(self) -> bool:
-        """Whether it does more than to slow things down."""
+        """Whether it does more than slow the connection down."""
         return self.cut is not None or self.flips
 
     def __str__(self) -> str:
@@ -189,12 +189,12 @@ class Case:
 
     @property
     def tells_client_end(self) -> bool:
-        """Whether the target learns of the client's end while it may still speak itself."""
+        """Whether the target sees the client's EOF while it can still send."""
         return not (self.transport.raw and self.tls)
 
     @property
     def weathers(self) -> tuple[Weather, Weather]:
-        """All that is in between."""
+        """The weather of all legs."""
         return self.near, self.far
 
     def __str__(self) -> str:
@@ -247,12 +247,12 @@ _ORDERS = {
 }
 _SIZES = ((0, 0, 10), (1, 100, 25), (101, 65536, 30), (65537, 1_000_000, 25), (1_000_001, 3_000_000, 10))
 _PIECES = (1, 100, 1400, 16 * 1024, 64 * 1024, 256 * 1024)
-#: Nothing is sent in more pieces than that: it would cost time, and show nothing new.
+#: How many pieces to send at most: more would cost time and show nothing new.
 _MOST_PIECES = 300
-#: Stalls are well below or well above each of the product's own patiences: 0.5, 3 and 5 s.
+#: Stalls are well below or well above each of the product's own time-outs: 0.5, 3 and 5 s.
 _SHORT, _LONG = (0.05, 1.2), (6.5, 7.5)
 _SLOW_READER = 11.0
-#: How often a side is one. It costs no CPU, but holds up its place.
+#: How often a side pauses. A pause costs no CPU, but the case keeps its place meanwhile.
 _SELDOM, _OFTEN = 0.03, 0.2
 #: A TLS handshake and the heads are in the first few thousand bytes.
 _EARLY = 6000
@@ -307,7 +307,7 @@ def _sides(chance: _Chance, client: Client, order: Order) -> tuple[Side, Side]:
         Order.TARGET_BREAKS: (chance.choice((Finish.AT_ONCE, Finish.AFTER_PEER)), Finish.BREAK),
     }.get(order, (Finish.AT_ONCE, Finish.AT_ONCE))
     up = _side(chance, begins[0], finishes[0], slow=_SELDOM)
-    # A target that says all and reads late is where a tunnel that ends too early loses the most.
+    # A tunnel that ends too early loses the most if the target sends everything at once and reads late.
     says_all_first = order in (Order.INDEPENDENT, Order.TARGET_FIRST, Order.LAST_WORDS)
     slow = _OFTEN if says_all_first else _SELDOM
     down = _side(chance, begins[1], finishes[1], slow=slow)
@@ -320,7 +320,7 @@ def _side(chance: _Chance, begin: Begin, finish: Finish, *, slow: float) -> Side
     piece = max(chance.choice(_PIECES), size // _MOST_PIECES + 1)
     pauses = []
     if chance.random() < 0.3:
-        # The very end, too: a sender that has sent all, and has not said so yet.
+        # Cut at the very end too, when the sender has sent all of its bytes but not its EOF.
         for _ in range(chance.randint(1, 3)):
             at = size if chance.random() < 0.4 else chance.randint(0, size)
             pauses.append(Pause(at, round(chance.uniform(*_SHORT), 3)))

@@ -28,12 +28,12 @@ _TCP_CLOSE = 7
 
 
 def was_reset(stream: trio.SocketStream) -> bool:
-    """Whether what looks like an EOF is none. The kernel tells of a reset once, and a send may have been told."""
+    """Whether an EOF was a reset. The kernel reports a reset only once, and a send may have received the report."""
     sock = stream.socket
     if sock.fileno() < 0:
-        return True  # by this very side
+        return True  # this side has closed it
     if sock.did_shutdown_SHUT_WR:
-        return False  # nothing is sent any more, and both ends together close it as well
+        return False  # this side had sent its EOF: two EOFs close a connection too
     return sock.getsockopt(socket.IPPROTO_TCP, socket.TCP_INFO, 1)[0] == _TCP_CLOSE
 
 
@@ -44,16 +44,16 @@ class Wire(Protocol):
         """Raises Gone."""
 
     async def receive(self) -> bytes:
-        """b"" is an end that was said. Raises Gone."""
+        """b"" is an EOF. Raises Gone."""
 
     async def send_eof(self) -> None:
-        """Say that nothing more comes. Raises Gone."""
+        """Send EOF. Raises Gone."""
 
     def cut(self) -> None:
         """End it by RST."""
 
     async def close(self) -> None:
-        """Let go of it, and say so where there are words for it. Raises nothing."""
+        """Close it, with a closing message if the protocol has one. Raises nothing."""
 
 
 class Connection:
@@ -105,7 +105,7 @@ class Connection:
         self._tcp.socket.close()
 
     async def ask(self, request: bytes) -> str:
-        """Send a request, and give the head of the answer. Raises Gone where it is no 101."""
+        """Send a request, and give the head of the answer. Raises Gone if it is not 101."""
         await self.send(request)
         received = b""
         while b"\r\n\r\n" not in received:
@@ -160,7 +160,7 @@ class WebSocketWire:
         self._buffer = bytearray()
         self._ended = False
         self._closed = False
-        #: A torn frame would end the connection, and two tasks may have something to say.
+        #: Two tasks may send, and frames that are mixed up would end the connection.
         self._turn = trio.Lock()
 
     async def send(self, data: bytes) -> None:
@@ -247,7 +247,7 @@ def _frame(opcode: int, payload: bytes, *, final: bool = True) -> bytes:
         head += b"\xff" + len(payload).to_bytes(8, "big")
     key = random.randbytes(4)
     mask = (key * (len(payload) // 4 + 1))[: len(payload)]
-    # As one large number: a byte at a time would hold up all other tunnels.
+    # XOR of one large number: byte by byte would hold up all other tunnels.
     masked = int.from_bytes(payload, "big") ^ int.from_bytes(mask, "big")
     return head + key + masked.to_bytes(len(payload), "big")
 
@@ -273,7 +273,7 @@ class Capsules:
         self._last = False
         self._ended = False
         self._turn = trio.Lock()
-        #: The other side has said that it has everything.
+        #: Whether the other side has confirmed that it has everything.
         self.done = False
 
     async def send(self, data: bytes) -> None:
@@ -281,7 +281,7 @@ class Capsules:
         if self._whim.random() < 0.05:
             capsules += _capsule(_KEEPALIVE, b"")
         if self._whim.random() < 0.05:
-            # RFC 9297, section 3.2: whoever does not know it skips it.
+            # RFC 9297, section 3.2: skip a capsule of an unknown type.
             capsules += _capsule(self._whim.randrange(0x4000_0000_0000) * 0x29 + 0x17, self._whim.randbytes(20))
         await self._say(capsules + _capsule(self._data, data))
 
@@ -307,7 +307,7 @@ class Capsules:
         self._buffer += data
 
     def _take(self) -> bytes:
-        """Payload that has come; b"" where more bytes are needed, or where it has ended."""
+        """Payload that has arrived; b"" if more bytes are needed or it has ended."""
         while self._buffer:
             if not self._left and not self._head():
                 return b""
@@ -365,7 +365,7 @@ def _capsule(kind: int, value: bytes) -> bytes:
 
 
 def _varint(value: int) -> bytes:
-    """RFC 9000, section 16."""
+    """A variable-length integer (RFC 9000, section 16)."""
     for size, (bits, prefix) in enumerate(((6, 0), (14, 1), (30, 2), (62, 3))):
         if value < 1 << bits:
             return (prefix << (8 * (1 << size) - 2) | value).to_bytes(1 << size, "big")

@@ -22,7 +22,7 @@ _CLOSE_PATIENCE = 4.0
 _IDLE_PATIENCE = IDLE - 1.0
 _OPENING_PATIENCE = 9.0
 
-#: What a client on stdio may end with that failed: docs/exit-codes.md. A bug (1) and a mistake (2) are none of them.
+#: How a client on stdio may end that failed (docs/exit-codes.md). A bug (1) and a usage mistake (2) are not among them.
 _FAILURES = range(64, 76)
 _MAY_END_SO = {"client_broke", "target_broke", "closed"}
 
@@ -51,7 +51,7 @@ class Finding:
 
     @property
     def command(self) -> str:
-        """How to see it again."""
+        """How to reproduce it."""
         return f"python -m tests.campaign --seed {self.seed} --only {self.index}"
 
 
@@ -65,15 +65,15 @@ class Observed:
     told: Told
     #: When it began, as the accounts' times.
     began_at: float = 0.0
-    #: Something in between cut it, or flipped a bit.
+    #: Whether the network cut it, or flipped a bit.
     struck: bool = False
     #: A client's exit status; None: it is no process, or one that the campaign ended.
     status: int | None = None
     #: What it said on stderr.
     said: str = ""
-    #: The traceback of an exception that nobody expects.
+    #: The traceback of an unexpected exception.
     crash: str = ""
-    #: What was still going on when time was up; empty where it ended in time.
+    #: What was still going on when time was up; empty if it ended in time.
     late: str = ""
 
     @property
@@ -119,7 +119,7 @@ def was_limited(seen: Observed) -> bool:
 
 
 def judge(seen: Observed) -> list[Finding]:
-    """All invariants that do not hold. One that was late, or crashed, has come to no end to be judged."""
+    """All invariants that do not hold. A case that was late or crashed has no end that could be judged."""
     rules = [_prefix, _bugs]
     rules += [_late] if seen.late else [] if seen.crash else [_opened, _false_end, _false_success, _ends_well, _record]
     case = seen.case
@@ -172,11 +172,11 @@ def _false_end(seen: Observed) -> _Broken:
 
 
 def _false_success(seen: Observed) -> _Broken:
-    """Success is a promise about the way up, where the protocol confirms: the target then has it all."""
+    """Success promises that the target has everything, if the protocol confirms it."""
     case, client, target = seen.case, seen.client, seen.target
     if not (case.capsules and client.confirmed) or client.broke_off or target.broke_off:
         return
-    # DONE is about the way up alone. A cut that comes later keeps back what the target says, who is told by a reset.
+    # DONE concerns the way up only. A later cut loses what the target still sends, and the target is reset.
     cut_later = case.client is Client.CAPSULES and seen.struck and client.got.count != case.down.size
     if cut_later and target.got.count == case.up.size:
         return

@@ -1,4 +1,4 @@
-"""What a client can be: each opens a tunnel, is an `End` of it, and says in the end what became of it."""
+"""The kinds of clients. Each opens a tunnel, is an `End` of it, and reports what became of it."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ from tests.support.processes import http2tcp as command
 _CHUNK = 256 * 1024
 _LISTENING = re.compile(r"listening on 127\.0\.0\.1:(\d+)")
 _LOOK = 0.05
-#: What the local side's word for a broken pipe or connection can be.
+#: The errors by which the local side sees a broken pipe or connection.
 _BROKEN = (trio.BrokenResourceError, trio.ClosedResourceError)
 
 
@@ -42,7 +42,7 @@ _BROKEN = (trio.BrokenResourceError, trio.ClosedResourceError)
 class Way:
     """Where a client connects to, and what for."""
 
-    #: The port of 127.0.0.1, behind which the weather may be.
+    #: The port of 127.0.0.1 to connect to; it may lead through the weather.
     port: int
     #: The path of the endpoint.
     path: str
@@ -51,7 +51,7 @@ class Way:
     token: str
     #: Where the tunnel leads to.
     target: str
-    #: For what processes say.
+    #: The directory for the processes' output.
     stderr: Path
 
     @property
@@ -70,7 +70,7 @@ class Peer(ABC):
 
     #: A process's exit status, once it has ended.
     status: int | None = None
-    #: It was this side that ended the process.
+    #: Whether the campaign ended the process.
     ended_by_us = False
 
     @abstractmethod
@@ -97,15 +97,15 @@ class Peer(ABC):
 
     @abstractmethod
     async def close(self) -> None:
-        """The conversation is over for this side: let go of the tunnel, whatever has happened to it."""
+        """This side has finished: close the tunnel, whatever has happened to it."""
 
     async def stop(self) -> None:
-        """The tunnel is over on all sides: end what is still there, such as a process."""
+        """The tunnel is over on both sides: end what is left, such as a process."""
         await self.close()
 
     @abstractmethod
     def confirmed(self) -> bool | None:
-        """Whether it was told that the target's side has everything; None: nobody tells it."""
+        """Whether it was told that the target has everything; None: its protocol does not say."""
 
 
 def peer_of(case: Case, way: Way) -> Peer:
@@ -157,7 +157,7 @@ class Process(Peer):
             self.process.send_signal(number)
 
     async def _reap(self) -> None:
-        """Wait for its end, and see to it where this is cancelled."""
+        """Wait until it ends; kill it if this is cancelled."""
         process = self.process
         if process is None:
             return
@@ -209,14 +209,14 @@ class Stdio(Process):
             await pipe.aclose()
 
     async def finish(self) -> None:
-        """Its output has ended; its exit status says whether that was all."""
+        """Its output has ended: its exit status says whether that was everything."""
         await self._reap()
         if self.status:
             raise Gone(f"exit status {self.status}")
 
     async def close(self) -> None:
         try:
-            # Who was told to leave is not told an end besides: it may see that before the signal, and pass it on.
+            # A client that was told to leave must not get an EOF too: it might see that first, and pass it on.
             if self.process is not None and self.process.stdin is not None and not self.ended_by_us:
                 await self.process.stdin.aclose()
         finally:

@@ -18,8 +18,8 @@ from tests.campaign.servers import RATE, Site, Told
 from tests.campaign.talk import Account, Gone, Saw, Witness, payload, talk
 from tests.campaign.weather import Leg, raging
 
-#: What a case may take beyond what it does by itself. Generous, since a machine may be loaded; all of the product's
-#: own patiences are shorter.
+#: How long a case may take beyond its own pauses. Generous, since a machine may be loaded; all of the product's own
+#: time-outs are shorter.
 _ALLOWANCE = 60.0
 #: How long a target waits for a connection that may still come once the client is done.
 _LAST_MOMENT = 1.0
@@ -27,7 +27,7 @@ _LAST_MOMENT = 1.0
 _RECORD = 15.0
 _LOOK = 0.02
 
-#: The same case may run twice at once.
+#: Numbers the runs, since the same case may run twice at once.
 _number = itertools.count()
 
 Progress = Callable[[Observed, list[Finding]], None]
@@ -55,7 +55,7 @@ async def run_case(site: Site, case: Case) -> Observed:
         try:
             await run.run()
         except Exception:
-            # `open_tunnel` and its streams run in this process. One case's bug must not end the others.
+            # `open_tunnel` and its streams run in this process: an exception in one case must not end the others.
             run.seen.crash = traceback.format_exc()
     if scope.cancelled_caught:
         run.seen.late = f"not over after {deadline(case):.0f} s: {run.going_on()}"
@@ -101,7 +101,7 @@ class _Run:
                 self.seen.told = await self._record(target)
                 self._stage = "the client's end"
             finally:
-                # Whatever was going on when time was up, no process outlives its case.
+                # No process outlives its case, also when its time is up.
                 await peer.stop()
                 self.seen.struck = any(leg.struck for leg in self._legs)
                 self._note_status(peer)
@@ -196,12 +196,12 @@ class Summary:
     """What came of many cases."""
 
     count: int = 0
-    #: Cases that were left out, since there is no nginx.
+    #: How many cases were left out because nginx is not installed.
     left_out: int = 0
     seconds: float = 0.0
     findings: list[Finding] = field(default_factory=list)
     dimensions: dict[str, Counter[str]] = field(default_factory=dict)
-    #: Lines of the servers' logs that tell of bugs.
+    #: Lines of the servers' logs that report bugs.
     bugs: list[str] = field(default_factory=list)
 
     def add(self, seen: Observed, findings: list[Finding]) -> None:

@@ -22,7 +22,7 @@ from tests.support.site import Certificates, issue_certificates
 RATE = 768 * 1024
 #: Seconds: well above the short stalls, well below the long ones.
 IDLE = 3.5
-#: Often enough that every long stall has some; rare enough that a loaded machine is not three of them late.
+#: Short enough for several keepalives in every long stall; long enough that a loaded machine does not miss three.
 _KEEPALIVE = 4
 
 _OPTIONS: dict[Server, tuple[str, ...]] = {
@@ -84,7 +84,7 @@ class Log:
         self._position = 0
         self._rest = b""
         self._by_target: dict[str, Told] = {}
-        #: Lines that tell of a bug.
+        #: Lines that report a bug.
         self.bugs: list[str] = []
 
     def about(self, target: str) -> Told:
@@ -97,7 +97,7 @@ class Log:
         self._by_target.pop(target, None)
 
     def read_bugs(self) -> list[str]:
-        """All lines that tell of a bug."""
+        """All lines that report a bug."""
         self._read_on()
         return self.bugs
 
@@ -114,7 +114,7 @@ class Log:
         try:
             record = json.loads(line)
         except ValueError:
-            self.bugs.append(line)  # the log is JSON; what is none was written by nobody who knew what he did
+            self.bugs.append(line)  # the log is JSON: another line comes from code that did not use the logger
             return
         if "traceback" in record or record.get("level") == "error":
             self.bugs.append(record.get("traceback") or line)

@@ -30,19 +30,19 @@ class End(Protocol):
         """Send all of it. Raises Gone."""
 
     async def send_eof(self) -> None:
-        """Say that nothing more comes. Where only closing can say it, nothing happens. Raises Gone."""
+        """Send EOF. Does nothing if only closing can send it. Raises Gone."""
 
     async def receive(self) -> bytes:
         """Some bytes; b"" is a clean end. Raises Gone."""
 
     async def break_off(self) -> None:
-        """End it so that the other side takes nothing for whole."""
+        """End it so that the other side sees a break, not an end."""
 
     async def leave(self) -> None:
         """Let go of both directions, as a program that has no more use for them."""
 
     async def finish(self) -> None:
-        """Both directions are over: see it through and let go of it. Raises Gone."""
+        """Both directions are over: close properly. Raises Gone."""
 
 
 class Saw(Enum):
@@ -59,7 +59,7 @@ class Witness:
     def __init__(self, expected: bytes) -> None:
         self.expected = expected
         self.count = 0
-        #: Where the first byte is that was not sent, or not there.
+        #: The offset of the first byte that differs from what was sent.
         self.wrong_at: int | None = None
 
     def receive(self, data: bytes) -> None:
@@ -83,26 +83,26 @@ class Account:
     got: Witness
     #: How many bytes it has handed over.
     sent: int = 0
-    #: When it said that nothing more comes.
+    #: When it sent its EOF.
     ended_at: float | None = None
-    #: It had received everything by then.
+    #: Whether it had received everything by then.
     had_all_at_end: bool = False
-    #: It broke off, or left, by its own will.
+    #: Whether it broke off, or left, because its case says so.
     broke_off: bool = False
     saw: Saw = Saw.NOTHING
-    #: When it saw that.
+    #: When it saw the other side's end.
     saw_at: float | None = None
     #: When the tunnel was open to it.
     opened_at: float | None = None
-    #: What went wrong, in the words of whoever noticed.
+    #: What went wrong, in words.
     words: str = ""
     #: From when to when it was sending, or had something else to say.
     active: list[tuple[float, float]] = field(default_factory=list)
     #: When something was received.
     heard: list[float] = field(default_factory=list)
-    #: When its part was over.
+    #: When it had nothing more to do.
     over_at: float | None = None
-    #: It was told that the other side has everything; None: nobody tells it.
+    #: Whether it was told that the other side has everything; None: its protocol does not say.
     confirmed: bool | None = None
 
     @property
@@ -151,7 +151,7 @@ async def talk(end: End, side: Side, sending: bytes, account: Account, *, told_e
     except Gone as error:
         account.words = account.words or str(error)
         account.saw = Saw.BROKEN
-    # Not where it was cancelled: then time was up, and what was still going on is to be told.
+    # Not set if it was cancelled: then time was up, and the verdict reports what was still going on.
     account.over_at = trio.current_time()
 
 

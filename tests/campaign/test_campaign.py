@@ -23,7 +23,7 @@ def test_two_hundred_tunnels_of_all_kinds_lose_nothing_and_lie_to_nobody(tmp_pat
     program("nginx")
     new = random.randrange(1 << 32)
     cases = [*(derive(_SEED, index) for index in range(_ALWAYS)), *(derive(new, index) for index in range(_NEW))]
-    # The slow ones first, so that none of them begins when all others are done.
+    # Run the slow cases first, so that none of them starts when all others have ended.
     cases.sort(key=lambda case: -(case.up.patience + case.down.patience))
     with site(tmp_path) as running:
         summary = trio.run(run_cases, running, cases, _JOBS)
@@ -32,7 +32,7 @@ def test_two_hundred_tunnels_of_all_kinds_lose_nothing_and_lie_to_nobody(tmp_pat
     assert not summary.findings, f"{len(summary.findings)} findings: see the output"
     assert not summary.bugs
 
-    # It did look: all kinds were there, much went well, and much was cut.
+    # The campaign has tested something: all kinds of cases were there, many went well, and many were cut.
     told = summary.dimensions
     assert summary.count == _ALWAYS + _NEW
     assert set(told["clients"]) == {client.value for client in Client}

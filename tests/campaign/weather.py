@@ -1,4 +1,4 @@
-"""What is in between: a relay that shapes, delays, cuts by RST or FIN, and flips bits.
+"""The network between the two ends: a relay that shapes, delays, cuts by RST or FIN, and flips bits.
 
 Where it does not strike it is honest: an end is passed on as an end, a reset as a reset.
 """
@@ -26,7 +26,7 @@ class Leg:
         """`port`: where the weather leads to; and where it is entered, once `raging` has opened it."""
         self.weather = weather
         self.port = port
-        #: It cut the connection, or flipped a bit.
+        #: Whether it cut the connection, or flipped a bit.
         self.struck = False
 
     async def carry(self, client: trio.SocketStream, destination: int) -> None:
@@ -74,14 +74,15 @@ class Leg:
                 await sink.send_all(data)
                 count += len(data)
         except _GONE:
-            # Whoever is gone has reset it: what the other way still holds is lost, as it would be without a relay.
+            # An end that has left has reset the connection. What is on its way in the other direction is lost, as it
+            # would be without a relay.
             reset(source)
             reset(sink)
             both.cancel()
 
 
 async def _end(*streams: trio.SocketStream) -> None:
-    """Say FIN both ways, and drop what still comes."""
+    """Send FIN both ways, and drop what still arrives."""
 
     async def drop(stream: trio.SocketStream) -> None:
         try:
