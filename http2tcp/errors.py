@@ -225,6 +225,8 @@ class TunnelError(Http2tcpError):
     """The tunnel could not be opened, or it broke. Each subclass stands for the hop that failed, which `hop` names."""
 
     hop: ClassVar[str] = "tunnel"
+    #: Whether another attempt a moment later would fail as well, whatever the network does.
+    lasting = False
 
 
 class ResolveFailed(TunnelError):

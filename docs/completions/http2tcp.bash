@@ -19,7 +19,8 @@ _http2tcp() {
             return
             ;;
         --allow | --deny | --path | --allow-origin | --admin | --admin-name | --forwarded-header | \
-        --head-timeout | --connect-timeout | --grace | --max-tunnels | --max-tunnels-per-token | \
+        --head-timeout | --connect-timeout | --grace | --resume | --resume-window | --resume-memory | \
+        --max-detached | --max-detached-per-token | --node | --max-tunnels | --max-tunnels-per-token | \
         --max-unauthenticated | --max-unauthenticated-per-address | --max-failures-per-minute | --idle-timeout \
         | --max-session | --max-rate | --new-token | --as | -e | --endpoint | --user-agent | --tls-server-name \
         | --pin-sha256 | -L | --local-forward | -D | --dynamic-forward | --ssh-config | -t | --token | -d | \
@@ -82,16 +83,17 @@ _http2tcp() {
         candidates+=(
             --server --config --allow --deny --path --allow-origin --connect --tls-cert --tls-key --admin
             --admin-name --trusted-proxy --forwarded-header --proxy-protocol --head-timeout --connect-timeout
-            --grace --max-tunnels --max-tunnels-per-token --max-unauthenticated
-            --max-unauthenticated-per-address --max-failures-per-minute --idle-timeout --max-session
-            --max-rate --keep-sessions --log-format --log-file --new-token --as
+            --grace --resume --resume-window --resume-memory --max-detached --max-detached-per-token --node
+            --max-tunnels --max-tunnels-per-token --max-unauthenticated --max-unauthenticated-per-address
+            --max-failures-per-minute --idle-timeout --max-session --max-rate --keep-sessions --log-format
+            --log-file --new-token --as
         )
     fi
     if [[ $mode != server ]]; then
         candidates+=(
             --client --endpoint --transport --header --user-agent --ca-file --client-cert --client-key
-            --tls-server-name --pin-sha256 --local-forward --dynamic-forward --proxy --no-proxy --fdpass
-            --insecure --json --ssh-config
+            --tls-server-name --pin-sha256 --local-forward --dynamic-forward --proxy --no-proxy --no-resume
+            --fdpass --insecure --json --ssh-config
         )
     fi
     candidates+=(

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import logging
 import math
+import sys
 from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import replace
 from typing import TYPE_CHECKING, Literal, NamedTuple, overload
@@ -16,7 +17,13 @@ from typing import TYPE_CHECKING, Literal, NamedTuple, overload
 import trio
 
 from http2tcp.address import Address, Endpoint, TCPAddress, parse_destination, parse_endpoint
-from http2tcp.client.settings import DEFAULT_USER_AGENT, ClientSettings, TLSSettings, environment_proxy
+from http2tcp.client.settings import (
+    DEFAULT_KEEPALIVE,
+    DEFAULT_USER_AGENT,
+    ClientSettings,
+    TLSSettings,
+    environment_proxy,
+)
 from http2tcp.errors import (
     ConnectFailed,
     FrontEndFailed,
@@ -31,7 +38,7 @@ from http2tcp.errors import (
     UpgradeNotPassed,
 )
 from http2tcp.net.dial import Candidate, DialError, dial
-from http2tcp.net.framed import framed
+from http2tcp.net.framed import carrier, framed
 from http2tcp.net.relay import End, Outcome, Traffic
 from http2tcp.net.streams import SocketStream, Stream
 from http2tcp.protocol.client_handshake import Answer, AnswerReader, Refused, Switched, request
@@ -40,6 +47,7 @@ from http2tcp.protocol.transport import Transport
 if TYPE_CHECKING:
     from http2tcp.client.observer import Progress
     from http2tcp.client.proxy_choice import Proxy
+    from http2tcp.client.reconnect import Reconnector
     from http2tcp.net.preconnect import HeadStart
     from http2tcp.net.tls import TLSStream
     from http2tcp.net.tls_over import TLSOverStream
@@ -288,19 +296,112 @@ async def _attempt(
             stream = await _secure(settings, stream, progress)
         answer = await _upgrade(settings, transport, stream, stream.receive_some, progress, any_transport=any_transport)
         stream.unread(answer.trailing_data)
-        stream = framed(
-            stream,
-            answer.transport,
-            client=True,
-            capsules=answer.capsules,
-            keepalive=settings.keepalive or math.inf,
-            peer_keepalive=answer.keepalive,
-            confirms=answer.confirms,
-        )
+        stream = await _agree(settings, stream, answer) if answer.resumes else _framed(settings, stream, answer)
         # The original's server answers before it connects to the target. If that fails, all we see is an EOF at once.
         if answer.transport is Transport.HTTP2TCP and not answer.from_http2tcp:
             stream.ends = stream.ends._replace(empty_is_broken=True)
         return Tunnel(stream, answer.transport, answer.from_http2tcp, answer.session)
+    except BaseException:
+        stream.abort()
+        raise
+
+
+def _framed(settings: ClientSettings, stream: Stream, answer: Switched) -> Stream:
+    return framed(
+        stream,
+        answer.transport,
+        client=True,
+        capsules=answer.capsules,
+        keepalive=settings.keepalive or math.inf,
+        peer_keepalive=answer.keepalive,
+        confirms=answer.confirms,
+    )
+
+
+def _carrier(settings: ClientSettings, stream: Stream, answer: Switched) -> Stream:
+    return carrier(
+        stream,
+        answer.transport,
+        client=True,
+        capsules=answer.capsules,
+        keepalive=settings.keepalive or math.inf,
+    )
+
+
+async def _agree(settings: ClientSettings, stream: Stream, answer: Switched) -> Stream:
+    """A tunnel that outlives its connections, where the server's first capsule is HELLO. Raises TunnelCut."""
+    from http2tcp.net.resumable import ResumableStream
+    from http2tcp.net.resume_handshake import read_first
+    from http2tcp.protocol.resume import Resumable, Terms
+    from http2tcp.protocol.resume_wire import Hello, Violation
+
+    capsules = _carrier(settings, stream, answer)
+    try:
+        with trio.fail_after(settings.answer_timeout):
+            hello = await read_first(capsules)
+        if not isinstance(hello, Hello):
+            raise TunnelCut(f"{_LOST}: its first capsule is not the server's)")
+        # The server needs an interval from every client that it waits for.
+        interval = int((settings.keepalive or DEFAULT_KEEPALIVE) * 1000)
+        terms = Terms(keepalive=interval, window=settings.resume_window, grace=int(settings.resume))
+        machine = Resumable.agree(hello, terms)
+    except (Violation, trio.TooSlowError, trio.BrokenResourceError) as error:
+        raise TunnelCut(f"{_LOST}: {error or 'no first capsule came'})") from error
+    reconnector: Reconnector | None = None
+
+    async def revive() -> None:
+        nonlocal reconnector
+        if reconnector is None:
+            from http2tcp.client.reconnect import Reconnector
+
+            reconnector = Reconnector(tunnel, lambda session: _another(settings, answer.transport, session))
+        await reconnector.revive()
+
+    tunnel = ResumableStream(
+        machine,
+        capsules,
+        keepalive=interval / 1000,
+        peer_keepalive=answer.keepalive,
+        client=True,
+        revive=revive,
+    )
+    return tunnel
+
+
+async def _another(settings: ClientSettings, transport: Transport, session: str) -> Stream:
+    """Another connection for a session, by either transport that has capsules. Raises TunnelError."""
+    if settings.read_token is not None:
+        # In a thread: the file may lie on a disk that has gone to sleep.
+        token = await trio.to_thread.run_sync(settings.read_token, abandon_on_cancel=True)
+        settings = replace(settings, token=token)
+    try:
+        return await _resuming(settings, transport, session)
+    except UpgradeNotPassed:
+        if settings.transport is not None:
+            raise
+        failure = sys.exc_info()[1]
+    other = Transport.WEBSOCKET if transport is Transport.CONNECT_TCP else Transport.CONNECT_TCP
+    try:
+        return await _resuming(settings, other, session)
+    except TunnelError:
+        assert failure is not None
+        raise failure from None
+
+
+async def _resuming(settings: ClientSettings, transport: Transport, session: str) -> Stream:
+    stream = await dial_endpoint(settings)
+    try:
+        if settings.endpoint.tls:
+            stream = await _secure(settings, stream, None)
+        answer = await _upgrade(settings, transport, stream, stream.receive_some, session=session)
+        stream.unread(answer.trailing_data)
+        if not answer.resumes:
+            raise UpgradeNotPassed(
+                "what answers there does not resume tunnels: a front end, or an older server",
+                seen="was answered without the resume that was asked for",
+                passing=True,
+            )
+        return _carrier(settings, stream, answer)
     except BaseException:
         stream.abort()
         raise
@@ -373,10 +474,12 @@ async def _secure(settings: ClientSettings, stream: Stream, progress: Progress |
             "does that port speak TLS?"
         ) from None
     except PinMismatch as error:
-        raise TLSFailed(
+        mismatch = TLSFailed(
             f"{server_name} has another public key than --pin-sha256 allows, {error}: "
             "it was renewed, or somebody stands in between"
-        ) from None
+        )
+        mismatch.lasting = True
+        raise mismatch from None
     except OSError as error:
         from http2tcp.client.diagnosis import explain_tls
 
@@ -396,6 +499,7 @@ async def _upgrade(
     progress: Progress | None = None,
     *,
     any_transport: bool = False,
+    session: str | None = None,
 ) -> Switched:
     endpoint = settings.endpoint
     websocket_key = ""
@@ -412,6 +516,8 @@ async def _upgrade(
         keepalive=settings.keepalive,
         headers=settings.headers,
         websocket_key=websocket_key,
+        resumes=settings.resume > 0,
+        session=session,
     )
     reader = AnswerReader(transport, any_transport=any_transport, websocket_key=websocket_key)
     answer: Answer | None = None

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 import os
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
@@ -46,6 +46,15 @@ class TLSSettings:
     verify: bool = True
 
 
+#: For how many seconds a tunnel is tried to be brought back: one on stdin and stdout, which is a login; one of a local
+#: listener, whose program can connect again; one of a program, by `open_tunnel`.
+RESUME_OF_STDIO = 900.0
+RESUME_OF_LISTENERS = 60.0
+RESUME_OF_PROGRAMS = 60.0
+#: Seconds between our own signs of life.
+DEFAULT_KEEPALIVE = 25.0
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ClientSettings:
     """The client's. Times are in seconds. Raises SettingsError where they contradict each other."""
@@ -68,6 +77,12 @@ class ClientSettings:
     fdpass: bool = False
     #: Break our own silence so often, where the transport has a way to; None: promise nothing.
     keepalive: float | None = 25.0
+    #: For how many seconds a tunnel that lost its connection is tried to be brought back; 0: it is not resumable.
+    resume: float = 0.0
+    #: How many bytes are kept toward the server until it has acknowledged them.
+    resume_window: int = 4 * 1024 * 1024
+    #: Reads the token again, for a tunnel that comes back long after it was opened. Raises SettingsError.
+    read_token: Callable[[], str | None] | None = field(default=None, repr=False, compare=False)
     #: For the name and the TCP connection together.
     connect_timeout: float = 10.0
     #: For a proxy's name, its TCP connection, its TLS and its answer together.

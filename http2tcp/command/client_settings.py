@@ -38,6 +38,8 @@ def client_settings(given: Given, secrets: tuple[str | None, Proxy | None] | Non
         proxy=proxy,
         fdpass=given[options.FDPASS],
         keepalive=given[options.KEEPALIVE],
+        resume=_resume(given),
+        read_token=lambda: given_token(given),
         tls=TLSSettings(
             ca_file=given[options.CA_FILE],
             client_cert=given[options.CLIENT_CERT],
@@ -47,6 +49,15 @@ def client_settings(given: Given, secrets: tuple[str | None, Proxy | None] | Non
             verify=not given[options.INSECURE],
         ),
     )
+
+
+def _resume(given: Given) -> float:
+    """For how many seconds a lost tunnel is tried to be brought back."""
+    from http2tcp.client.settings import RESUME_OF_LISTENERS, RESUME_OF_STDIO
+
+    if given[options.NO_RESUME] or given[options.FDPASS]:
+        return 0.0
+    return RESUME_OF_LISTENERS if _forwards(given) else RESUME_OF_STDIO
 
 
 # Not in the block: what the block is made by, and secrets; the one source of each that counts is put back.

@@ -330,6 +330,74 @@ GRACE: Option[float] = Option(
     more="SIGINT begins the grace too. A second signal ends the tunnels at once.",
     sample="30",
 )
+RESUME: Option[float] = Option(
+    names=("--resume",),
+    mode="server",
+    group=LIMITS,
+    kind=kinds.TIME_OR_ZERO,
+    default=3600.0,
+    shown="1h",
+    help="How long a client that lost its connection may be away. 0: no tunnel is resumable.",
+    more="Tunnels of http2tcp's own clients on `connect-tcp` and `websocket` outlive their connections: the client "
+    "reconnects and the tunnel goes on. A client asks for 15 minutes on stdin and stdout and for a minute with `-l`, "
+    "`-L` and `-D`; the shorter of the two times counts. See [how-to/survive.md](how-to/survive.md).",
+    sample="3600",
+)
+RESUME_WINDOW: Option[int] = Option(
+    names=("--resume-window",),
+    mode="server",
+    group=LIMITS,
+    kind=kinds.SIZE,
+    default=4 * 1024 * 1024,
+    shown="4M",
+    help="Bytes that a tunnel keeps until its client has acknowledged them, 256K to 64M.",
+    more="It bounds a tunnel's speed: 4 MiB are 335 Mbit/s at a round trip of 100 ms.",
+    sample="4_194_304",
+)
+RESUME_MEMORY: Option[int] = Option(
+    names=("--resume-memory",),
+    mode="server",
+    group=LIMITS,
+    kind=kinds.SIZE,
+    default=256 * 1024 * 1024,
+    shown="256M",
+    help="Bytes that all tunnels together keep for that.",
+    more="Tokens share it. A tunnel that can keep no more waits for its client, and loses nothing.",
+    sample="268_435_456",
+)
+MAX_DETACHED: Option[int] = Option(
+    names=("--max-detached",),
+    mode="server",
+    group=LIMITS,
+    kind=kinds.COUNT,
+    default=1000,
+    shown="1000",
+    help="How many tunnels may wait for their clients.",
+    more="Tunnels count that have waited for two minutes. Beyond the limit, the token that has the most loses the one "
+    "that has waited longest.",
+    sample="1000",
+)
+MAX_DETACHED_PER_TOKEN: Option[int] = Option(
+    names=("--max-detached-per-token",),
+    mode="server",
+    group=LIMITS,
+    kind=kinds.COUNT,
+    default=32,
+    shown="32",
+    help="Of these, how many of one token.",
+    sample="32",
+)
+NODE: Option[str] = Option(
+    names=("--node",),
+    mode="server",
+    group=LISTENING,
+    kind=kinds.NODE,
+    default="",
+    help="This server's name among several behind one front end: ids of its sessions begin with it.",
+    more="The front end can then lead a client that resumes back to the server that has its tunnel. See "
+    "[how-to/survive.md](how-to/survive.md#several-servers).",
+    sample='"a"',
+)
 KEEP_SESSIONS: Option[bool] = Option(
     names=("--keep-sessions",),
     mode="server",
@@ -525,6 +593,13 @@ NO_PROXY: Option[bool] = Option(
     group=PROXIES,
     default=False,
     help="Use no proxy, even if HTTPS_PROXY or its like names one.",
+)
+NO_RESUME: Option[bool] = Option(
+    names=("--no-resume",),
+    mode="client",
+    group=ENDPOINT_GROUP,
+    default=False,
+    help="End when the connection is lost; do not reconnect and go on.",
 )
 FDPASS: Option[bool] = Option(
     names=("--fdpass",),

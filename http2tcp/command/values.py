@@ -181,6 +181,22 @@ def _parse_keepalive(text: str) -> float:
     return seconds
 
 
+def _parse_duration_or_zero(text: str) -> float:
+    return 0.0 if text.strip() in ("0", "0.0") else _parse_duration(text)
+
+
+def _parse_size(text: str) -> int:
+    return int(_parse_rate(text))
+
+
+def _parse_node(text: str) -> str:
+    import re
+
+    if not re.fullmatch(r"[a-z0-9](?:[a-z0-9.-]{0,61}[a-z0-9])?", text):
+        raise SettingsError("expected a name of small letters, digits, dots and hyphens, as in a or pod-0")
+    return text
+
+
 def _parse_rate(text: str) -> float:
     from http2tcp.units import parse_rate
 
@@ -232,6 +248,8 @@ COUNT = Kind("N", _parse_count, toml="a whole number", number=True)
 DESTINATION = Kind("HOST:PORT", parse_destination, toml='an address, such as `"localhost:22"`')
 DYNAMIC_FORWARD = Kind("[BIND:]PORT", _parse_dynamic_forward, toml="text")
 ENDPOINT = Kind("URL", parse_endpoint, toml="text")
+NODE = Kind("NAME", _parse_node, toml="a name")
+SIZE = Kind("BYTES", _parse_size, toml="bytes", number=True)
 FIELD_NAME = Kind("NAME", _parse_field_name, toml="the name of a header field")
 #: A file that has to be there.
 FILE = Kind("FILE", _parse_file, toml=_A_FILE, file=True)
@@ -265,4 +283,5 @@ RULE = Kind("RULE", _parse_rule, toml="a [rule](#rules)", plural="a list of [rul
 SECRET = Kind("TOKEN", str, toml="text")
 TEXT = Kind("TEXT", str, toml="text")
 TIME = Kind("TIME", _parse_duration, toml=_A_TIME, number=True)
+TIME_OR_ZERO = Kind("TIME", _parse_duration_or_zero, toml=_A_TIME, number=True)
 TRANSPORT = Kind("NAME", _parse_transport, toml="text", choices=_TRANSPORTS)

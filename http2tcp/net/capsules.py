@@ -104,7 +104,7 @@ class CapsuleStream(Stream):
             return
         if not self._client:
             raise trio.BrokenResourceError("the client broke it off before both sides were done")
-        self.peer_reason = _told(self.reader.reset)
+        self.peer_reason = told_by(self.reader.reset)
         raise trio.BrokenResourceError(self.peer_reason)
 
     async def decode(self, data: bytes) -> bytes:
@@ -318,7 +318,7 @@ class CapsuleStream(Stream):
             pass  # the peer got the end in capsules, so it needs none of the stream below
 
 
-def _told(said: Reset) -> str:
+def told_by(said: Reset) -> str:
     """The server's reason as a sentence."""
     match said.code:
         case ResetCode.TARGET:

@@ -8,6 +8,17 @@ from http2tcp.net.streams import Stream
 from http2tcp.protocol.transport import Transport
 
 
+def carrier(stream: Stream, transport: Transport | None, *, client: bool, capsules: bool, keepalive: float) -> Stream:
+    """What carries the tunnel's capsules, or its raw bytes, over `stream`, which it owns. Arguments as of `framed`."""
+    if transport is not Transport.WEBSOCKET:
+        return stream
+    # wsproto costs a login the most milliseconds.
+    from http2tcp.net.websocket import WebSocketStream
+
+    # Capsules have keepalives of their own, so pings would only repeat them.
+    return WebSocketStream(stream, client=client, keepalive=math.inf if capsules else keepalive)
+
+
 def framed(
     stream: Stream,
     transport: Transport | None,
@@ -23,13 +34,9 @@ def framed(
     `client`: this end is the client. `capsules`: both ends agreed to put the payload into capsules.
     `keepalive`, `peer_keepalive` and `confirms` are those of `http2tcp.net.capsules.CapsuleStream`.
     """
-    # Each framing is imported by its first tunnel: an import costs a login milliseconds, wsproto the most.
-    if transport is Transport.WEBSOCKET:
-        from http2tcp.net.websocket import WebSocketStream
-
-        # Capsules have keepalives of their own, so pings would only repeat them.
-        stream = WebSocketStream(stream, client=client, keepalive=math.inf if capsules else keepalive)
+    stream = carrier(stream, transport, client=client, capsules=capsules, keepalive=keepalive)
     if capsules:
+        # Each framing is imported by its first tunnel: an import costs a login milliseconds.
         from http2tcp.net.capsules import CapsuleStream
 
         stream = CapsuleStream(

@@ -326,8 +326,9 @@ async def _finish(sides: tuple[_Side, _Side]) -> Outcome:
 
 
 async def _deliver(sides: list[_Side], why: str, code: int) -> None:
-    with trio.move_on_after(_FLUSH):
-        for side in sides:
+    deadline = trio.current_time() + _FLUSH
+    for side in sides:
+        with trio.move_on_at(max(deadline, trio.current_time() + side.stream.delivery_patience(code))):
             await side.stream.send_reason(why, code)
             await side.stream.flush()
             side.flushed = True

@@ -142,6 +142,10 @@ class Stream(trio.abc.HalfCloseableStream):
         `code` is one of `http2tcp.protocol.capsule.ResetCode`, for transports that have codes.
         """
 
+    def delivery_patience(self, code: int) -> float:
+        """How many seconds `send_reason` and `flush` may take, where that is longer than usual; `code` as there."""
+        return 0.0
+
     async def flush(self) -> None:
         """Wait until the peer's kernel has everything that was sent. The caller sets a deadline."""
 

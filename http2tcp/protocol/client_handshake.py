@@ -22,6 +22,7 @@ from http2tcp.protocol.transport import (
     CONFIRM_FIELD,
     KEEPALIVE_FIELD,
     PROXY_NAME,
+    RESUME_FIELD,
     SESSION_FIELD,
     TOKEN_FIELD,
     Transport,
@@ -59,6 +60,8 @@ class Switched(NamedTuple):
     keepalive: float | None = None
     #: The server confirms what has arrived (CONFIRM_FIELD).
     confirms: bool = False
+    #: Its first capsule is HELLO or CHALLENGE (RESUME_FIELD).
+    resumes: bool = False
     #: The id of the connection in the server's log, safe to print; empty if the answer has none.
     session: str = ""
     #: What came with the 101. It belongs to the tunnel.
@@ -97,8 +100,10 @@ def request(
     keepalive: float | None = None,
     headers: Sequence[tuple[str, str]] = (),
     websocket_key: str = "",
+    resumes: bool = False,
+    session: str | None = None,
 ) -> bytes:
-    """The request head.
+    """The request head. `resumes`: this client can resume tunnels; `session`: the one that it resumes.
 
     `keepalive` is our interval in seconds, which is sent on transports with capsules. `headers` come last and replace
     ours of the same name, `Host` included. `websocket_key` has to be new for each request on that transport.
@@ -123,6 +128,10 @@ def request(
         fields.append((CONFIRM_FIELD, "?1"))
         if keepalive is not None:
             fields.append((KEEPALIVE_FIELD, f"{keepalive:g}"))
+        if resumes:
+            fields.append((RESUME_FIELD, "?1"))
+            if session is not None:
+                fields.append((SESSION_FIELD, session))
     own = {name.lower() for name, _ in headers}
     fields = [(name, value) for name, value in fields if name.lower() not in own] + list(headers)
     lines = [f"GET {_target(endpoint, destination, transport)} HTTP/1.1", *(f"{n}: {v}" for n, v in fields), "", ""]
@@ -316,6 +325,7 @@ class AnswerReader:
             capsules=capsules,
             keepalive=keepalive,
             confirms=_field(event, CONFIRM_FIELD.lower().encode()) == "?1",
+            resumes=capsules and _field(event, RESUME_FIELD.lower().encode()) == "?1",
             session=_session(event),
             trailing_data=data,
         )

@@ -24,6 +24,7 @@ from http2tcp.protocol.transport import (
     DIAL_METRIC,
     KEEPALIVE_FIELD,
     PROXY_NAME,
+    RESUME_FIELD,
     SESSION_FIELD,
     TIMING_FIELD,
     TOKEN_FIELD,
@@ -43,6 +44,8 @@ _POSSIBLE = bytes({*b"\t\r\n", *range(0x20, 0x7F), *range(0x80, 0x100)})
 _HOST = re.compile(rb"[!$%&'()*+,;=:.\[\]_~0-9A-Za-z-]+")
 # The default URI template of connect-tcp.
 _WELL_KNOWN = re.compile(r"/\.well-known/masque/tcp/([^/]+)/([^/]+)/?")
+# `[NODE-]12 hex`; a node has 63 characters at most.
+_MAX_SESSION = 76
 _TARGET_PARAMETERS = ("addr", "target_host", "target_port")
 # The target of CONNECT always has a port, and brackets around an IPv6 address (RFC 9112, section 3.2.3).
 _AUTHORITY = re.compile(r"(?:\[([0-9A-Fa-f.]*:[0-9A-Fa-f:.]*)\]|([^][/?#@:]+)):([0-9]+)")
@@ -71,6 +74,10 @@ class TunnelRequest:
     keepalive: float | None = None
     #: The client confirms that everything has arrived (CONFIRM_FIELD).
     confirms: bool = False
+    #: The client can resume tunnels (RESUME_FIELD).
+    resumes: bool = False
+    #: The session that it wants to resume (SESSION_FIELD); None: it opens a new one.
+    session: str | None = None
     #: The tunnel's bytes travel in capsules.
     capsules: bool = False
     #: The client waits for a `100 Continue` (RFC 9110, section 10.1.1).
@@ -245,10 +252,24 @@ def _parse_upgrade_request(request: h11.Request, fields: _Fields) -> TunnelReque
         capsules=transport is Transport.CONNECT_TCP or (bool(key) and _offers_capsules(fields)),
         confirms=fields.get(CONFIRM_FIELD.lower().encode()) == [b"?1"],
         keepalive=parse_keepalive(_text(_only(fields, KEEPALIVE_FIELD.lower().encode()) or b"")),
+        resumes=_resumes(fields),
+        session=_parse_session(fields),
         expects_continue=fields.get(b"expect", [b""])[0].lower() == b"100-continue",
         origin=None if origin is None else _text(origin),
         websocket_key=key.decode("ascii"),
     )
+
+
+def _resumes(fields: _Fields) -> bool:
+    return fields.get(RESUME_FIELD.lower().encode()) == [b"?1"]
+
+
+def _parse_session(fields: _Fields) -> str | None:
+    value = _only(fields, SESSION_FIELD.lower().encode()) if _resumes(fields) else None
+    if value is None:
+        return None
+    # A session of another form is a session that is not known.
+    return _text(value) if len(value) <= _MAX_SESSION else ""
 
 
 def _offers_capsules(fields: _Fields) -> bool:
@@ -332,7 +353,9 @@ def _text(value: bytes) -> str:
 CONTINUE = b"HTTP/1.1 100 Continue\r\n\r\n"
 
 
-def accept(request: TunnelRequest, session: str, *, keepalive: float, dial_time: float | None = None) -> bytes:
+def accept(
+    request: TunnelRequest, session: str, *, keepalive: float, dial_time: float | None = None, resumes: bool = False
+) -> bytes:
     """The head that opens the tunnel: a 101, or a 200 for CONNECT. All bytes after it are the tunnel's.
 
     Times are in seconds.
@@ -352,6 +375,8 @@ def accept(request: TunnelRequest, session: str, *, keepalive: float, dial_time:
         fields.append((KEEPALIVE_FIELD, f"{keepalive:g}"))
         if request.confirms:
             fields.append((CONFIRM_FIELD, "?1"))
+        if resumes:
+            fields.append((RESUME_FIELD, "?1"))
     if dial_time is not None:
         fields.append((TIMING_FIELD, f"{DIAL_METRIC};dur={dial_time * 1000:.3f}"))
     return _head("101 Switching Protocols", fields)

@@ -24,7 +24,10 @@ MIN_KEEPALIVE = 1.0
 TIMING_FIELD = "Server-Timing"
 DIAL_METRIC = "dial"
 
-#: The id of the session in the server's log.
+#: `?1`: its sender can resume tunnels. In an answer: the first capsule is HELLO, CHALLENGE or RESET.
+RESUME_FIELD = "Http2tcp-Resume"
+
+#: The id of the session in the server's log. In a request: the session to resume.
 SESSION_FIELD = "Http2tcp-Session"
 
 

@@ -51,6 +51,12 @@ class Event(Enum):
 
     OPENED = "opened"
     ENDED = "ended"
+    #: The client of a resumable tunnel was lost, and is waited for.
+    DETACHED = "detached"
+    #: It is back.
+    RESUMED = "resumed"
+    #: A connection could not resume the tunnel that it asked for.
+    NOT_RESUMED = "not_resumed"
     REFUSED = "refused"
     #: Refused, because its token is unknown or has expired.
     AUTHENTICATION_FAILED = "authentication_failed"
@@ -121,17 +127,19 @@ class SessionRecords:
 
     __slots__ = (
         *("id", "traffic", "_cause", "_client", "_dialled", "_has_token", "_is_stranger", "_opened_at"),
-        *("_port", "_refusals", "_target", "_token", "_transport", "_via"),
+        *("_away", "_port", "_refusals", "_resumes", "_target", "_token", "_transport", "_via"),
     )
 
-    def __init__(self, peer: TCPAddress | None, refusals: Refusals | None = None) -> None:
+    def __init__(self, peer: TCPAddress | None, refusals: Refusals | None = None, node: str = "") -> None:
         """`peer` is the address that connected; None for a peer on a Unix socket.
 
         `refusals` is the server's; None: log each refusal.
         """
         self._refusals = Refusals() if refusals is None else refusals
         #: The session's id, in the logs of the server and of the client.
-        self.id = os.urandom(_ID_BYTES).hex()
+        self.id = f"{node}-{os.urandom(_ID_BYTES).hex()}" if node else os.urandom(_ID_BYTES).hex()
+        self._resumes = 0
+        self._away = 0.0
         self.traffic = Traffic()
         self._client = "unix" if peer is None else peer.host
         self._port = None if peer is None else peer.port
@@ -176,6 +184,37 @@ class SessionRecords:
         record["dial_seconds"] = round(dial_time, 3)
         self._log(logging.INFO, record)
 
+    @property
+    def client(self) -> str:
+        """The newest address of the client; `unix` for one without."""
+        return self._client
+
+    def detached(self, why: str) -> None:
+        """Record that the client was lost, and why. The session waits for it."""
+        record = self._record(Event.DETACHED)
+        record["detail"] = why
+        self._log(logging.INFO, record)
+
+    def resumed(self, attempt: SessionRecords, transport: str, away: float, replayed: int) -> None:
+        """Record that the client is back, by the connection of `attempt`.
+
+        It was away for so many seconds, and so many bytes are sent to it again.
+        """
+        self._client, self._port, self._via = attempt._client, attempt._port, attempt._via
+        self._transport = transport
+        self._resumes += 1
+        self._away += away
+        record = self._record(Event.RESUMED)
+        record["gap_seconds"] = round(away, 3)
+        record["replayed_down"] = replayed
+        self._log(logging.INFO, record)
+
+    def not_resumed(self, result: str) -> None:
+        """Record that this connection did not resume the session that it asked for."""
+        record = self._record(Event.NOT_RESUMED)
+        record["reason"] = result
+        self._log(logging.INFO, record)
+
     def over(self, outcome: Outcome) -> None:
         """Write the last record, which says how the connection ended."""
         match outcome:
@@ -188,6 +227,9 @@ class SessionRecords:
                 record["bytes_up"] = self.traffic.bytes_up
                 record["bytes_down"] = self.traffic.bytes_down
                 record["seconds"] = round(time.monotonic() - self._opened_at, 3)
+                if self._resumes:
+                    record["resumes"] = self._resumes
+                    record["detached_seconds"] = round(self._away, 3)
                 self._ended(record, reason, detail)
 
     def _refused(self, refusal: Refusal) -> None:

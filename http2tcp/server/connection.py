@@ -32,22 +32,25 @@ from http2tcp.errors import (
     UpgradeRequired,
 )
 from http2tcp.net.dial import DialError, Dialled, dial
-from http2tcp.net.framed import framed
+from http2tcp.net.framed import carrier, framed
 from http2tcp.net.last_answer import LINGER, send_last_answer
 from http2tcp.net.paced import PacedStream
 from http2tcp.net.relay import End, relay
+from http2tcp.net.relay import Outcome as Relayed
 from http2tcp.net.streams import SocketStream, Stream
 from http2tcp.protocol.capsule import ResetCode
 from http2tcp.protocol.forwarded import Peer, client_address, is_trusted, unmapped
 from http2tcp.protocol.proxy_protocol import ProxyHeaderError, ProxyHeaderReader
 from http2tcp.protocol.server_handshake import CONTINUE, MAX_HEAD, RequestReader, TunnelRequest, accept, refuse
+from http2tcp.protocol.transport import Transport
 from http2tcp.server.dial_refusals import dial_refusal, too_slow
-from http2tcp.server.outcome import Abandoned, Ended, NoSession, Outcome, Reason, Refused
+from http2tcp.server.outcome import Abandoned, Ended, NoSession, Outcome, Reason, Refused, Resumed
 from http2tcp.server.policy import Admission, Grant
 from http2tcp.server.session import Phase, Session
 
 if TYPE_CHECKING:
     from http2tcp.net.tls_server import ServerTLSStream
+    from http2tcp.server.resumption import Entry
     from http2tcp.server.settings import ServerSettings
     from http2tcp.server.state import State
 
@@ -109,6 +112,8 @@ class Connection:
                 if self._state.tls is not None:
                     await self._secure(self._state.tls)
                 request = await self._read_head()
+                if request.session is not None:
+                    return await self._resume(request, request.session)
                 admission = self._authorise(request)
                 target, dial_time = await self._dial(request, admission)
                 return await self._switch_and_relay(request, target, dial_time)
@@ -226,6 +231,11 @@ class Connection:
 
     def _authenticate(self, request: TunnelRequest) -> Grant:
         """What the request's token allows. A wrong token counts against the client's address."""
+        grant = self._accept_token(request)
+        self._state.unauthenticated.leave(self)
+        return grant
+
+    def _accept_token(self, request: TunnelRequest) -> Grant:
         try:
             grant = self._state.policy.authenticate(request.token, time.time())
         except Unauthorized as error:
@@ -237,9 +247,41 @@ class Connection:
             if request.is_connect:
                 raise ProxyAuthenticationRequired from error
             raise
-        self._state.unauthenticated.leave(self)
         self._session.records.authenticated(None if grant.token is None else grant.token.name)
         return grant
+
+    async def _resume(self, request: TunnelRequest, session: str) -> Outcome:
+        """Let the client go on with a tunnel of its own that has lost its connection.
+
+        The connection counts as unauthenticated until the client has proved that it has the session's secret.
+        """
+        self._check_path(request)
+        grant = self._accept_token(request)
+        if request.transport is None:
+            raise UpgradeRequired
+        if not request.capsules:
+            raise BadRequest("a tunnel of raw bytes cannot be resumed")
+        self._check_origin(request)
+        # Imported by the first attempt: many servers see none for days.
+        from http2tcp.server.attempt import Attempt
+
+        found = self._state.resumption.find(session, grant.token)
+        try:
+            answer = accept(request, self._session.id, keepalive=self._settings.keepalive, resumes=True)
+            await self._stream.send_all(answer)
+        except trio.BrokenResourceError:
+            raise _Abandon(NoSession.CLIENT_LEFT) from None
+        attempt = Attempt(self._state, self._carrier(request), self._session.records, transport=request.carrier)
+        result = await attempt.run(found, lambda: self._state.unauthenticated.leave(self))
+        if result == "denied":
+            self._state.failures.failed(self._address(), trio.current_time())
+        if result not in ("resumed", "over"):
+            self._session.records.not_resumed(result)
+        return Resumed(result)
+
+    def _check_origin(self, request: TunnelRequest) -> None:
+        if request.origin is not None and request.origin not in self._state.settings.allow_origins:
+            raise Forbidden("a web page may not open tunnels")
 
     def _admit(self, request: TunnelRequest, grant: Grant) -> Admission:
         """Where an authenticated request may go. From now on it holds a place among the tunnels."""
@@ -255,8 +297,7 @@ class Connection:
         if destination is None:
             raise BadRequest("the request names no destination, and this server has no default one (-d)")
         self._session.records.asked(destination)
-        if request.origin is not None and request.origin not in self._state.settings.allow_origins:
-            raise Forbidden("a web page may not open tunnels")
+        self._check_origin(request)
         return self._session.admit(grant, destination)
 
     def _admit_again(self, request: TunnelRequest, admission: Admission, asked: ServerSettings) -> Admission:
@@ -356,22 +397,86 @@ class Connection:
         """Send the answer that opens the tunnel, and carry its bytes until it ends."""
         session = self._session
         session.open(target.address, request.carrier, dial_time)
+        entry: Entry | None = None
+        relayed: Relayed | None = None
         try:
-            answer = accept(request, session.id, keepalive=self._settings.keepalive, dial_time=dial_time)
+            resumable = request.resumes and request.capsules and self._settings.resume > 0
+            answer = accept(
+                request, session.id, keepalive=self._settings.keepalive, dial_time=dial_time, resumes=resumable
+            )
+            if resumable:
+                entry = self._resumable(request)
+                if request.transport is not Transport.WEBSOCKET:
+                    # HELLO goes with the answer, so it costs no packet.
+                    answer += entry.stream.machine.data_to_send()
             await self._stream.send_all(answer)
             self._state.metrics.handshakes.observe(trio.current_time() - self._accepted_at)
+            client = self._framed(request) if entry is None else entry.stream
+            relayed = await relay(client, self._paced(target), session.traffic, session.lifetime, _CODES)
+            return _ended(relayed, session, entry)
         except trio.BrokenResourceError as error:
             return Ended(Reason.CLIENT_BROKE, str(error))
-        else:
-            client = self._framed(request)
-            relayed = await relay(client, self._paced(target), session.traffic, session.lifetime, _CODES)
-            return Ended(_reason(relayed.end, session), relayed.words)
         finally:
+            if entry is not None:
+                self._forget(entry, relayed)
             target.stream.abort()
+
+    def _resumable(self, request: TunnelRequest) -> Entry:
+        """The session as one that outlives this connection."""
+        # Imported by the first such tunnel: a server of raw tunnels alone does without them.
+        from http2tcp.net.resumable import ResumableStream
+        from http2tcp.server.resumption import Entry
+
+        resumption, session = self._state.resumption, self._session
+        machine = resumption.offer(
+            session,
+            keepalive=self._settings.keepalive,
+            confirms=request.confirms,
+            idle_timeout=self._state.limits.idle_timeout,
+        )
+
+        def lost(why: str) -> None:
+            resumption.left(entry)
+            session.records.detached(why)
+
+        stream = ResumableStream(
+            machine,
+            self._carrier(request),
+            keepalive=self._settings.keepalive,
+            peer_keepalive=request.keepalive,
+            client=False,
+            on_lost=lost,
+            account=resumption.account(session),
+        )
+        entry = Entry(session, stream, session.records.client)
+        resumption.add(entry)
+        return entry
+
+    def _forget(self, entry: Entry, relayed: Relayed | None) -> None:
+        """The session is over. Its client may not know, so keep what it is told when it comes back."""
+        code, words = ResetCode.GONE, "the session is over"
+        if entry.stream.given_up:
+            code, words = ResetCode.AWAY_TOO_LONG, "the client was away for too long"
+        elif relayed is not None and relayed.end is End.TERMINATED:
+            code, words = ResetCode(_CODES.get(self._session.lifetime.cause, ResetCode.GONE)), relayed.words
+        elif relayed is not None and relayed.end is End.TARGET_BROKE:
+            code, words = ResetCode.TARGET, relayed.words
+        self._state.metrics.lapses.add(amount=entry.stream.machine.lapses)
+        self._state.resumption.remove(entry, code, words)
 
     def _paced(self, target: Dialled) -> Stream:
         rate = self._state.limits.max_rate
         return target.stream if rate is None else PacedStream(target.stream.socket, rate)
+
+    def _carrier(self, request: TunnelRequest) -> Stream:
+        """The stream that the tunnel's capsules travel on."""
+        return carrier(
+            self._stream,
+            request.transport,
+            client=False,
+            capsules=request.capsules,
+            keepalive=self._settings.keepalive,
+        )
 
     def _framed(self, request: TunnelRequest) -> Stream:
         """The stream of the tunnel's bytes, without the framing that the transport puts around them."""
@@ -423,7 +528,18 @@ _CODES: dict[object, int] = {
     Reason.IDLE: ResetCode.IDLE,
     Reason.MAX_SESSION: ResetCode.LONGEST,
     Reason.STOPPED: ResetCode.STOPPED,
+    Reason.EVICTED: ResetCode.AWAY_TOO_LONG,
 }
+
+
+def _ended(relayed: Relayed, session: Session, entry: Entry | None) -> Ended:
+    """How the tunnel ended; more is known of one that can be resumed."""
+    if entry is not None and relayed.end is End.CLIENT_BROKE:
+        if entry.stream.given_up:
+            return Ended(Reason.CLIENT_LOST, relayed.words)
+        if entry.stream.gap:
+            return Ended(Reason.GAP, relayed.words)
+    return Ended(_reason(relayed.end, session), relayed.words)
 
 
 def _reason(end: End, session: Session) -> Reason:

@@ -6,12 +6,15 @@ from collections.abc import Mapping
 from typing import Protocol
 
 from http2tcp.protocol.transport import Transport
-from http2tcp.server.outcome import Abandoned, Ended, NoSession, Outcome, Reason, Refused
+from http2tcp.server.outcome import Abandoned, Ended, NoSession, Outcome, Reason, Refused, Resumed
 from http2tcp.server.prometheus import Counter, Histogram, Values
 
 # Bounds of the histograms, in seconds: from a target in the same rack to the time limit of a patient client.
 _SECONDS = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 20)
 
+
+# From a front end that reloads to a night of sleep.
+_GAPS = (0.1, 0.5, 1, 5, 15, 60, 300, 900, 3600, 28800)
 
 #: What carries a tunnel, as `TunnelRequest.carrier` names it.
 CARRIERS = (*(transport.value for transport in Transport), "connect")
@@ -40,6 +43,9 @@ REFUSALS = (
     ("504", "dns_timeout"),
 )
 
+
+#: How a connection's attempt to resume a tunnel went. `over`: the tunnel had ended, and the client did not know.
+RESUMES = ("resumed", "over", "gone", "denied", "stale", "busy", "gap", "violation", "left")
 
 #: Every `reason` of a tunnel that ended, and of a connection that was abandoned.
 ENDINGS = tuple(reason.value for reason in Reason)
@@ -100,6 +106,25 @@ class Metrics:
             "From the accepted connection to its 101, the dial included.",
             _SECONDS,
         )
+        self.resumes = Counter(
+            "http2tcp_resumes_total",
+            "Connections that asked to resume a tunnel, and how that went.",
+            ["result"],
+            [(result,) for result in RESUMES],
+        )
+        self.resume_gaps = Histogram(
+            "http2tcp_resume_gap_seconds",
+            "How long clients were away that came back.",
+            _GAPS,
+        )
+        self.replayed = Counter(
+            "http2tcp_resume_replayed_bytes_total",
+            "Bytes that were sent to a client again, since it had not received them.",
+        )
+        self.lapses = Counter(
+            "http2tcp_resume_lapses_total",
+            "How often a tunnel kept nothing for a while, since both of its directions were stuck.",
+        )
         self.reloads = Counter(
             "http2tcp_config_reloads_total",
             "Reloads of the configuration, by whether it was valid and taken.",
@@ -124,6 +149,8 @@ class Metrics:
                 self.refusals.add(str(refusal.status), refusal.proxy_error)
             case Abandoned(reason):
                 self.abandoned.add(reason.value)
+            case Resumed(result):
+                self.resumes.add(result)
             case Ended(reason):
                 del self._open[traffic]
                 self.sessions_ended.add(reason.value)

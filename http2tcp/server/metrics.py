@@ -76,6 +76,20 @@ def families(state: State) -> list[Family]:
             "Lines of the log that nobody can read: its reader was too slow, or they could not be written.",
             lambda: {(): dropped_lines()},
         ),
+        _gauge(
+            "http2tcp_sessions_detached",
+            "Tunnels that wait for their clients to come back.",
+            lambda: {(): state.resumption.away},
+        ),
+        _gauge(
+            "http2tcp_resume_kept_bytes",
+            "Bytes that are kept until clients acknowledge them.",
+            lambda: {(): state.resumption.memory.used},
+        ),
+        metrics.resumes,
+        metrics.resume_gaps,
+        metrics.replayed,
+        metrics.lapses,
         metrics.reloads,
         _gauge(
             "http2tcp_config_last_reload_successful",

@@ -24,6 +24,12 @@ class Reason(Enum):
     REVOKED = "revoked"
     #: The server stopped: the grace was over, or a second signal came.
     STOPPED = "stopped"
+    #: Its client was lost and did not come back in time.
+    CLIENT_LOST = "client_lost"
+    #: Bytes were lost while both directions were stuck, so it could not be resumed.
+    GAP = "gap"
+    #: Its client was away, and its place was needed.
+    EVICTED = "evicted"
     #: A bug of ours; a traceback is in the log.
     FAILED = "failed"
 
@@ -68,4 +74,12 @@ class Ended:
     detail: str = ""
 
 
-Outcome = Refused | Abandoned | Ended
+@dataclass(frozen=True, slots=True)
+class Resumed:
+    """The connection resumed a tunnel, or tried to; the tunnel's session has records of its own."""
+
+    #: A word of `counters.RESUMES`.
+    result: str
+
+
+Outcome = Refused | Abandoned | Ended | Resumed

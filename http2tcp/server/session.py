@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING
 
 import trio
 
+from http2tcp.errors import LimitReached
 from http2tcp.net.relay import Lifetime, Traffic
 from http2tcp.server.audit import SessionRecords
 from http2tcp.server.outcome import Abandoned, Ended, NoSession, Outcome, Reason
@@ -41,7 +42,7 @@ class Session:
     def __init__(self, state: State, peer: TCPAddress | None) -> None:
         """`peer` is the address that connected; None for a peer on a Unix socket."""
         self._state = state
-        self.records = SessionRecords(peer, state.refusals)
+        self.records = SessionRecords(peer, state.refusals, state.settings.node)
         #: What ends the tunnel from outside.
         self.lifetime = Lifetime()
         self.phase = Phase.REQUESTED
@@ -67,7 +68,13 @@ class Session:
         admission = grant.admit(destination)
         # After a reload this may be another grant, whose token has its own places.
         self._leave_tunnels()
-        self._state.tunnels.enter(grant.token)
+        try:
+            self._state.tunnels.enter(grant.token)
+        except LimitReached:
+            # A tunnel that waits for a client that may never come back is worth less than a new one.
+            if not self._state.resumption.give_place(grant.token, self.records.client):
+                raise
+            self._state.tunnels.enter(grant.token)
         self._in_tunnels = True
         self.grant, self.token = grant, grant.token
         return admission
@@ -131,6 +138,10 @@ class Session:
         if self.token is not None and not self._state.settings.keep_sessions:
             left = self.token.expires - time.time()
             self.lifetime.until(trio.current_time() + left, "the token has expired", Reason.EXPIRED)
+
+    def give_up_place(self) -> None:
+        """Give up the place among the tunnels: others need it, and the session is about to end."""
+        self._leave_tunnels()
 
     def _leave_tunnels(self) -> None:
         if self._in_tunnels:

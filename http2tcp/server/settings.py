@@ -89,6 +89,18 @@ class ServerSettings:
     keepalive: float = 25.0
     #: How long sessions may go on after the server was told to drain.
     grace: float = 30.0
+    #: How long a client of a resumable tunnel may be away at most; 0: no tunnel is resumable.
+    resume: float = 3600.0
+    #: How many bytes a tunnel keeps toward its client until that has acknowledged them.
+    resume_window: int = 4 * 1024 * 1024
+    #: How many bytes all tunnels may keep together.
+    resume_memory: int = 256 * 1024 * 1024
+    #: How many tunnels may wait for their clients.
+    max_detached: int = 1000
+    #: Of these, how many of one token.
+    max_detached_per_token: int = 32
+    #: The name of this server among several behind one front end: the ids of its sessions begin with it.
+    node: str = ""
     #: Let the open sessions of a token that was taken away or has expired run on.
     keep_sessions: bool = False
     #: The log is the process's: these two are for `http2tcp -s`, and `serve` leaves them alone.

@@ -21,6 +21,7 @@ from http2tcp.server.audit import Refusals
 from http2tcp.server.counters import Metrics
 from http2tcp.server.limits import Failures, Limits, Tunnels, Unauthenticated, share
 from http2tcp.server.policy import Policy, Token
+from http2tcp.server.resumption import Resumption
 from http2tcp.server.settings import ServerSettings
 
 logger = logging.getLogger("http2tcp.server")
@@ -86,6 +87,8 @@ class State:
         self.settings, self.policy, self.tls = prepare(settings)
         self.tunnels.tokens = len(self.policy.tokens)
         self.look_ups = LookUps()
+        #: The sessions that can be resumed.
+        self.resumption = Resumption(settings)
 
     def reload(self, prepared: Prepared) -> None:
         """Take new settings. The listening addresses stay.
@@ -99,6 +102,7 @@ class State:
         limits = _limits(prepared.settings)
         self.limits = self.unauthenticated.limits = self.tunnels.limits = self.failures.limits = limits
         self.tunnels.tokens = len(self.policy.tokens)
+        self.resumption.configure(prepared.settings)
         for session in list(self.sessions):
             session.settings_changed()
         self.metrics.reloaded(time.time())

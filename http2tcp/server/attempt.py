@@ -1,0 +1,118 @@
+"""A connection that asks to resume a tunnel: challenge → proof → take-over, or a RESET that says why not.
+
+The proof comes before anything of the session is touched. A token alone, which a team may share, does not even disturb
+a session of somebody else.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import trio
+
+from http2tcp.net.resume_handshake import receive_claim
+from http2tcp.protocol.capsule import ResetCode, reset
+from http2tcp.protocol.resume_tombstone import Tombstone
+from http2tcp.protocol.resume_wire import Gap, NotYours, ResumeError, Stale
+from http2tcp.server.resumption import ATTEMPTS, Entry
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from http2tcp.net.streams import Stream
+    from http2tcp.server.audit import SessionRecords
+    from http2tcp.server.state import State
+
+# How long a client may take to answer the challenge, in seconds.
+_HELLO_TIMEOUT = 5.0
+# How long it may take to read why it is refused.
+_LINGER = 1.0
+
+
+class Attempt:
+    """One such connection."""
+
+    def __init__(self, state: State, carrier: Stream, records: SessionRecords, *, transport: str) -> None:
+        """`records` are the connection's own: they know where it comes from."""
+        self._state = state
+        self._carrier = carrier
+        self._records = records
+        self._transport = transport
+
+    async def run(self, found: Entry | Tombstone | None, proved: Callable[[], None]) -> str:
+        """Resume what was found; how it went, in a word of `counters.RESUMES`.
+
+        `proved` is called once the client has proved the session. Where it is resumed, this returns when the session
+        no longer needs the connection.
+        """
+        try:
+            if isinstance(found, Entry):
+                return await self._resume(found, proved)
+            if isinstance(found, Tombstone):
+                return await self._tell_end(found)
+        except trio.BrokenResourceError:
+            return "left"
+        await self._refuse(self._state.resumption.unknown())
+        return "gone"
+
+    async def _resume(self, entry: Entry, proved: Callable[[], None]) -> str:
+        if entry.attempts >= ATTEMPTS:
+            await self._refuse(reset(ResetCode.BUSY, "two attempts at this session are under way"))
+            return "busy"
+        stream = entry.stream
+        entry.attempts += 1
+        try:
+            with trio.fail_after(_HELLO_TIMEOUT):
+                hello, nonce = await receive_claim(self._carrier)
+            kept = stream.machine.out.most
+            attachment = stream.replace(hello, nonce, self._carrier)
+        except trio.TooSlowError:
+            return "left"
+        except ResumeError as error:
+            await self._refuse(error.capsule())
+            return _result(error)
+        finally:
+            entry.attempts -= 1
+        proved()
+        away = stream.last_gap
+        self._state.resumption.returned(entry)
+        replayed = max(0, kept - stream.machine.out.sent)
+        metrics = self._state.metrics
+        metrics.resume_gaps.observe(away)
+        metrics.replayed.add(amount=replayed)
+        entry.session.records.resumed(self._records, self._transport, away, replayed)
+        await stream.wait_detached(attachment)
+        return "resumed"
+
+    async def _tell_end(self, stone: Tombstone) -> str:
+        """The session is over; a client that proves it learns how."""
+        try:
+            with trio.fail_after(_HELLO_TIMEOUT):
+                hello, nonce = await receive_claim(self._carrier)
+            await self._refuse(stone.answer(hello, nonce))
+        except trio.TooSlowError:
+            return "left"
+        except ResumeError as error:
+            await self._refuse(error.capsule())
+            return _result(error)
+        return "over"
+
+    async def _refuse(self, capsule: bytes) -> None:
+        with trio.move_on_after(_LINGER):
+            try:
+                await self._carrier.send_all(capsule)
+                await self._carrier.linger()
+            except (trio.BrokenResourceError, trio.ClosedResourceError):
+                pass  # it did not wait for the answer
+
+
+def _result(error: ResumeError) -> str:
+    match error:
+        case NotYours():
+            return "denied"
+        case Stale():
+            return "stale"
+        case Gap():
+            return "gap"
+        case _:
+            return "violation"
