@@ -36,7 +36,7 @@ def start_logging(level: int, *, hold_back: bool = False) -> None:
     logging.raiseExceptions = False
     # No format of ours shows these, so logging need not look them up for each line.
     logging.logThreads = logging.logProcesses = logging.logMultiprocessing = False
-    stderr: logging.Handler = logging.StreamHandler()
+    stderr: logging.Handler = _Stderr()
     stderr.setFormatter(marked(logging.Formatter("http2tcp: %(message)s")))
     logger.handlers[:] = [HeldBack(stderr) if hold_back else stderr]
     logger.setLevel(level)
@@ -122,6 +122,26 @@ class _Marked(logging.Formatter):
 
 
 # --- handlers ---------------------------------------------------------------------------------
+
+
+class _Stderr(logging.StreamHandler):  # type: ignore[type-arg]  # it is generic for checkers alone
+    """Standard error, which may be a terminal that ssh or an editor has put into raw mode."""
+
+    def emit(self, record: logging.LogRecord) -> None:
+        """Write it. Where the terminal makes no new line of a line feed, begin the next one here."""
+        self.terminator = "\r\n" if _is_raw() else "\n"
+        super().emit(record)
+
+
+def _is_raw() -> bool:
+    if not os.isatty(2) or os.name != "posix":
+        return False
+    import termios
+
+    try:
+        return not termios.tcgetattr(2)[1] & termios.OPOST
+    except termios.error:
+        return False
 
 
 class HeldBack(logging.Handler):

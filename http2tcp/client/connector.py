@@ -395,6 +395,10 @@ async def _resuming(settings: ClientSettings, transport: Transport, session: str
             stream = await _secure(settings, stream, None)
         answer = await _upgrade(settings, transport, stream, stream.receive_some, session=session)
         stream.unread(answer.trailing_data)
+        if not answer.resumes and answer.from_http2tcp:
+            older = TunnelCut("the server that answers now does not resume tunnels: it was replaced by an older one")
+            older.lasting = True
+            raise older
         if not answer.resumes:
             raise UpgradeNotPassed(
                 "what answers there does not resume tunnels: a front end, or an older server",

@@ -348,6 +348,8 @@ async def _close(client: _Side, target: _Side) -> None:
                     await side.stream.aclose()
                 except trio.BrokenResourceError:
                     pass  # `finish` has already sent all that the peer needs
+            elif not (side.flushed or side.broken):
+                await side.stream.leave()
     client.stream.abort()
     target.stream.abort()
 

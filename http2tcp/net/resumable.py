@@ -575,7 +575,7 @@ class ResumableStream(Stream):
             return
         self.given_up = True
         if self._client:
-            self.told = f"the connection was lost {_duration(grace)} ago and did not come back: {self.lost_words}"
+            self.peer_reason = f"the connection was lost {_duration(grace)} ago and did not come back: {self.lost_words}"
         self.fail(f"it did not come back within {grace:g} s: {self.lost_words}")
 
     # --- the end ----------------------------------------------------------------------------------

@@ -142,6 +142,12 @@ class Stream(trio.abc.HalfCloseableStream):
         `code` is one of `http2tcp.protocol.capsule.ResetCode`, for transports that have codes.
         """
 
+    async def leave(self) -> None:
+        """Before `abort`, where the relay was cancelled: tell a peer that would otherwise wait for us to come back.
+
+        It takes a second at most.
+        """
+
     def delivery_patience(self, code: int) -> float:
         """How many seconds `send_reason` and `flush` may take, where that is longer than usual; `code` as there."""
         return 0.0

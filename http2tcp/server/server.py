@@ -118,6 +118,8 @@ class Server:
             await trio.sleep(_WALL_CLOCK)
             for session in list(self.state.sessions):
                 session.limit_by_expiry()
+            # Those that are away begin to count after a while.
+            self.state.resumption.make_room()
 
     async def _sum_up_refusals(self) -> None:
         while True:
