@@ -356,7 +356,21 @@ async def _close(client: _Side, target: _Side) -> None:
 
 def pump_for(source: Stream, sink: Stream) -> Callable[[Stream, Stream, Flow], Awaitable[None]]:
     """The fastest pump for these two streams. It runs until the source's EOF, and raises SourceBroke or SinkBroke."""
+    if source.changes_carriers or sink.changes_carriers:
+        return _resumable_pump(source, sink)
     return _splice if can_splice(source, sink) else copy
+
+
+def _resumable_pump(source: Stream, sink: Stream) -> Callable[[Stream, Stream, Flow], Awaitable[None]]:
+    if splice.AVAILABLE and source.changes_carriers and sink.sink_fd() is not None:
+        from http2tcp.net.resumable_splice import from_session
+
+        return from_session
+    if splice.AVAILABLE and sink.changes_carriers and source.source_fd() is not None:
+        from http2tcp.net.resumable_splice import to_session
+
+        return to_session
+    return copy
 
 
 def can_splice(source: Stream, sink: Stream) -> bool:

@@ -74,6 +74,16 @@ class Bell:
         await self._event.wait()
 
 
+class Piped(Protocol):
+    """Kept bytes that may lie in a pipe."""
+
+    def fold(self) -> None:
+        """Put them into the heap."""
+
+    def close(self) -> None:
+        """Forget them."""
+
+
 class Attachment:
     """One connection of a session."""
 
@@ -100,6 +110,7 @@ class ResumableStream(Stream):
     """The bytes of a session, over whichever connection it has. It owns its carriers."""
 
     needs_attention = True
+    changes_carriers = True
 
     def __init__(
         self,
@@ -141,6 +152,10 @@ class ResumableStream(Stream):
         # The last connection was given up in the middle of a write, and is otherwise fine.
         self._is_torn = False
         self._is_reviving = False
+        #: How much is read at a time: less where more would be spliced.
+        self.sip = CHUNK
+        #: Where the kept bytes are that have not come through memory.
+        self.piped: Piped | None = None
         # Why the tunnel is broken for good; None: it is not.
         self._failure: str | None = None
         # Bytes that the pump has taken and not come back from.
@@ -212,6 +227,9 @@ class ResumableStream(Stream):
         self.attachment = None
         attachment.carrier.abort()
         self.machine.detach(attachment.number)
+        if self.piped is not None:
+            # They are about to be sent again, and nobody keeps a pipe while he waits for that.
+            self.piped.fold()
         self._owed_since = None
         if self.machine.resumable and self._failure is None:
             if not self.machine.finished:
@@ -243,7 +261,7 @@ class ResumableStream(Stream):
         """Payload; b"" after the peer's end. Raises BrokenResourceError where the tunnel is broken for good."""
         if max_bytes is not None and max_bytes < 1:
             raise ValueError("max_bytes must be 1 or more")
-        self._take_back()
+        self.take_back()
         while not self._ahead:
             if self.machine.peer_end is not None:
                 await self._check_end()
@@ -260,12 +278,44 @@ class ResumableStream(Stream):
         self._lent -= len(data)
         super().unread(data)
 
-    def _take_back(self) -> None:
+    def take_back(self) -> None:
         """The pump is back: its sink has taken what it was given."""
         if self._lent:
             self.machine.sink_took(self._lent)
             self._lent = 0
             self._owe()
+
+    async def take_past(self, attachment: Attachment, count: int) -> None:
+        """So many bytes of payload have left the connection past this stream, and are lent to the pump.
+
+        Raises BrokenResourceError where the peer broke the rules.
+        """
+        try:
+            self.machine.took(count)
+        except Violation as error:
+            await self._accuse(attachment, error)
+            raise trio.BrokenResourceError(str(error)) from error
+        attachment.heard_at, attachment.asked_at = trio.current_time(), None
+        self._lent += count
+        self._lent_at = attachment.heard_at
+
+    def handed_on(self, count: int) -> None:
+        """The pump's sink has taken so many of the bytes that it was lent."""
+        self.machine.sink_took(count)
+        self._lent -= count
+        self._lent_at = trio.current_time()
+        self._owe()
+
+    def keep_in_hand(self, count: int) -> None:
+        """So many of the bytes that the pump was lent will not reach its sink."""
+        self._lent -= count
+
+    def incoming_fd(self) -> int | None:
+        """The descriptor on which the connection's next bytes come; None where there is none, or not only one."""
+        attachment = self.attachment
+        if attachment is None or self._ahead or attachment.carrier.has_ahead:
+            return None
+        return attachment.carrier.source_fd()
 
     def _owe(self) -> None:
         """See to it that the peer is told of what was handed on, in time."""
@@ -337,12 +387,13 @@ class ResumableStream(Stream):
 
     async def _read(self, attachment: Attachment) -> bytes:
         carrier = attachment.carrier
+        most = CHUNK if carrier.source_fd() is None else self.sip
         attachment.reading = True
         try:
             with trio.move_on_after(self._patience):
-                return await carrier.receive_some(CHUNK)
+                return await carrier.receive_some(most)
             silent = trio.BrokenResourceError(f"the peer was silent for {self._patience:g} s")
-            return await last_look(lambda: carrier.receive_some(CHUNK), silent)
+            return await last_look(lambda: carrier.receive_some(most), silent)
         finally:
             attachment.reading = False
 
@@ -377,7 +428,12 @@ class ResumableStream(Stream):
         await trio.lowlevel.checkpoint_if_cancelled()
         machine.give(data if isinstance(data, bytes) else bytes(data))
         self._settle()
-        self._stir_if_asleep()
+        self.stir_if_asleep()
+        await self.wait_for_room()
+
+    async def wait_for_room(self) -> None:
+        """Send what is due, and wait until there is a connection and room for more. Raises BrokenResourceError."""
+        machine = self.machine
         await self._transmit()
         while self._failure is None and machine.broken is None and (self.attachment is None or machine.room <= 0):
             if self._full_since is None:
@@ -404,7 +460,8 @@ class ResumableStream(Stream):
         while self.machine.out.positions == given:
             await self._stir.wait()
 
-    def _stir_if_asleep(self) -> None:
+    def stir_if_asleep(self) -> None:
+        """Something is to be sent after a while without: its answer may fail to come."""
         if self._client and (self.attachment is None or self.machine.out.acked == self.machine.out.sent):
             self._stir.ring()
 
@@ -413,7 +470,22 @@ class ResumableStream(Stream):
         while (attachment := self.attachment) is not None and self.machine.wants_write:
             await self._write(attachment, self.machine.data_to_send)
 
-    async def _write(self, attachment: Attachment, take: Callable[[int], bytes]) -> None:
+    def carrier_fd(self) -> int | None:
+        """The descriptor to which the connection's next bytes go; None where there is none."""
+        return None if self.attachment is None else self.attachment.carrier.sink_fd()
+
+    async def write_past(self, begin: Callable[[int], bytes], follow: Callable[[Attachment], Awaitable[None]]) -> None:
+        """Write what `begin` gives, and what `follow` writes after it past this stream; nothing if that is b""."""
+        if self.attachment is not None:
+            await self._write(self.attachment, begin, follow)
+            self._settle()
+
+    async def _write(
+        self,
+        attachment: Attachment,
+        take: Callable[[int], bytes],
+        follow: Callable[[Attachment], Awaitable[None]] | None = None,
+    ) -> None:
         """Take what is due and write it, as one step: their order is the protocol."""
         taken = False
         try:
@@ -426,6 +498,8 @@ class ResumableStream(Stream):
                 taken = bool(wire)
                 if wire:
                     await attachment.carrier.send_all(wire)
+                    if follow is not None:
+                        await follow(attachment)
         except (trio.BrokenResourceError, trio.ClosedResourceError) as error:
             self._lose(attachment, str(error))
         except trio.Cancelled:
@@ -575,14 +649,15 @@ class ResumableStream(Stream):
             return
         self.given_up = True
         if self._client:
-            self.peer_reason = f"the connection was lost {_duration(grace)} ago and did not come back: {self.lost_words}"
+            ago = _duration(grace)
+            self.peer_reason = f"the connection was lost {ago} ago and did not come back: {self.lost_words}"
         self.fail(f"it did not come back within {grace:g} s: {self.lost_words}")
 
     # --- the end ----------------------------------------------------------------------------------
 
     def acknowledge_eof(self) -> None:
         """See `Stream.acknowledge_eof`. `attend` sends it, or `finish`."""
-        self._take_back()
+        self.take_back()
         if self.machine.peer_end is not None and not self.machine.in_hand:
             self.machine.sink_ended()
             self._stir.ring()
@@ -643,7 +718,7 @@ class ResumableStream(Stream):
 
     async def send_reason(self, why: str, code: int = 0) -> None:
         """Break the tunnel off, after what was given; the peer learns it on this connection or on the next."""
-        self._take_back()
+        self.take_back()
         self.machine.give_reset(code or (ResetCode.LEAVING if self._client else 0), why)
         self._ring()
         with trio.move_on_after(_CLOSING):
@@ -678,6 +753,9 @@ class ResumableStream(Stream):
     def abort(self) -> None:
         """Drop the session and its connection."""
         self.fail("another task closed this stream")
+        if self.piped is not None:
+            self.piped.close()
+            self.piped = None
         if self.attachment is not None:
             self._lose(self.attachment, "it was closed")
 
@@ -703,6 +781,9 @@ class ResumableStream(Stream):
                     raise trio.BrokenResourceError(UNSAID_END)
             closed = True
         finally:
+            if self.piped is not None:
+                self.piped.close()
+                self.piped = None
             attachment, self.attachment = self.attachment, None
             if attachment is not None:
                 machine.detach(attachment.number)

@@ -33,7 +33,7 @@ _STDIO_PIPE_SIZE = 256 * 1024
 # After this many bytes, let the other tasks run.
 _TURN = 4 * 1024 * 1024
 
-_UNSUPPORTED = (errno.EINVAL, errno.ENOSYS, errno.EOPNOTSUPP, errno.EPERM)
+UNSUPPORTED = (errno.EINVAL, errno.ENOSYS, errno.EOPNOTSUPP, errno.EPERM)
 
 
 class Found(Enum):
@@ -157,7 +157,7 @@ class Pump:
                 empty = not empty
                 continue
             except OSError as error:
-                if error.errno in _UNSUPPORTED:
+                if error.errno in UNSUPPORTED:
                     self._splices = False
                     return Found.LITTLE
                 # Reading from a pipe does not fail, and reading from a socket does not fail with EPIPE.
@@ -195,7 +195,7 @@ class Pump:
         except BlockingIOError:
             return Found.LITTLE
         except OSError as error:
-            if error.errno in _UNSUPPORTED:
+            if error.errno in UNSUPPORTED:
                 self._splices = False
                 return Found.LITTLE
             raise SourceBroke(words(error)) from error
@@ -209,7 +209,7 @@ class Pump:
                 await trio.lowlevel.wait_writable(self._sink)
                 continue
             except OSError as error:
-                if error.errno in _UNSUPPORTED:
+                if error.errno in UNSUPPORTED:
                     self._splices = False
                     rest = os.read(pipe.exit, pipe.held)
                     await self._write(rest)

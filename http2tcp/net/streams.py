@@ -88,6 +88,8 @@ class Stream(trio.abc.HalfCloseableStream):
 
     #: True where `source_fd` and `sink_fd` carry capsules and not the payload alone.
     framed: bool = False
+    #: True where the connection below may be another one at any time: it has no descriptors of its own.
+    changes_carriers: bool = False
     #: Whether `attend` has something to do.
     needs_attention: bool = False
     #: How many bytes a caller best sends at a time.
@@ -106,6 +108,11 @@ class Stream(trio.abc.HalfCloseableStream):
     def unread(self, data: bytes) -> None:
         """Give back bytes that were received and not used: the next `receive_some` returns them."""
         self._ahead = data + self._ahead
+
+    @property
+    def has_ahead(self) -> bool:
+        """Whether something was given back."""
+        return bool(self._ahead)
 
     def take_ahead(self, max_bytes: int | None = None) -> bytes:
         """Take the bytes that were given back by `unread`; b"" if there are none."""

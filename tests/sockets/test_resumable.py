@@ -8,12 +8,51 @@ import random
 import pytest
 import trio
 
+from http2tcp.net import resumable_splice, splice
+from http2tcp.net.pipes import Pipe, PipePool, pipes
 from http2tcp.net.relay import End
 from http2tcp.net.streams import SocketStream
 from tests.support.cut_wires import Fate, Tunnel, conversation, pair
 
 SEEDS = int(os.environ.get("RESUME_SEEDS", "1000"))
 BATCH = 25
+
+
+LEND = PipePool.take
+LENT = [0]
+
+
+def counted(pool: PipePool) -> Pipe | None:
+    LENT[0] += 1
+    return LEND(pool)
+
+
+def pipes_lent() -> int:
+    """How many pipes the pumps have asked for so far."""
+    return LENT[0]
+
+
+def assert_pipes_are_back() -> None:
+    """No tunnel that is over keeps a pipe."""
+    assert pipes._taken == 0
+
+
+@pytest.fixture(scope="module", autouse=True)
+def _is_open_for_good() -> None:
+    resumable_splice.nowhere()
+
+
+@pytest.fixture(params=["copy", "tee"])
+def pump_kind(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> str:
+    """Which pumps move the bytes, and what is bulk to them: less than usual, so that both ways take turns."""
+    kind = str(request.param)
+    if kind == "tee" and not splice.AVAILABLE:
+        pytest.skip("splice(2) is Linux's")
+    monkeypatch.setattr(splice, "AVAILABLE", kind == "tee")
+    monkeypatch.setattr(resumable_splice, "SMALL", 600)
+    monkeypatch.setattr(resumable_splice, "QUIET", 150)
+    monkeypatch.setattr(PipePool, "take", counted)
+    return kind
 
 
 async def feed(stream: SocketStream, data: bytes, chance: random.Random) -> None:
@@ -67,6 +106,9 @@ async def run_one(seed: int) -> int:
 
 
 @pytest.mark.parametrize("batch", range(SEEDS // BATCH))
-async def test_each_byte_arrives_once_through_cuts_anywhere(batch: int) -> None:
+async def test_each_byte_arrives_once_through_cuts_anywhere(batch: int, pump_kind: str) -> None:
+    moved = pipes_lent()
     for seed in range(batch * BATCH, (batch + 1) * BATCH):
         await run_one(seed)
+    assert (pipes_lent() > moved) == (pump_kind == "tee")
+    assert_pipes_are_back()
