@@ -1,4 +1,4 @@
-"""What the server and the client are told, parsed and checked. Frozen; made by the command line or the API."""
+"""The client's settings, checked. Frozen; the command line or a program makes them."""
 
 from __future__ import annotations
 
@@ -20,12 +20,12 @@ if TYPE_CHECKING:
 
 DEFAULT_USER_AGENT = f"http2tcp/{__version__}"
 
-# Without one of them there is no proxy, and no module about proxies is loaded.
+# Unless one of these is set, there is no proxy, and no module about proxies is loaded.
 _PROXY_VARIABLES = ("https_proxy", "HTTPS_PROXY", "http_proxy", "HTTP_PROXY", "all_proxy", "ALL_PROXY")
 
 logger = logging.getLogger("http2tcp.client")
 
-# What the handshake itself says. To change one of these is to ask for something else than a tunnel.
+# Fields that the handshake sets. With another value, the request would no longer ask for a tunnel.
 _OWN_FIELDS = {"connection", "upgrade", "content-length", "transfer-encoding", TOKEN_FIELD.lower()}
 _OWN_FIELDS |= {f"sec-websocket-{name}" for name in ("key", "version", "protocol", "extensions")}
 
@@ -34,13 +34,13 @@ _OWN_FIELDS |= {f"sec-websocket-{name}" for name in ("key", "version", "protocol
 class TLSSettings:
     """How the client verifies an https endpoint, and how it names itself there."""
 
-    #: Authorities in PEM, in place of the system's.
+    #: A file of authorities (PEM), in place of the system's.
     ca_file: str | None = None
     client_cert: str | None = None
     client_key: str | None = None
     #: The name to ask for and to verify, in place of the endpoint's host.
     server_name: str | None = None
-    #: SHA-256 digests of public keys; the server's has to be one of them, on top of the verification.
+    #: SHA-256 digests of public keys. The server's key has to match one of them, besides having a valid certificate.
     pins: Sequence[bytes] = ()
     #: False trusts any certificate.
     verify: bool = True
@@ -57,25 +57,25 @@ DEFAULT_KEEPALIVE = 25.0
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ClientSettings:
-    """The client's. Times are in seconds. Raises SettingsError where they contradict each other."""
+    """A client's settings. Times are in seconds. Raises SettingsError if they contradict each other."""
 
     endpoint: Endpoint
-    #: Without one, the server's default destination.
+    #: None: the server's default destination.
     destination: Address | None = None
-    #: Where to listen, and where that leads; without any, stdin and stdout are tunnelled.
+    #: Where to listen, and where the connections go. Empty: tunnel stdin and stdout.
     forwards: Sequence[Forward] = ()
     token: str | None = field(default=None, repr=False)
-    #: None: the first that gets through.
+    #: None: the first transport that gets through.
     transport: Transport | None = None
     user_agent: str = DEFAULT_USER_AGENT
     #: Further header fields of the request.
     headers: Sequence[tuple[str, str]] = field(default=(), repr=False)
     tls: TLSSettings = TLSSettings()
-    #: What to reach the endpoint through. `environment_proxy` finds the environment's.
+    #: The proxy on the way to the endpoint. `environment_proxy` finds the environment's.
     proxy: Proxy | None = None
     #: Hand the connection to ssh (ProxyUseFdpass) and leave.
     fdpass: bool = False
-    #: Break our own silence so often, where the transport has a way to; None: promise nothing.
+    #: Send something after this much silence of our own, if the transport can. None: do not announce a keepalive.
     keepalive: float | None = 25.0
     #: For how many seconds a tunnel that lost its connection is tried to be brought back; 0: it is not resumable.
     resume: float = 0.0
@@ -83,12 +83,12 @@ class ClientSettings:
     resume_window: int = 4 * 1024 * 1024
     #: Reads the token again, for a tunnel that comes back long after it was opened. Raises SettingsError.
     read_token: Callable[[], str | None] | None = field(default=None, repr=False, compare=False)
-    #: For the name and the TCP connection together.
+    #: The time for the look-up of the name and the TCP connection together.
     connect_timeout: float = 10.0
-    #: For a proxy's name, its TCP connection, its TLS and its answer together.
+    #: The time for the look-up of a proxy's name, its TCP connection, its TLS and its answer together.
     proxy_timeout: float = 10.0
     tls_timeout: float = 10.0
-    #: For the answer; longer than the server's own limit for its dial.
+    #: The time for the server's answer. It is longer than the server's own limit for reaching the target.
     answer_timeout: float = 20.0
 
     def __post_init__(self) -> None:
@@ -112,7 +112,7 @@ class ClientSettings:
             )
         if self.fdpass and self.forwards:
             raise SettingsError("--fdpass hands ssh its one connection, and -l, -L and -D listen for others")
-        # By SOCKS5 each connection names its own.
+        # With SOCKS5, each connection names its own destination.
         wanted = [forward.destination for forward in self.forwards if not forward.socks] if self.forwards else [None]
         if self.destination is None and None in wanted and self.endpoint.needs_target:
             raise SettingsError("this endpoint's template needs a destination (-d)")
@@ -134,7 +134,7 @@ def environment_proxy(endpoint: Endpoint) -> Proxy | None:
 
 
 def check_field(name: str, value: str) -> None:
-    """Raises SettingsError for a header field that cannot be sent, or is not the user's to set."""
+    """Raise SettingsError for a header field that cannot be sent, or that http2tcp sets itself."""
     if not name or not TOKEN_CHARACTERS.issuperset(name):
         raise SettingsError("a header field is expected as 'Name: value'")
     if not value.replace("\t", "").isprintable():

@@ -8,31 +8,32 @@ from collections.abc import Callable
 
 import trio
 
-# Whoever looks at the clock so much later than was to be expected, in seconds, was stopped.
+# If the loop looks at the clock this many seconds later than it planned to, the process was stopped.
 _STOPPED = 0.5
-# What a deadline that fell into that time is put off by: to take what has come meanwhile.
+# How many seconds a deadline that passed meanwhile is put off: long enough to read what has arrived.
 _LOOK = 0.5
 
 
 class AwakeClock(trio.abc.Clock):
     """A monotonic clock that stands still while the process is stopped (SIGSTOP, a frozen container).
 
-    As it wakes, every deadline would be over, and what its peers have sent would be unread: nobody is given up, found
-    idle or refused for a silence that was our own. A suspended machine needs nothing: its clock stands still by itself.
+    With an ordinary clock, all deadlines would have passed when the process wakes, while what its peers sent is still
+    unread: it would close tunnels as idle, and refuse clients as too slow, for a silence that was its own. A suspended
+    machine needs no such clock: its monotonic clock stands still.
     """
 
     def __init__(self, monotonic: Callable[[], float] = time.monotonic) -> None:
         self._monotonic = monotonic
         self._missed = 0.0
-        #: The last look, and until when no other is to be expected.
+        # When the loop last looked at the clock, and when it planned to look again.
         self._last = self._until = monotonic()
         self._put_off = -math.inf
 
     def start_clock(self) -> None:
-        """Nothing: it has no start."""
+        """Do nothing: the clock runs already."""
 
     def current_time(self) -> float:
-        """Seconds in which the process could run. Never less than before."""
+        """The seconds in which the process could run. Never less than before."""
         now = self._monotonic() - self._missed
         if now - self._until > _STOPPED:
             now = self._wake(now)
@@ -41,10 +42,10 @@ class AwakeClock(trio.abc.Clock):
 
     def _wake(self, now: float) -> float:
         if self._until <= self._last:
-            # It had work to do. Where the work is what took so long, time goes on all the same.
+            # The loop did not plan to sleep: it was working, and that may have taken all the time.
             earlier = self._last + _STOPPED
         elif self._until > self._put_off:
-            # Each deadline once: a machine that is always late has to meet it some time.
+            # Put each deadline off only once: on a machine that is always late, it has to pass at some time.
             self._put_off = self._until
             earlier = max(self._last, self._until - _LOOK)
         else:
@@ -53,7 +54,7 @@ class AwakeClock(trio.abc.Clock):
         return earlier
 
     def deadline_to_sleep_time(self, deadline: float) -> float:
-        """How long to wait for it, which the loop does next. Its first look at the clock then says how late it is."""
+        """How long to wait for the deadline. trio sleeps next; when it looks again, `_until` shows how late it is."""
         now = self.current_time()
         self._until = max(deadline, now)
         return deadline - now

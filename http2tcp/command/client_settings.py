@@ -1,4 +1,4 @@
-"""What `-c` is given: options and variables, as a client's settings. And the block that `--ssh-config` prints."""
+"""Makes a client's settings of options and variables. Also the block that `--ssh-config` prints."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 def client_settings(given: Given, secrets: tuple[str | None, Proxy | None] | None = None) -> ClientSettings:
     """What the options come to. Raises SettingsError.
 
-    `secrets` are a token and a proxy in the place of those that the options name.
+    `secrets`, a token and a proxy, replace those that the options name.
     """
     from http2tcp.client.settings import DEFAULT_USER_AGENT, ClientSettings, TLSSettings
 
@@ -60,14 +60,14 @@ def _resume(given: Given) -> float:
     return RESUME_OF_LISTENERS if _forwards(given) else RESUME_OF_STDIO
 
 
-# Not in the block: what the block is made by, and secrets; the one source of each that counts is put back.
+# Not repeated in the block: -c, which it has anyway, --ssh-config, and sources of the token and the proxy that lost.
 _NOT_IN_BLOCK: tuple[Option[Any], ...] = (
     *(options.CLIENT, options.SSH_CONFIG, options.TOKEN, options.TOKEN_FILE, options.PROXY, options.NO_PROXY),
 )
 
 
 def ssh_block(given: Given, name: str) -> str:
-    """What --ssh-config prints for this host. Neither the token's file nor any other is opened."""
+    """The block that --ssh-config prints for this host. No file is opened, the token's included."""
     from http2tcp.client.proxy_choice import parse_proxy
     from http2tcp.command.ssh_config import Written, host_block, own_command, sample
 
@@ -91,7 +91,7 @@ def ssh_block(given: Given, name: str) -> str:
 
 
 def _forwards(given: Given) -> tuple[Forward, ...]:
-    """What -l, -L and -D ask for, in this order."""
+    """The forwards of -l, -L and -D, in this order."""
     forwards = given[options.LOCAL_FORWARD] + given[options.DYNAMIC_FORWARD]
     listen = given[options.LISTEN]
     if not listen:
@@ -104,7 +104,7 @@ def _forwards(given: Given) -> tuple[Forward, ...]:
 
 
 def _proxy(given: Given, endpoint: Endpoint) -> Proxy | None:
-    """The proxy that an option names, or else the environment; the command line beats our own variables."""
+    """The proxy of --proxy, or else of the environment. The command line beats HTTP2TCP_PROXY and HTTP2TCP_NO_PROXY."""
     from http2tcp.client.settings import environment_proxy
 
     text = given[options.PROXY]

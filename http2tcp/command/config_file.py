@@ -1,8 +1,8 @@
 """The server's configuration file: TOML to values and tokens. docs/configuration.md is the reference.
 
-Its keys are the server's options, whose parsers are handed in, and `[[token]]`. Every mistake is told with the path of
-its key, as in `token[2].allow[0]`, and all of them at once. No message shows a value that may be a secret: neither
-that of `sha256` nor that of a key that is not known.
+Its keys are the server's options, whose parsers the caller hands in, and `[[token]]`. Every error names the path of its
+key, as in `token[2].allow[0]`, and all errors are reported at once. No message shows a value that may be a secret: the
+value of `sha256`, or of an unknown key.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ from http2tcp.server.policy import UNNAMED, Token, digest
 from http2tcp.server.rules import Rule, parse_rule
 from http2tcp.units import parse_count
 
-# An operator's words for a person or a machine; a line of the log holds them.
+# A token's name is a person or a machine in the operator's words. It has to fit into a line of the log.
 _MAX_NAME = 64
 
 #: The keys of a [[token]].
@@ -38,20 +38,20 @@ _DAY = timedelta(days=1)
 class Key(NamedTuple):
     """How an option's value is read from the file."""
 
-    #: Makes a value of a text. Raises Http2tcpError.
+    #: Parses a text. Raises Http2tcpError.
     parse: Callable[[str], Any]
-    #: `number`: a text will do too, such as "15m". `file`: relative to the configuration file.
+    #: `number`: a number, or a text such as "15m". `file`: a name, relative to the configuration file.
     kind: Literal["text", "number", "flag", "file"] = "text"
-    #: A list; of one, the brackets may be left out.
+    #: Whether the value is a list. A list of one value may be written without its brackets.
     many: bool = False
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Config:
-    """What a file says, parsed."""
+    """A parsed file."""
 
     path: str
-    #: The options that it gives, by their keys.
+    #: The values of the options that stand in the file, by their keys.
     values: Mapping[str, Any]
     tokens: Sequence[Token] = field(repr=False)
 
@@ -60,7 +60,7 @@ def read_config(path: str, keys: Mapping[str, Key]) -> Config:
     """Read and parse a file. Raises ConfigError."""
     try:
         with open(path, "rb") as file:
-            # Some editors begin a file with a byte order mark.
+            # utf-8-sig: some editors begin a file with a byte order mark.
             text = file.read().decode("utf-8-sig")
     except UnicodeDecodeError as error:
         line = error.object.count(b"\n", 0, error.start) + 1
@@ -92,22 +92,22 @@ def parse_config(text: str, keys: Mapping[str, Key], path: str) -> Config:
 
 
 class _Reader:
-    """Reads values and gathers mistakes; what it returns for one is not to be used."""
+    """Reads values and collects errors. Where there was an error, the value that it returns is a placeholder."""
 
     def __init__(self, directory: str, keys: Iterable[str]) -> None:
         self.mistakes: list[str] = []
         self._directory = directory
-        # Those for the server as a whole.
+        # The keys that stand at the top of the file, not in a [[token]].
         self._keys = set(keys)
-        # The name of the token that is being read, which is easier to find than its number.
+        # The name of the token that is being read, for messages: a name is easier to find than a number.
         self._whose = ""
 
     def wrong(self, where: str, words: str) -> None:
-        """A mistake at a key's path."""
+        """Note an error at a key's path."""
         self.mistakes.append(f"{where}{self._whose}: {words}")
 
     def refuse_unknown(self, table: Mapping[str, Any], known: Iterable[str], prefix: str) -> None:
-        """All keys of a table have to be known ones."""
+        """Note an error for each key of a table that is not known."""
         known = sorted(known)
         for name in table:
             if name in known:
@@ -118,12 +118,12 @@ class _Reader:
     def _hint(self, name: str, value: Any, known: Sequence[str], prefix: str) -> str:
         plain = name.replace("-", "_").lower()
         if prefix and plain in self._keys.difference(TOKEN_KEYS):
-            # What TOML has behind a [[token]] belongs to that, down to the file's end.
-            return f"{plain} is no token's: it stands before the first [[token]]"
+            # To TOML, every line after a [[token]] belongs to that token.
+            return f"{plain} is not a token's key: move it before the first [[token]]"
         if prefix and plain == "token":
             return "there is no such key; is sha256 meant, the token's hash?"
         if not prefix and plain in set(TOKEN_KEYS) - self._keys:
-            return "this is a token's, and stands behind a [[token]]"
+            return "this is a token's key: move it after a [[token]]"
         if near := difflib.get_close_matches(plain, known, 1):
             return f"there is no such key; is {near[0]} meant?"
         return (
@@ -147,7 +147,7 @@ class _Reader:
                 self.wrong(where, f"expected true or false, not {_what(value)}")
             return value
         if key.kind == "number" and isinstance(value, int | float) and not isinstance(value, bool):
-            # Beyond 64 bits TOML has no integers, though tomllib has.
+            # TOML has integers of 64 bits only; tomllib takes longer ones.
             if isinstance(value, int) and value.bit_length() >= 64:
                 self.wrong(where, "expected a smaller number")
                 return None
@@ -170,12 +170,12 @@ class _Reader:
     # --- tokens -----------------------------------------------------------------------------------
 
     def tokens(self, tables: Any) -> list[Token]:
-        """Those of `[[token]]`."""
+        """The tokens of all `[[token]]` sections."""
         if isinstance(tables, dict):
             self.wrong("token", "expected [[token]] with two brackets, since there may be several")
             return []
         if not isinstance(tables, list):
-            # A token that was put here is not shown.
+            # The value is not shown: it may be a token.
             self.wrong("token", "expected sections [[token]], each with the sha256 of a token and never a token itself")
             return []
         tokens = [self._token(f"token[{index}]", table) for index, table in enumerate(tables)]
@@ -204,7 +204,7 @@ class _Reader:
 
     def _name(self, where: str, value: Any) -> str:
         if value is None:
-            self.wrong(where, "is missing: records and --as call the token so")
+            self.wrong(where, "is missing: the log and --as name the token by it")
         elif not isinstance(value, str):
             self.wrong(where, f"expected text in quotes, not {_what(value)}")
         else:
@@ -218,13 +218,13 @@ class _Reader:
         if value is None:
             self.wrong(where, "is missing: http2tcp --new-token prints a token once, and this line for it")
             return b""
-        # Whatever it is, it is not shown: it may be the token.
+        # The value is not shown: it may be the token.
         if not isinstance(value, str) or not re.fullmatch(r"[0-9a-fA-F]{64}", value):
             self.wrong(where, "expected the SHA-256 of the token as 64 hexadecimal digits; --new-token prints it")
             return b""
         found = bytes.fromhex(value)
         if found in _OF_NOTHING:
-            self.wrong(where, "this is the hash of nothing: what was hashed had probably not been set")
+            self.wrong(where, "this is the hash of an empty text: the token was probably not set")
         return found
 
     def _expiry(self, where: str, value: Any) -> float:
@@ -234,7 +234,7 @@ class _Reader:
                 return math.inf
             return value.timestamp()
         if isinstance(value, date):
-            # Good to the end of that day.
+            # The token is good to the end of that day.
             return (datetime.combine(value, time(), UTC) - _EPOCH + _DAY).total_seconds()
         hint = ", without the quotes" if isinstance(value, str) else f", not {_what(value)}"
         self.wrong(where, f"expected a date such as 2027-01-31, or a time such as 2027-01-31T18:00:00Z{hint}")
@@ -251,21 +251,21 @@ class _Reader:
             if token.name and names.setdefault(token.name, index) != index:
                 self.wrong(f"token[{index}].name", f"token[{names[token.name]}] is called {token.name!a} too")
             if token.digest and (first := digests.setdefault(token.digest, index)) != index:
-                self.wrong(f"token[{index}].sha256", f"is that of token[{first}] too: one of them would never count")
+                self.wrong(f"token[{index}].sha256", f"is that of token[{first}], too: only one could ever be used")
 
 
 _RULES = Key(parse_rule, many=True)
 _COUNT = Key(parse_count, "number")
 _EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
 _NO_TOKEN = Token("", b"")
-# With the line's end that echo adds, too.
+# An empty text, and the newline that `echo` adds to one.
 _OF_NOTHING = {hashlib.sha256(text).digest() for text in (b"", b"\n")}
 
 
 def parse_name(text: str) -> str:
     """A token's name. Raises SettingsError."""
     if not text or text != text.strip() or not text.isprintable() or len(text) > _MAX_NAME or text == UNNAMED:
-        # It is not shown: it may be the token, put into the wrong place.
+        # The text is not shown: it may be the token, put into the wrong place.
         limits = f"up to {_MAX_NAME} printable characters, without a blank at an end"
         raise SettingsError(f"expected a name such as alice, and not {UNNAMED}: {limits}")
     return text
@@ -292,7 +292,7 @@ _WORDS: list[tuple[type | tuple[type, ...], str]] = [
 
 
 def new_token(name: str = "") -> tuple[str, str]:
-    """A token, and the lines that let it in: a section of that name, or `sha256` alone, for one that is there."""
+    """A token, and the lines that let it in: a whole section, or without a name, the line of `sha256` only."""
     token = secrets.token_urlsafe(32)
     line = f'sha256 = "{digest(token).hex()}"\n'
     if not name:

@@ -1,4 +1,4 @@
-"""The token that the command line, the environment or the service manager gives, and files that hold one secret."""
+"""Where the token comes from: the command line, the environment or the service manager. Files that hold one secret."""
 
 from __future__ import annotations
 
@@ -12,21 +12,21 @@ from http2tcp.errors import SettingsError
 
 logger = logging.getLogger("http2tcp")
 
-# A name of our own: a unit that runs ssh may have a `token` that is for somebody else.
+# Not just `token`: a unit that runs ssh may have a credential of that name for another program.
 _CREDENTIAL = "http2tcp.token"
 
 
 def given_token(given: Given) -> str | None:
-    """The one token that was given, by value or by file, or else the service manager's.
+    """The token that was given by value or by file, or else by the service manager. None: no token.
 
-    The command line beats the environment.
+    The command line beats the environment. Raises SettingsError.
     """
     from http2tcp.fields import check_token
 
     source = token_source(given)
     if source is None:
         return _credential()
-    # click takes a variable that is set but empty for one that is unset; an empty secret is a mistake.
+    # To click, an empty variable is an unset one. An empty secret is an error: it was probably not filled in.
     text = given[source] or ""
     token = (read_secret(text, "token file") if source is TOKEN_FILE else text).strip()
     if not token:
@@ -42,7 +42,7 @@ def _empty(where: str) -> str:
 
 
 def _credential() -> str | None:
-    """The token that a unit hands to its service by LoadCredential= and the like: systemd.exec(5)."""
+    """The token that a unit gives to its service by LoadCredential= or a similar setting: systemd.exec(5)."""
     from http2tcp.fields import check_token
 
     path = os.path.join(os.environ.get("CREDENTIALS_DIRECTORY", ""), _CREDENTIAL)
@@ -56,7 +56,7 @@ def _credential() -> str | None:
 
 
 def token_source(given: Given) -> Option[str | None] | None:
-    """The option that says the token: TOKEN, TOKEN_FILE, or None. Raises SettingsError where both do."""
+    """The option that gives the token: TOKEN, TOKEN_FILE, or None. Raises SettingsError if both do."""
     sources = [option for option in (TOKEN, TOKEN_FILE) if given[option] is not None or option.variable in os.environ]
     spoken = [option for option in sources if given.on_command_line(option)] or sources
     if len(spoken) > 1:
@@ -65,7 +65,7 @@ def token_source(given: Given) -> Option[str | None] | None:
 
 
 def read_secret(path: str, what: str) -> str:
-    """A file's first line. Raises SettingsError, in which the file is called `what`."""
+    """A file's first line. Raises SettingsError, which calls the file `what`."""
     if not path:
         raise SettingsError(f"the {what} has no name")
     try:

@@ -1,7 +1,7 @@
 """`http2tcp --demo`: a target, a server and a client in one process, on loopback, checked end to end.
 
-It shows what one asks for first: what to type, that all bytes come through and how fast, what a user reads when
-something is wrong, and what the server's log has of it.
+It shows what a newcomer asks first: what to type, whether all bytes arrive and how fast, what a user reads when
+something is wrong, and what the server's log says then.
 """
 
 from __future__ import annotations
@@ -29,16 +29,16 @@ from http2tcp.server.settings import ServerSettings
 
 _ROUND_TRIPS = 200
 _BULK = 64 * 1024 * 1024
-# Where clouds tell a machine's secrets to whoever asks from it.
+# The address at which clouds give a machine's secrets to every program on it.
 _METADATA = "169.254.169.254:80"
-# The server writes a record as a connection ends, which may be after the client has seen it end.
+# How many seconds to wait for a record: the server may write it after the client has seen the connection end.
 _RECORD_TIMEOUT = 2.0
 
 
 def run_demo() -> int:
-    """Show and check tunnels; the exit status: 0 where every byte came back and each mistake was told.
+    """Show and check tunnels. Return 0 if every byte came back and each error was reported, or else 1.
 
-    Raises Http2tcpError where there is no loopback to show them on.
+    Raises Http2tcpError if there is no loopback interface.
     """
     return 0 if trio.run(_demo) else 1
 
@@ -62,19 +62,19 @@ async def _demo() -> bool:
 
 
 class _Show:
-    """What is shown, in this order."""
+    """Runs the demo step by step, and prints what it shows."""
 
     def __init__(self, endpoint: str, listening: object, target: TCPAddress, token: str) -> None:
         self._endpoint = endpoint
         self._listening = listening
         self._target = target
         self._token = token
-        # Where stdout was closed when we began it is None, and the exit status tells.
+        # stdout is None if it was closed when we began. The exit status still has the result.
         self._report = TextReport(sys.stdout or io.StringIO())
         self._works = True
 
     async def run(self) -> bool:
-        """Whether all is as it should be."""
+        """Run all steps. Return whether everything was as it should be."""
         _say("http2tcp demo: an echo service, a server and a client, all in this process.\n")
         _say("The two lines that you would type:\n")
         _say(f"  http2tcp -s -t {self._token} -l {self._listening}")
@@ -85,14 +85,14 @@ class _Show:
         level, propagate = logger.level, logger.propagate
         logger.addHandler(records)
         logger.setLevel(logging.INFO)
-        # They are shown here, and not a second time on stderr.
+        # The demo shows the records itself: keep them off stderr.
         logger.propagate = False
         try:
             await self._tunnel(records)
-            _say("\nWhat you read when something is wrong, and what the server's log has of it:\n")
+            _say("\nWhat you read when something is wrong, and what the server's log says:\n")
             await self._mistake("wrong token", str(self._target), os.urandom(12).hex(), records)
             with socket.socket() as nobody:
-                # Bound, so that nobody else gets it, and not listening.
+                # The port is bound, so that no other program can take it, but nothing listens there.
                 nobody.bind(("127.0.0.1", 0))
                 await self._mistake("closed port", f"127.0.0.1:{nobody.getsockname()[1]}", self._token, records)
             await self._mistake("cloud's metadata", _METADATA, self._token, records)
@@ -100,7 +100,7 @@ class _Show:
             logger.removeHandler(records)
             logger.setLevel(level)
             logger.propagate = propagate
-        verdict = "It works: the tunnel is whole, and what goes wrong has a name."
+        verdict = "It works: every byte came back, and each error was named."
         self._report.end(Verdict(verdict) if self._works else Verdict("It FAILS on this machine.", 1))
         return self._works
 
@@ -128,7 +128,7 @@ class _Show:
             async with await open_tunnel(self._endpoint, destination, token=token):
                 self._line(label, "WRONG: a tunnel was opened", good=False)
         except TunnelError as error:
-            # What a user reads as a failure has no green tick, even where it is meant to fail.
+            # This failure is meant to happen; still, a green tick beside an error would confuse.
             self._line(label, f"{error.hop}: {error}", state=State.NOTE, log=await records.next())
 
     def _line(
@@ -150,22 +150,22 @@ def _say(line: str) -> None:
     try:
         print(line, flush=True)
     except OSError:
-        pass  # nobody reads on; the check goes on, and the exit status tells
+        pass  # nobody reads stdout any more; the exit status will have the result
 
 
 class _Records(logging.Handler):
-    """The server's records, as its log has them."""
+    """Collects the server's records, as its log would show them."""
 
     def __init__(self) -> None:
         super().__init__()
         self._send, self._receive = trio.open_memory_channel[str](math.inf)
 
     def emit(self, record: logging.LogRecord) -> None:
-        """Keep it until it is asked for."""
+        """Keep the record until `next` asks for it."""
         self._send.send_nowait(record.getMessage())
 
     async def next(self, event: str = "") -> str:
-        """The next one of that kind."""
+        """The next record that begins with this word."""
         with trio.move_on_after(_RECORD_TIMEOUT):
             while True:
                 line = await self._receive.receive()
@@ -190,7 +190,7 @@ async def _echo(*, task_status: trio.TaskStatus[TCPAddress]) -> None:
 
 
 async def _round_trip(tunnel: Stream) -> float:
-    """The median, in seconds."""
+    """The median time of a round trip of one byte, in seconds."""
     times = []
     for _ in range(_ROUND_TRIPS):
         started = time.perf_counter()
@@ -201,7 +201,7 @@ async def _round_trip(tunnel: Stream) -> float:
 
 
 async def _echo_bulk(tunnel: Stream) -> tuple[bool, float]:
-    """Whether the echo is whole, half-close included, and the seconds that it took."""
+    """Whether the echo was complete, half-close included, and how many seconds it took."""
     chunk = os.urandom(CHUNK)
     received: list[bytes] = []
     started = time.perf_counter()
@@ -216,7 +216,7 @@ async def _echo_bulk(tunnel: Stream) -> tuple[bool, float]:
         while data := await tunnel.receive_some():
             received.append(data)
     seconds = time.perf_counter() - started
-    # Hashing would take a part of that time.
+    # Hash only now: while the clock ran, it would have counted.
     sent = hashlib.sha256()
     for _ in range(_BULK // CHUNK):
         sent.update(chunk)

@@ -1,4 +1,4 @@
-"""Errors to exit codes, each with one line on stderr."""
+"""Turns errors into exit codes, and each into one line on stderr."""
 
 from __future__ import annotations
 
@@ -23,13 +23,13 @@ EXIT_USAGE = 2
 
 
 def run(arguments: Sequence[str] | None = None) -> int:
-    """Run the command line; the exit status. One line on stderr says what went wrong."""
+    """Run the command line and return the exit status. One line on stderr says what went wrong."""
     status = _run(arguments)
     try:
         if sys.stdout is not None:
             sys.stdout.flush()
     except OSError:
-        # The interpreter would try again at its end, and complain.
+        # The interpreter flushes once more when it exits, and would print a traceback. Give it /dev/null to flush to.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
     return status
 
@@ -46,7 +46,7 @@ def _run(arguments: Sequence[str] | None) -> int:
     except Http2tcpError as error:
         return _complain(str(error), error.exit_code)
     except SystemExit:
-        return 0  # click's word for EPIPE: whoever read our output has seen enough
+        return 0  # click turns EPIPE into this: the reader of our output has closed it, and that is fine
     except Exception as error:
         if isinstance(error, OSError) and error.errno == errno.ENOSPC:
             return _complain(
@@ -57,7 +57,7 @@ def _run(arguments: Sequence[str] | None) -> int:
 
 
 def _sentence(error: click.ClickException) -> str:
-    """A mistake that click found, as our own are told: first what is wrong, an option or its variable."""
+    """An error that click found, in the form of our own: the option or its variable first, then what is wrong."""
     words = error.format_message()
     words = words[0].lower() + words[1:]
     if isinstance(error, click.BadParameter) and error.param is not None and error.ctx is not None:
@@ -66,7 +66,7 @@ def _sentence(error: click.ClickException) -> str:
         words = error.message
         variable = f"{ENV_PREFIX}_{str(param.name).upper()}"
         if isinstance(param.type, click.types.BoolParamType):
-            # A flag on the command line has no value; click lists eleven, the first of them empty.
+            # It is a variable's value, since a flag on the command line has none. click's message lists eleven values.
             words = f"{os.environ.get(variable, '')!a}: expected 1 or 0, true or false, yes or no, on or off"
         words = f"{variable if from_variable else param.opts[0]}: {words}"
     return " ".join(words.split()).removesuffix(".")
@@ -77,16 +77,16 @@ def _complain(sentence: str, exit_code: int) -> int:
 
     flush()
     if len(sentence) > _MAX_SENTENCE:
-        # A file that was given in the place of its name, for instance. What was expected stands at the end.
+        # Somebody may have given a file's content for its name. Keep the end, too: it says what was expected.
         half = _MAX_SENTENCE // 2
         sentence = f"{sentence[:half]} ... {sentence[-half:]}"
     words = f"http2tcp: {sentence}"
     try:
-        # None where it was closed when we began; print would take stdout instead.
+        # stderr is None if it was closed when we began; print would write to stdout then.
         if sys.stderr is not None:
-            # ssh may have made the terminal raw, where a line's end alone does not lead back to the margin.
+            # ssh may have put the terminal into raw mode, where a newline does not move back to the first column.
             end = "\r\n" if sys.stderr.isatty() else "\n"
             print(mark(words, logging.ERROR) if stderr_is_journal() else words, file=sys.stderr, end=end)
     except OSError:
-        pass  # nobody listens, but the exit status still tells
+        pass  # nobody reads stderr; the exit status still says that it failed
     return exit_code

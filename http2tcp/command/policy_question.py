@@ -1,4 +1,4 @@
-"""Whether a token may go somewhere, and why: `-s --check --as`."""
+"""Answers whether a token may go to a destination, and why: `-s --check --as`."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 
 
 def answer(state: State, name: str, destination: Address) -> tuple[int, str]:
-    """The exit status, and a sentence; below it, the addresses."""
+    """The exit status, and the answer: a sentence, and below it a line for each address."""
     from http2tcp.net.dial import DialError
     from http2tcp.server.policy_report import expiry, who
 
@@ -47,7 +47,7 @@ def answer(state: State, name: str, destination: Address) -> tuple[int, str]:
 
 
 async def _addresses(destination: TCPAddress, patience: float) -> Sequence[IPAddress]:
-    """As the server would look them up, here and now. Raises DialError, trio.TooSlowError."""
+    """The addresses, looked up on this machine as the server would. Raises DialError, trio.TooSlowError."""
     from http2tcp.net.dial import LAST_WAIT, resolve
 
     with trio.fail_after(patience):
@@ -55,7 +55,7 @@ async def _addresses(destination: TCPAddress, patience: float) -> Sequence[IPAdd
 
 
 def grant_of(policy: Policy, name: str) -> Grant:
-    """What the token of this name may do; UNNAMED: that of -t, or where none is asked for, any client.
+    """What the token of this name may do. UNNAMED is the token of -t, or any client if the server asks for no token.
 
     Raises SettingsError.
     """
@@ -70,16 +70,16 @@ def grant_of(policy: Policy, name: str) -> Grant:
 
 
 def why_admitted(grant: Grant, admission: Admission) -> str:
-    """What lets the name through; empty where its addresses decide."""
+    """What lets the name through. Empty: its addresses decide."""
     if admission.rule is not None:
         return f"allow {admission.rule}"
     if grant.pinned:
         return "it is the default destination, which is open to everybody"
-    return "no allow is for it, so that every destination is open" if admission.by_name else ""
+    return "there is no allow for it, so every destination is open" if admission.by_name else ""
 
 
 def judged(admission: Admission, addresses: Sequence[IPAddress]) -> tuple[str, str]:
-    """What opens the first of the destination's addresses that may be dialled, or nothing; and a line for each."""
+    """The rule that opens the first address that may be dialled (empty: none may), and a line for each address."""
     lines, opened = [], ""
     for address in dict.fromkeys(addresses):
         refusal = admission.refusal(address)

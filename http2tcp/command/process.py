@@ -36,16 +36,17 @@ OnSignal = Callable[[signal.Signals, trio.CancelScope], None]
 
 
 def run_server(settings: ServerSettings, reread: Callable[[], ServerSettings] | None = None) -> int:
-    """Serve until SIGTERM or SIGINT and the end of the grace, or until a second one; the exit status.
+    """Serve until SIGTERM or SIGINT and the end of the grace, or until a second signal. Return the exit status.
 
-    SIGHUP gives the server what `reread` returns, or leaves it as it is where that raises Http2tcpError.
+    On SIGHUP the server takes the settings that `reread` returns. If `reread` raises Http2tcpError, nothing changes.
     Raises ListenError, SettingsError or TooFewDescriptors.
     """
     from http2tcp.net.descriptors import require
     from http2tcp.server.service import Service
     from http2tcp.server.service_log import log_as_service
 
-    # Each may be a name with an IPv4 and an IPv6 address; the admin listener also answers somebody, and a log is open.
+    # Two descriptors an address: a name may have an IPv4 and an IPv6 address. The admin listener needs one more, for a
+    # connection, and a log file needs one.
     require(2 * len(settings.addresses) + (3 if settings.admin else 0) + (1 if settings.log_file else 0))
     log_as_service(settings.log_format, settings.log_file)
     signals = [signal.SIGINT, signal.SIGTERM, *_hang_up()]
@@ -57,18 +58,19 @@ def run_server(settings: ServerSettings, reread: Callable[[], ServerSettings] | 
 
 
 def _hang_up() -> list[signal.Signals]:
-    """SIGHUP, where it is not ignored: under nohup it stays so."""
+    """SIGHUP, unless it is ignored: under nohup it is, and stays so."""
     if not hasattr(signal, "SIGHUP") or signal.getsignal(signal.SIGHUP) is signal.SIG_IGN:
         return []
-    # Outside of trio it is ignored: it comes while we begin, or leave and the line that says why is still unwritten.
+    # Ignore it until trio takes it, and after: while we start or end, it would kill the process before its last line is
+    # written.
     signal.signal(signal.SIGHUP, signal.SIG_IGN)
     return [signal.SIGHUP]
 
 
 def run_client(settings: ClientSettings, head_start: HeadStart | None = None) -> int:
-    """Tunnel stdin and stdout, or what connects to the settings' forwards, until done or signalled; the exit status.
+    """Tunnel stdin and stdout, or the connections to the settings' forwards, until done or signalled.
 
-    Raises TunnelError, ListenError or SettingsError.
+    Return the exit status. Raises TunnelError, ListenError or SettingsError.
     """
     from http2tcp.client.proxy_command import LAST_WORDS, hand_over, run_stdio
 
@@ -76,10 +78,10 @@ def run_client(settings: ClientSettings, head_start: HeadStart | None = None) ->
         from http2tcp.net.fdpass import is_unix_socket
 
         if not is_unix_socket(_STDOUT):
-            raise SettingsError("--fdpass is for ssh with ProxyUseFdpass yes: here stdout is no Unix socket of ssh's")
+            raise SettingsError("--fdpass is for ssh with ProxyUseFdpass yes: here, stdout is not ssh's Unix socket")
 
     _warn(settings)
-    # ssh ends its ProxyCommand by SIGHUP: a clean end.
+    # ssh ends its ProxyCommand by SIGHUP, so SIGHUP is a clean end.
     signals = [signal.SIGINT, signal.SIGTERM, *_hang_up()]
     status = 0
 
@@ -112,21 +114,21 @@ def run_client(settings: ClientSettings, head_start: HeadStart | None = None) ->
     try:
         _run(tunnel, signals, on_signal)
     except InputSilent as error:
-        # All that the target sent has arrived: with --quiet, the exit status alone says it.
+        # A warning only, since all that the target sent has arrived. With --quiet, just the exit status says it.
         logger.warning("%s: %s", error.hop, error)
         return error.exit_code
     return status
 
 
 def run_check(settings: ClientSettings, *, as_json: bool, quiet: bool) -> int:
-    """Walk the client's way and report it on stdout; the exit status: the failure's own, or 0 where it works."""
+    """Check each hop of the client's way, and report on stdout. Return the failure's exit status, or 0."""
     from http2tcp.client.check.report import JSONReport, TextReport
     from http2tcp.client.check.walk import check
 
     _warn(settings)
-    # The log's lines would end up behind a hop that is still open.
+    # With -v, log lines are mixed in: a line of the report that is rewritten in place would be torn apart.
     live = not logger.isEnabledFor(logging.DEBUG)
-    # Where stdout was closed when we began it is None, and the exit status tells.
+    # stdout is None if it was closed when we began. The exit status still has the result.
     out = sys.stdout or io.StringIO()
     report = JSONReport(out) if as_json else TextReport(out, quiet=quiet, live=live)
     status = 0
@@ -146,11 +148,11 @@ def run_check(settings: ClientSettings, *, as_json: bool, quiet: bool) -> int:
 
 
 def run_server_check(settings: ServerSettings, question: tuple[str, Address] | None, *, quiet: bool) -> int:
-    """Check the settings as a server's start does, and show what they amount to; the exit status.
+    """Check the settings as a starting server does, and show what they amount to. Return the exit status.
 
-    A question, the name of a token and a destination, is answered instead: whether it may go there, and why. The
-    exit status is then what a client would have of this server, as far as the target itself. `quiet` shows what
-    fails alone. Raises SettingsError.
+    With a question (the name of a token, and a destination), answer that instead: whether the token may go there, and
+    why. The exit status is then the one that a client of this server would have, before it reaches the target. `quiet`
+    shows failures only. Raises SettingsError.
     """
     from http2tcp.net.descriptors import allow_many
     from http2tcp.server.policy_report import describe
@@ -166,18 +168,18 @@ def run_server_check(settings: ServerSettings, question: tuple[str, Address] | N
     elif not quiet:
         words = describe(settings, state.policy, state.limits, time.time())
     if words and (status or not quiet):
-        # Without a stdout, print says nothing: the status tells.
+        # Without a stdout, print writes nothing. The exit status still has the answer.
         encoding = getattr(sys.stdout, "encoding", None) or "utf-8"
         print(words.encode(encoding, "replace").decode(encoding))
     return status
 
 
 def _take_for_good(signals: Sequence[signal.Signals]) -> list[signal.Signals]:
-    """No signal takes its default action any more; those that come outside of trio end up in the list.
+    """Install handlers for good, so that no signal has its default action. They collect early signals in the list.
 
-    trio puts back the handlers that it finds, and then raises again what came too late to be taken. With the default
-    action, a second SIGTERM would kill a server that is about to end with 0. These handlers stay, and `__main__`
-    ignores the signals before the interpreter takes the handlers away.
+    When trio ends, it restores the handlers that it found, and raises again the signals that came too late. With the
+    default action, a second SIGTERM would kill a server that is about to exit with 0. These handlers stay, and
+    `__main__` ignores the signals before the interpreter removes the handlers.
     """
     came: list[signal.Signals] = []
     for number in signals:
@@ -192,7 +194,7 @@ def _run(
     on_signal: OnSignal,
     early: Sequence[signal.Signals] | None = None,
 ) -> None:
-    # What is loaded stays: the collector, which `__main__` turned off, need not look at it again.
+    # `__main__` turned the collector off. From now on it runs, but need not look at the modules: they stay.
     gc.freeze()
     gc.enable()
     trio.run(_with_signals, main, signals, on_signal, early, clock=AwakeClock())
@@ -204,9 +206,9 @@ async def _with_signals(
     on_signal: OnSignal,
     early: Sequence[signal.Signals] | None,
 ) -> None:
-    """Run `main`; each signal calls `on_signal` with the scope that ends it. Raises Http2tcpError as it is.
+    """Run `main`. Each signal calls `on_signal` with the scope that ends `main`. Http2tcpError is raised ungrouped.
 
-    `early` are the signals that came before trio took them; with such a list, those that come too late are ignored.
+    `early` has the signals that came before trio could take them. If there is such a list, late signals are ignored.
     """
     failure: Http2tcpError | None = None
     with trio.open_signal_receiver(*signals) as received:
@@ -225,7 +227,7 @@ async def _with_signals(
                 failure = error
             nursery.cancel_scope.cancel()
     if early is not None:
-        # In the kernel: a flood of them, handled one by one, would never let trio close.
+        # Ignored by the kernel: if Python handled a flood of signals one by one, trio would never get to close.
         for number in signals:
             signal.signal(number, signal.SIG_IGN)
     if failure is not None:
@@ -236,7 +238,7 @@ _T = TypeVar("_T")
 
 
 class _Announcement(Generic[_T]):
-    """A TaskStatus for who awaits the service itself: it calls back."""
+    """A TaskStatus that calls a function. For a caller that awaits the service itself and starts it in no nursery."""
 
     def __init__(self, announce: Callable[[Sequence[_T]], None]) -> None:
         self._announce = announce

@@ -1,4 +1,4 @@
-"""What `-s` is given: options, variables and the configuration file, as one server's settings. And `--new-token`."""
+"""Makes a server's settings of options, variables and the configuration file. Also `--new-token`."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger("http2tcp")
 
-# What says where tokens may go.
+# The options that say where tokens may go.
 _RULES: tuple[Option[Any], ...] = (options.CONFIG, options.ALLOW, options.DENY)
 
 
@@ -36,7 +36,7 @@ def server_settings(given: Given) -> ServerSettings:
 
     for option in _RULES:
         if os.environ.get(option.variable) == "" and not given.on_command_line(option):
-            # click takes it for unset, and the server would be open to more than somebody meant.
+            # To click, it is unset. The server would be open to more than was meant.
             raise SettingsError(f"{option.variable} is empty: it was probably not filled in")
     given, tokens = _configured(given)
     return ServerSettings(
@@ -122,14 +122,15 @@ def _configured(given: Given) -> tuple[Given, Sequence[str | Token]]:
         if not given.in_file(options.TOKEN_FILE):
             raise
         raise ConfigError([f"{config.path}: token_file: {error}"]) from None
-    _warn_of_expired(config.tokens, token)
+    _refuse_twin(config.tokens, token)
+    _warn_of_expired(config.tokens)
     return given, config.tokens if token is None else [token, *config.tokens]
 
 
 def refuse_log_file(given: Given, path: str | None) -> None:
-    """Raise SettingsError or ConfigError where it cannot be written.
+    """Raise SettingsError or ConfigError if the file cannot be written.
 
-    Not at a reload, which may have to take a token away while a disk is full.
+    A reload does not check this: a token may have to be taken away while a disk is full.
     """
     from http2tcp.server.service_log import check_log_file
 
@@ -142,23 +143,28 @@ def refuse_log_file(given: Given, path: str | None) -> None:
         raise ConfigError([f"{given[options.CONFIG]}: log_file: {error}"]) from None
 
 
-def _warn_of_expired(tokens: Sequence[Token], other: str | None) -> None:
-    """Warn of those that have expired. Raises SettingsError where the other token is one of them."""
+def _refuse_twin(tokens: Sequence[Token], other: str | None) -> None:
+    """Raise SettingsError if the other token is one of the file's: it is unclear whose rules would count."""
     from http2tcp.server.policy import digest
+
+    for token in tokens:
+        if other is not None and digest(other) == token.digest:
+            raise SettingsError(
+                f"the token of -t or --token-file is also the token of {token.name} in --config: give it only once"
+            )
+
+
+def _warn_of_expired(tokens: Sequence[Token]) -> None:
     from http2tcp.server.policy_report import expiry
 
     now = time.time()
     for token in tokens:
-        if other is not None and digest(other) == token.digest:
-            raise SettingsError(
-                f"the token of -t or --token-file is that of {token.name} in --config too: whose rules would count?"
-            )
         if token.expires <= now:
             logger.warning("the token of %s %s: it opens nothing", token.name, expiry(token, now))
 
 
 def config_keys() -> dict[str, Key]:
-    """What the file may say: every option of a server's that is no mode, no action and no secret."""
+    """The keys that the file may have: all options of a server except modes, actions and secrets."""
     from http2tcp.command.config_file import Key
 
     return {
@@ -175,7 +181,7 @@ def _form(kind: Kind[Any]) -> Literal["text", "number", "file"]:
 
 
 def show_new_token(name: str) -> None:
-    """The lines go to stdout, which may be the file that they are for, and the token to stderr."""
+    """Print the lines to stdout, which is often redirected to the configuration file, and the token to stderr."""
     from http2tcp.command.config_file import new_token, parse_name
 
     if sys.stderr is None or sys.stdout is None:
@@ -191,5 +197,5 @@ def show_new_token(name: str) -> None:
             print("And its hash, for the server's --config:", file=sys.stderr)
     else:
         print(token, file=sys.stderr)
-    # TOML is UTF-8, whatever the terminal is.
+    # As bytes: TOML is UTF-8, whatever the terminal's encoding is.
     click.echo(lines.encode(), nl=False)

@@ -1,8 +1,8 @@
 """`--ssh-config`: a client's options as a Host block for ~/.ssh/config. No secret is read or printed.
 
-Three readers take a ProxyCommand apart: ssh, which wants balanced quotes in each line of its configuration; ssh
-once more, which replaces its tokens (`%h`, …) and halves `%%`; and the user's shell, whichever it is. Each value is
-written so that what the last of them hands on is what the user gave.
+A ProxyCommand is parsed three times: ssh wants balanced quotes in each line of its configuration; later ssh replaces
+its tokens (`%h`, …) and turns `%%` into `%`; then the user's shell parses the result, whichever shell it is. Each value
+is quoted so that http2tcp gets, after all three, what the user gave.
 """
 
 from __future__ import annotations
@@ -19,20 +19,20 @@ from http2tcp.errors import SettingsError
 if TYPE_CHECKING:
     from http2tcp.client.settings import ClientSettings
 
-# What ssh replaces in a ProxyCommand: ssh_config(5), TOKENS.
+# What ssh replaces in a ProxyCommand (ssh_config(5), TOKENS), and a sample of what it puts there.
 _TOKENS = {"%%": "%", "%h": "host", "%n": "host", "%p": "22", "%r": "user"}
 _PERCENT = re.compile("%[%hnpr]|%")
 _CONTROL = re.compile(r"[\x00-\x1f\x7f]")
-# Patterns of ssh_config(5). One that begins with ! matches nothing by itself, and ssh takes a leading - for an option.
+# A pattern of ssh_config(5). A pattern that begins with ! matches nothing by itself; to ssh, a leading - is an option.
 _HOST = re.compile(r"""[^-!\s"'#\\][^\s"'#\\]*""")
-# What no shell gives a meaning to. Not `~` and `=`, which mean something at the start of a word.
+# Characters that mean nothing to any shell. `~` and `=` are left out: at the start of a word they mean something.
 _PLAIN = re.compile(r"[A-Za-z0-9_@%+:,./-]+", re.ASCII)
-# Options whose text may be @FILE.
+# Options whose value may be @FILE.
 AT_FILE = ("-H", "--proxy")
 _SECRET_NAME = re.compile("auth|cookie|credential|key|pass|secret|session|signature|token", re.IGNORECASE)
 
 _SHARED = """\
-    # One tunnel for all logins to a host: the further ones start at once, but end with the first one's connection.
+    # One tunnel for all logins to a host: later logins start at once, but end when the first one's connection does.
     #ControlMaster auto
     #ControlPath ~/.ssh/%C
     #ControlPersist 10m
@@ -40,16 +40,16 @@ _SHARED = """\
 
 
 class Written(NamedTuple):
-    """An option as it was given: `-e` and its text, or a flag alone."""
+    """An option as it was given: `-e` and its text, or a flag without one."""
 
     option: str
     text: str | None = None
-    #: Whether the text is a file's name.
+    #: Whether the text is the name of a file.
     file: bool = False
 
 
 def sample(text: str) -> str:
-    """The text with values in the place of ssh's tokens, so that it can be parsed."""
+    """The text with sample values for ssh's tokens, so that it can be parsed."""
     return _PERCENT.sub(lambda match: _TOKENS.get(match[0], match[0]), text)
 
 
@@ -59,9 +59,9 @@ def has_token(text: str) -> bool:
 
 
 def host_block(name: str, options: Sequence[Written], settings: ClientSettings, command: Sequence[str]) -> str:
-    """The block, which begins with an empty line: the file that it is appended to may end within a line.
+    """The block. It begins with an empty line, since the file that it is appended to may lack its last newline.
 
-    `settings` are what samples of the options come to; `command` starts http2tcp. Raises SettingsError.
+    `settings` are made from samples of the options; `command` starts http2tcp. Raises SettingsError.
     """
     if not _HOST.fullmatch(name) or _CONTROL.search(name):
         raise SettingsError(
@@ -80,19 +80,19 @@ def host_block(name: str, options: Sequence[Written], settings: ClientSettings, 
         lines.append("    ProxyUseFdpass yes")
     raw = settings.fdpass or (settings.transport is not None and settings.transport.raw)
     if raw or settings.transport is None:
-        where = "On raw bytes" if raw else "Where only raw bytes get through"
-        lines.append(f"    # {where}, none but ssh breaks a silence, and a proxy on the way may cut what is silent.")
+        where = "On raw bytes" if raw else "If only raw bytes get through"
+        lines.append(f"    # {where}, only ssh can keep the connection alive; a proxy on the way may cut a silent one.")
         lines.append(f"    ServerAliveInterval {max(1, round(settings.keepalive or 0))}")
     return "\n" + "\n".join(lines) + "\n" + _SHARED
 
 
 def own_command() -> list[str]:
-    """What starts this very http2tcp from a shell: its name where the PATH of every login leads to it."""
+    """The words that start this http2tcp from a shell: just its name, if every login finds it on the PATH."""
     script = sys.argv[0]
     if os.path.basename(script) == "__main__.py" or not os.path.isfile(script):
         return [sys.executable, "-m", "http2tcp"]
     found = shutil.which("http2tcp")
-    # The PATH of an activated environment is that of one terminal.
+    # An activated virtual environment is on the PATH of one terminal only.
     here = os.path.join(sys.prefix, "")
     activated = sys.prefix != sys.base_prefix and found is not None and found.startswith(here)
     if found is not None and os.path.samefile(found, script) and not activated:
@@ -126,13 +126,13 @@ def _value(option: str, text: str, file: bool) -> str:
 
 
 def _path(name: str) -> str:
-    """A file's absolute name, as ssh may run in any directory."""
+    """A file's absolute name, since ssh may run in any directory."""
     try:
         directory = "" if os.path.isabs(name) else os.path.join(os.getcwd(), "")
     except FileNotFoundError:
         raise SettingsError(f"{name!a}: name it from the root, since the current directory is gone") from None
     absolute = os.path.join(directory, name)
-    # Of a file that is there with a % in its name, that very file is meant.
+    # If a file exists whose name has a %, that file is meant, and the % is not one of ssh's tokens.
     if os.path.lexists(absolute):
         return _doubled(absolute)
     return _doubled(directory) + _with_tokens(name)
@@ -149,8 +149,8 @@ def _doubled(text: str) -> str:
 def _quoted(word: str) -> str:
     """One word for sh, bash, zsh, csh and fish alike, and for ssh's own reader of quotes.
 
-    Not shlex.quote: inside single quotes fish and ssh take a backslash for an escape, and csh a ! for its history, so
-    neither may stand there.
+    shlex.quote does not do: inside single quotes, a backslash is an escape to fish and ssh, and a ! is history to csh,
+    so both have to stand outside of them.
     """
     if _PLAIN.fullmatch(word):
         return word

@@ -30,7 +30,7 @@ def text_of(key: str | None) -> str:
 
 
 def why_unreadable(error: OSError | UnicodeDecodeError) -> str:
-    """Why a file that was meant to hold text gave none."""
+    """Why a text file could not be read."""
     return "it is not UTF-8" if isinstance(error, UnicodeDecodeError) else os_reason(error)
 
 
@@ -82,7 +82,7 @@ class Kind(click.ParamType, Generic[V]):  # type: ignore[type-arg]  # click's is
         except Http2tcpError as error:
             self.fail(str(error), param, ctx)
 
-    # Repeatable options split their variable here: a header field holds blanks.
+    # A repeatable option's variable has a value a line. click would split it at blanks, which a header field has.
     envvar_list_splitter = "\n"
 
     def split_envvar_value(self, rv: str) -> list[str]:
@@ -103,7 +103,7 @@ def _parse_header(text: str) -> tuple[tuple[str, str], ...]:
 def _parse_field(line: str) -> tuple[str, str]:
     from http2tcp.client.settings import check_field
 
-    # No message shows the line: it may hold a secret.
+    # No message shows the line: it may have a secret.
     name, colon, value = line.partition(":")
     name, value = name.strip(), value.strip()
     if not colon:
@@ -125,7 +125,7 @@ def _parse_pin(text: str) -> bytes:
 
 
 def _parse_file(text: str) -> str:
-    # It is not opened: a pipe can be read once only, and that is for who uses it.
+    # The file is not opened here: it may be a pipe, which can be read only once, by the code that uses it.
     if not os.path.exists(text):
         raise SettingsError(f"{text!a}: no such file")
     if os.path.isdir(text) or not os.access(text, os.R_OK):

@@ -30,15 +30,15 @@ _ORIGIN = r"[a-z][a-z0-9+.-]*://[^/?#@\sA-Z]+"
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ServerTLS:
-    """With what a server without a front end serves https: files in PEM, which are read when it starts."""
+    """The files (PEM) with which a server without a front end serves https. They are read when it starts."""
 
-    #: The server's certificate first, then those that lead to its authority.
+    #: The server's certificate first, then the certificates that lead to its authority.
     certificate: str
     #: None: in the same file.
     key: str | None = None
 
 
-# For `option_of` and RESTART: an option that is called otherwise than its field, and what a reload cannot change.
+# Marks of fields: a reload cannot change this one; this one's option has another name (see `option_of`).
 _AT_RESTART = {"restart": True}
 
 
@@ -48,46 +48,46 @@ def _option(name: str) -> dict[str, str]:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ServerSettings:
-    """The server's. Times are in seconds. Raises SettingsError where they cannot be served."""
+    """A server's settings. Times are in seconds. Raises SettingsError if no server could run with them."""
 
-    #: Where to listen: one address, or several. None: where the service manager does, or else 127.0.0.1:12345.
+    #: Where to listen: one address, or several. Empty: where the service manager listens, or else 127.0.0.1:12345.
     listen: Address | Sequence[Address] = field(default=(), metadata=_AT_RESTART)
-    #: Any of them opens a tunnel: the token itself, or what is known of it. Without one, `destination` is all
-    #: that can be reached.
+    #: Any of them opens a tunnel: a token itself, or a `Token`, which has its hash. Without a token, everybody can
+    #: reach `destination`, and nothing else.
     tokens: Sequence[str | Token] = field(default=(), repr=False)
     #: Where a tunnel goes when the client names no destination.
     destination: Address | None = None
-    #: What the tokens without rules of their own may reach; None: everything but link-local and metadata addresses.
+    #: What tokens without rules of their own may reach. None: everything but link-local and metadata addresses.
     allow: Sequence[Rule] | None = None
     #: What no token may reach, whatever else allows it.
     deny: Sequence[Rule] = ()
     #: Answer at this path only.
     path: str | None = None
-    #: The web pages that may open tunnels, as browsers name them: `https://example.com`.
+    #: The sites whose web pages may open tunnels, as browsers name them: `https://example.com`.
     allow_origins: Sequence[str] = field(default=(), metadata=_option("allow-origin"))
-    #: Take CONNECT too, which has no path.
+    #: Take CONNECT requests, too. `path` does not apply to them.
     connect: bool = False
-    #: The front ends whose word counts for the client's address; `unix`: whoever comes by a Unix socket.
+    #: The front ends that are believed about the client's address. `unix`: all connections by a Unix socket.
     trusted_proxies: Sequence[IPNetwork | Literal["unix"]] = field(default=(), metadata=_option("trusted-proxy"))
-    #: The one header field in which they say it.
+    #: The one header field in which they name the client.
     forwarded_header: str = DEFAULT_FORWARDED_HEADER
     #: Every connection begins with a PROXY protocol header.
     proxy_protocol: bool = False
     #: Serve https. None: plain http, for a front end.
     tls: ServerTLS | None = field(default=None, metadata=_option("tls-cert"))
-    #: Where metrics and health are served; None: nowhere.
+    #: Where to serve metrics and health. None: nowhere.
     admin: Address | None = field(default=None, metadata=_AT_RESTART)
-    #: By which names it may be asked on loopback, beside localhost and the one in `admin`.
+    #: The host names that `admin` answers to on loopback, beside localhost and the name in `admin`.
     admin_names: Sequence[str] = field(default=(), metadata=_option("admin-name"))
-    #: From the accepted connection to the end of its request's head.
+    #: The time from the accepted connection to the end of its request's head.
     head_timeout: float = 10.0
-    #: To reach a target, its name included.
+    #: The time to reach a target, the look-up of its name included.
     connect_timeout: float = 10.0
-    #: How much at once, and for how long; None: as `Limits` has it.
+    #: How much at once, and for how long. None: the defaults of `Limits`.
     limits: Limits | None = None
-    #: Break our own silence so often, where the transport has a way to.
+    #: Send something after this much silence of our own, if the transport can.
     keepalive: float = 25.0
-    #: How long sessions may go on after the server was told to drain.
+    #: How long sessions may go on after the server was told to stop.
     grace: float = 30.0
     #: How long a client of a resumable tunnel may be away at most; 0: no tunnel is resumable.
     resume: float = 3600.0
@@ -101,32 +101,32 @@ class ServerSettings:
     max_detached_per_token: int = 32
     #: The name of this server among several behind one front end: the ids of its sessions begin with it.
     node: str = ""
-    #: Let the open sessions of a token that was taken away or has expired run on.
+    #: Let open sessions go on when their token has expired or was taken away.
     keep_sessions: bool = False
-    #: The log is the process's: these two are for `http2tcp -s`, and `serve` leaves them alone.
+    #: For `http2tcp -s` only: `serve` ignores these two, since the log belongs to the whole process.
     log_format: Literal["text", "json"] = field(default="text", metadata=_AT_RESTART)
     #: None: stderr.
     log_file: str | None = field(default=None, metadata=_AT_RESTART)
 
     def __post_init__(self) -> None:
         if isinstance(self.tokens, str):
-            raise SettingsError("expected a sequence of tokens; of a string, each character would be one")
+            raise SettingsError("expected a sequence of tokens, not a string: each character would be a token")
         for token in self.tokens:
             if isinstance(token, str):
                 check_token(token)
         if not self.tokens and self.destination is None:
             raise SettingsError(
                 "a server needs a token (-t, --token-file, or [[token]] in --config), "
-                "or a destination (-d) that is then all that can be reached without one"
+                "or a destination (-d), which everybody can reach then"
             )
         if self.path is not None:
             check_path(self.path)
         if isinstance(self.allow_origins, str):
-            raise SettingsError("expected a sequence of origins; of a string, each character would be one")
+            raise SettingsError("expected a sequence of origins, not a string: each character would be an origin")
         for origin in self.allow_origins:
             check_origin(origin)
         if isinstance(self.admin_names, str):
-            raise SettingsError("expected a sequence of names; of a string, each character would be one")
+            raise SettingsError("expected a sequence of names, not a string: each character would be a name")
         for name in ("head_timeout", "connect_timeout", "keepalive"):
             if not getattr(self, name) > 0:  # nor is nan
                 raise SettingsError(f"{name}: expected seconds above 0, not {getattr(self, name)}")
@@ -137,7 +137,7 @@ class ServerSettings:
             raise SettingsError("--forwarded-header needs --trusted-proxy: anybody can send the field")
         if self.admin is not None and any(_overlap(self.admin, address) for address in self.addresses):
             raise SettingsError(
-                f"--admin needs an address of its own: at {self.admin} tunnels are served, for everybody who gets there"
+                f"--admin needs an address of its own: the server already listens for tunnels at {self.admin}"
             )
 
     @property
@@ -158,28 +158,28 @@ def option_of(name: str) -> str:
 
 
 def _overlap(one: Address, other: Address) -> bool:
-    """Whether two listeners cannot have both. Of names that lead to one address, the kernel will tell."""
+    """Whether two listeners cannot have both addresses. If two names lead to one address, the kernel will say so."""
     if isinstance(one, UnixAddress) or isinstance(other, UnixAddress):
         return one == other
     return one.port == other.port != 0 and (one.host == other.host or "" in (one.host, other.host))
 
 
 def check_path(text: str) -> None:
-    """Raises SettingsError for what no request asks for."""
+    """Raise SettingsError for a path that no request can have."""
     if not text.startswith("/"):
         raise SettingsError(f"{text!a}: a path begins with /, as in /~http2tcp/")
     if "?" in text or "#" in text:
         raise SettingsError(f"{text!a}: a path ends before ? and #; a request's query is not compared")
-    # Compared as it comes, and clients and front ends leave these as they are.
+    # The path is compared as a request has it, and clients and front ends leave these characters as they are.
     as_sent = quote(text, safe="".join(map(chr, range(0x21, 0x7F))), errors="surrogateescape")
     if as_sent != text:
-        raise SettingsError(f"{text!a}: no request says it so: expected it as it is sent, {as_sent}")
+        raise SettingsError(f"{text!a}: no request has this path: expected it as it is sent, {as_sent}")
 
 
 def check_origin(text: str) -> None:
-    """Raises SettingsError for what no browser sends as an Origin (RFC 6454, section 6.2), or every page can."""
+    """Raise SettingsError if no browser sends this as Origin (RFC 6454, section 6.2), or if any page could."""
     if not re.fullmatch(_ORIGIN, text):
-        # "null" is what a page sends that hides its own: that is every page that wants to.
+        # "null" is the origin of a sandboxed page, and every page can open itself in a sandbox.
         raise SettingsError(f"{text!a}: expected an origin as browsers send it, such as https://example.com")
 
 
@@ -190,4 +190,4 @@ def parse_trusted_proxy(text: str) -> IPNetwork | Literal["unix"]:
     try:
         return "unix" if text == "unix" else parse_network(text)
     except AddressError as error:
-        raise AddressError(f"{error}; or unix, for who comes by a Unix socket") from None
+        raise AddressError(f"{error}; or unix, for connections by a Unix socket") from None

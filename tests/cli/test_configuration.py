@@ -257,7 +257,7 @@ def test_a_configuration_that_everybody_can_read_earns_no_warning(http2tcp: Run,
             ALICE.replace("[[", "log_file = '..'\n[["),
             "log_file: cannot write the log file {directory}/..: is a directory",
         ),
-        ("trusted_proxy = 'unix:/run/x'", "or unix, for who comes by a Unix socket"),
+        ("trusted_proxy = 'unix:/run/x'", "or unix, for connections by a Unix socket"),
     ],
 )
 def test_a_mistake_in_the_file_is_told_by_its_key_and_not_by_an_option(

@@ -157,7 +157,7 @@ TOKEN = 'name = "alice"\nsha256 = "' + SHA256 + '"\n'
         ("'s p\\n' = 3", "'s p\\\\n'", "no such key"),
         ("[limits]\nmax_tunnels = 3", "limits", "no such section: keys stand at the top"),
         ("[server.limits]\nmax_tunnels = 3", "server", "no such section: keys stand at the top"),
-        ("expires = 2027-01-31", "expires", "behind a [[token]]"),
+        ("expires = 2027-01-31", "expires", "after a [[token]]"),
         ("path = 3", "path", "text in quotes, not a number"),
         ("path = true", "path", "not true or false"),
         ("path = 2027-01-31", "path", "not a date"),
@@ -201,12 +201,12 @@ TOKEN = 'name = "alice"\nsha256 = "' + SHA256 + '"\n'
         (
             f"[[token]]\nname = 'alice'\nsha256 = '{hashlib.sha256().hexdigest()}'",
             "token[0].sha256 (alice)",
-            "hash of nothing",
+            "hash of an empty text",
         ),
         (
             f"[[token]]\nname = 'alice'\nsha256 = '{digest(chr(10)).hex()}'",
             "token[0].sha256 (alice)",
-            "hash of nothing",
+            "hash of an empty text",
         ),
         (ALICE + "token = 's3cret'", "token[0].token (alice)", "is sha256 meant, the token's hash?"),
         (ALICE + "max-tunnels = 5", "token[0].max-tunnels (alice)", "is max_tunnels meant?"),

@@ -221,7 +221,7 @@ def test_where_addresses_decide_the_rule_is_told_for_each() -> None:
 
 def test_without_any_allow_that_is_the_reason() -> None:
     grant = grant_of(Policy([named("alice")]), "alice")
-    assert "no allow is for it" in why_admitted(grant, grant.admit(parse_destination("db:22")))
+    assert "there is no allow for it" in why_admitted(grant, grant.admit(parse_destination("db:22")))
 
 
 def test_who_has_no_name_is_called_by_a_dash() -> None:
