@@ -7,6 +7,7 @@ is quoted so that http2tcp gets, after all three, what the user gave.
 
 from __future__ import annotations
 
+import math
 import os
 import re
 import shutil
@@ -29,6 +30,10 @@ _HOST = re.compile(r"""[^-!\s"'#\\][^\s"'#\\]*""")
 _PLAIN = re.compile(r"[A-Za-z0-9_@%+:,./-]+", re.ASCII)
 # Options whose value may be @FILE.
 AT_FILE = ("-H", "--proxy")
+# How often ssh asks whether its peer is there, in seconds, where the tunnel comes back; and for how much longer than
+# http2tcp it goes on asking, since the last attempt to come back may begin at the very end.
+_ALIVE_INTERVAL = 60
+_LONGER = 4 / 3
 _SECRET_NAME = re.compile("auth|cookie|credential|key|pass|secret|session|signature|token", re.IGNORECASE)
 
 _SHARED = """\
@@ -78,12 +83,28 @@ def host_block(name: str, options: Sequence[Written], settings: ClientSettings, 
     lines = [f"Host {name}", f"    ProxyCommand {' '.join(map(_quoted, words))}"]
     if settings.fdpass:
         lines.append("    ProxyUseFdpass yes")
+    return "\n" + "\n".join([*lines, *_alive(settings)]) + "\n" + _SHARED
+
+
+def _alive(settings: ClientSettings) -> list[str]:
+    """The lines with ssh's own keepalive, which has to fit what the tunnel does in a silence."""
     raw = settings.fdpass or (settings.transport is not None and settings.transport.raw)
-    if raw or settings.transport is None:
-        where = "On raw bytes" if raw else "If only raw bytes get through"
-        lines.append(f"    # {where}, only ssh can keep the connection alive; a proxy on the way may cut a silent one.")
-        lines.append(f"    ServerAliveInterval {max(1, round(settings.keepalive or 0))}")
-    return "\n" + "\n".join(lines) + "\n" + _SHARED
+    if settings.resume and not raw:
+        count = math.ceil(_LONGER * settings.resume / _ALIVE_INTERVAL)
+        return [
+            f"    # http2tcp brings a lost connection back for up to {settings.resume / 60:g} minutes. With fewer misses"
+            " allowed, ssh would",
+            "    # give up before that; with none at all, it would never notice that the host behind the server is dead.",
+            f"    ServerAliveInterval {_ALIVE_INTERVAL}",
+            f"    ServerAliveCountMax {count}",
+        ]
+    if not raw and settings.transport is not None:
+        return []
+    where = "On raw bytes" if raw else "If only raw bytes get through"
+    return [
+        f"    # {where}, only ssh can keep the connection alive; a proxy on the way may cut a silent one.",
+        f"    ServerAliveInterval {max(1, round(settings.keepalive or 0))}",
+    ]
 
 
 def own_command() -> list[str]:

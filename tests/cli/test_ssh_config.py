@@ -11,6 +11,7 @@ from pathlib import Path
 
 import pytest
 
+from http2tcp.client.settings import RESUME_OF_STDIO
 from http2tcp.command import ssh_config
 from tests.support.processes import environment, program
 from tests.support.processes import http2tcp as http2tcp_process
@@ -73,9 +74,10 @@ def test_many_sites_need_one_block(http2tcp: Run, tmp_path: Path) -> None:
         "Host *.example.com\n"
         "    ProxyCommand http2tcp -c -e 'https://%h/~http2tcp/' --token-file /home/me/.config/http2tcp/token"
         " -d localhost:22\n"
-        "    # If only raw bytes get through, only ssh can keep the connection alive;"
-        " a proxy on the way may cut a silent one.\n"
-        "    ServerAliveInterval 25\n"
+        "    # http2tcp brings a lost connection back for up to 15 minutes. With fewer misses allowed, ssh would\n"
+        "    # give up before that; with none at all, it would never notice that the host behind the server is dead.\n"
+        "    ServerAliveInterval 60\n"
+        "    ServerAliveCountMax 20\n"
         "    # One tunnel for all logins to a host: later logins start at once,"
         " but end when the first one's connection does.\n"
         "    #ControlMaster auto\n"
@@ -85,7 +87,7 @@ def test_many_sites_need_one_block(http2tcp: Run, tmp_path: Path) -> None:
     # It is appended to a file that may not end with a line's end.
     said = ssh_says("Host other\n    User x" + ran.out, "one.example.com", tmp_path)
     assert said["proxycommand"] == proxy_command(ran.out)
-    assert said["serveraliveinterval"] == "25"
+    assert (said["serveraliveinterval"], said["serveralivecountmax"]) == ("60", "20")
     assert "proxycommand" not in ssh_says("Host other\n    User x" + ran.out, "other", tmp_path)
 
 
@@ -204,27 +206,41 @@ def test_a_token_file_on_the_command_line_beats_a_token_in_the_environment(http2
 @pytest.mark.parametrize(
     ("arguments", "interval"),
     [
-        ((), "25"),
-        (("--transport", "auto"), "25"),
+        (("--no-resume",), "25"),
+        (("--no-resume", "--transport", "auto"), "25"),
         (("--transport", "tcp"), "25"),
         (("--transport", "http2tcp/1.0", "--keepalive", "9.6"), "10"),
         (("--transport", "tcp", "--keepalive", "1.2"), "1"),
-        (("--transport", "connect-tcp"), "0"),
-        (("--transport", "websocket"), "0"),
+        (("--no-resume", "--transport", "connect-tcp"), "0"),
+        (("--no-resume", "--transport", "websocket"), "0"),
     ],
 )
 def test_ssh_breaks_the_silence_where_the_transport_does_not(
     http2tcp: Run, tmp_path: Path, arguments: tuple[str, ...], interval: str
 ) -> None:
     block = http2tcp("--ssh-config", "box", "-e", ENDPOINT, *arguments).out
-    assert ssh_says(block, "box", tmp_path)["serveraliveinterval"] == interval
+    said = ssh_says(block, "box", tmp_path)
+    # ssh's own default count: nothing comes back here.
+    assert (said["serveraliveinterval"], said["serveralivecountmax"]) == (interval, "3")
+
+
+@pytest.mark.parametrize("arguments", [(), *(("--transport", name) for name in ("auto", "connect-tcp", "websocket"))])
+def test_ssh_does_not_give_up_a_tunnel_that_may_still_come_back(
+    http2tcp: Run, tmp_path: Path, arguments: tuple[str, ...]
+) -> None:
+    said = ssh_says(http2tcp("--ssh-config", "box", "-e", ENDPOINT, *arguments).out, "box", tmp_path)
+    interval, count = int(said["serveraliveinterval"]), int(said["serveralivecountmax"])
+    # It still asks: else it would never notice that a host behind the server is dead.
+    assert 0 < interval <= 60
+    # The first miss may be counted at once, and the last attempt may begin at the very end.
+    assert interval * (count - 1) > RESUME_OF_STDIO + 60
 
 
 def test_fdpass_is_said_to_ssh_too(http2tcp: Run, tmp_path: Path) -> None:
     block = http2tcp("--ssh-config", "box", "-e", "http://example.com/", "--fdpass").out
     said = ssh_says(block, "box", tmp_path)
     assert said["proxyusefdpass"] == "yes"
-    assert said["serveraliveinterval"] == "25"
+    assert (said["serveraliveinterval"], said["serveralivecountmax"]) == ("25", "3")
 
 
 def test_options_of_the_environment_are_in_the_block_and_those_of_a_server_are_not(http2tcp: Run) -> None:
