@@ -56,23 +56,28 @@ class Attempt:
         return "gone"
 
     async def _resume(self, entry: Entry, proved: Callable[[], None]) -> str:
-        if entry.attempts >= ATTEMPTS:
-            await self._refuse(reset(ResetCode.BUSY, "two attempts at this session are under way"))
-            return "busy"
         stream = entry.stream
-        entry.attempts += 1
-        try:
-            with trio.fail_after(_HELLO_TIMEOUT):
+        if len(entry.attempts) >= ATTEMPTS:
+            entry.attempts.pop(0).cancel()
+        with trio.move_on_after(_HELLO_TIMEOUT) as scope:
+            entry.attempts.append(scope)
+            try:
                 hello, nonce = await receive_claim(self._carrier)
-            kept = stream.machine.out.most
-            attachment = stream.replace(hello, nonce, self._carrier)
-        except trio.TooSlowError:
+            except ResumeError as error:
+                return await self._deny(error)
+            finally:
+                if scope in entry.attempts:
+                    entry.attempts.remove(scope)
+        if scope.cancelled_caught:
+            if trio.current_time() < scope.deadline:
+                await self._refuse(reset(ResetCode.BUSY, "there are newer attempts at this session"))
+                return "busy"
             return "left"
+        kept = stream.machine.out.most
+        try:
+            attachment = stream.replace(hello, nonce, self._carrier)
         except ResumeError as error:
-            await self._refuse(error.capsule())
-            return _result(error)
-        finally:
-            entry.attempts -= 1
+            return await self._deny(error)
         proved()
         away = stream.last_gap
         self._state.resumption.returned(entry)
@@ -93,9 +98,12 @@ class Attempt:
         except trio.TooSlowError:
             return "left"
         except ResumeError as error:
-            await self._refuse(error.capsule())
-            return _result(error)
+            return await self._deny(error)
         return "over"
+
+    async def _deny(self, error: ResumeError) -> str:
+        await self._refuse(error.capsule())
+        return _result(error)
 
     async def _refuse(self, capsule: bytes) -> None:
         with trio.move_on_after(_LINGER):

@@ -12,7 +12,7 @@ import secrets
 import time
 from collections import Counter, OrderedDict
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Protocol
 
 import trio
@@ -32,8 +32,9 @@ if TYPE_CHECKING:
 
 # Sessions that are over and are remembered, for a client whose last words were lost: about 450 bytes each.
 _TOMBSTONES = 1000
-# Attempts at one session at a time: one that hangs, and the next one.
-ATTEMPTS = 2
+# Attempts at one session that may be under way. Of more, the oldest goes: whoever shares the token can begin as many as
+# they like, and must not keep the owner out, who needs one round trip.
+ATTEMPTS = 8
 # A session counts as absent, and may have to give up its place, only after so many seconds: where a front end restarts,
 # all of its clients are away for a moment.
 PATIENCE = 120.0
@@ -66,8 +67,8 @@ class Entry:
     stream: ResumableStream
     #: The client's address, as its records have it.
     client: str
-    #: Attempts at it that have not come to an end.
-    attempts: int = 0
+    #: Attempts at it that have not proved anything yet, the oldest first: what cancels each.
+    attempts: list[trio.CancelScope] = field(default_factory=list)
     #: When the client was lost, on trio's clock; None while it is there.
     away_since: float | None = None
 

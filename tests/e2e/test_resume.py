@@ -8,7 +8,6 @@ from __future__ import annotations
 import hashlib
 import os
 import random
-import shlex
 import signal
 import socket
 import subprocess
@@ -30,7 +29,6 @@ from tests.support.processes import (
     free_port,
     http2tcp,
     listens,
-    program,
     running,
     wait_until,
 )
@@ -220,26 +218,6 @@ def test_a_file_arrives_whole_through_twenty_cuts(way: Way, direction: str, tmp_
         assert len(made) == CUTS
     copied = (there if direction == "up" else here).read_bytes()
     assert hashlib.sha256(copied).hexdigest() == hashlib.sha256(data).hexdigest()
-
-
-def test_rsync_copies_through_cuts(way: Way, tmp_path: Path) -> None:
-    data = os.urandom(1_000_000) * 5
-    (tmp_path / "here").write_bytes(data)
-    ssh = shlex.join(way.login().command("ssh"))
-    command = [
-        program("rsync"),
-        "--bwlimit=2000",
-        "--inplace",
-        "-e",
-        ssh,
-        str(tmp_path / "here"),
-        "target:" + str(tmp_path / "there"),
-    ]
-    with cuts(way, 5, (tmp_path / "there").exists) as made:
-        done = subprocess.run(command, capture_output=True, timeout=60, env=environment())
-        assert (done.returncode, done.stderr) == (0, b"")
-        assert len(made) == 5
-    assert (tmp_path / "there").read_bytes() == data
 
 
 # --- the end of it --------------------------------------------------------------------------------
