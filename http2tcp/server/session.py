@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 
 import trio
 
-from http2tcp.errors import LimitReached
+from http2tcp.errors import LimitReached, TooManyRequests
 from http2tcp.net.relay import Lifetime, Traffic
 from http2tcp.server.audit import SessionRecords
 from http2tcp.server.outcome import Abandoned, Ended, NoSession, Outcome, Reason
@@ -70,7 +70,7 @@ class Session:
         self._leave_tunnels()
         try:
             self._state.tunnels.enter(grant.token)
-        except LimitReached:
+        except (LimitReached, TooManyRequests):
             # A tunnel that waits for a client that may never come back is worth less than a new one.
             if not self._state.resumption.give_place(grant.token, self.records.client):
                 raise
