@@ -147,7 +147,7 @@ class Forbidden(Refusal):
 
     status = 403
     phrase = "Forbidden"
-    text = "this destination is not allowed"
+    text = "this is not allowed"
     proxy_error = "http_request_denied"
 
     def __init__(self, text: str | None = None, *, proxy_error: str | None = None, rule: str = "") -> None:

@@ -1,6 +1,6 @@
 """Where the log goes. This does not use trio: the command line logs its warnings before trio is loaded.
 
-Every command uses this module. A server's formats and log files are in `http2tcp.server.service_log`.
+Every command uses this module. A server's formats and log files are in `http2tcp.server.log_writer`.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ _PRIORITIES = {logging.DEBUG: 7, logging.INFO: 6, logging.WARNING: 4, logging.ER
 def start_logging(level: int, *, hold_back: bool = False) -> None:
     """Log to stderr, as `http2tcp: …`.
 
-    `hold_back` keeps the lines until `http2tcp.server.service_log` knows the wanted format and file, or until the
+    `hold_back` keeps the lines until `http2tcp.server.log_writer` knows the wanted format and file, or until the
     process ends.
     """
     # By default, logging prints a traceback when a line cannot be written (a full disk, a closed pipe).

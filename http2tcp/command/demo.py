@@ -20,7 +20,7 @@ import trio
 
 from http2tcp.address import TCPAddress
 from http2tcp.client.check.hops import Hop, State, Verdict
-from http2tcp.client.check.report import TextReport
+from http2tcp.client.check.layout import TextReport
 from http2tcp.client.connector import open_tunnel
 from http2tcp.errors import Http2tcpError, ListenError, TunnelError, os_reason
 from http2tcp.net.streams import CHUNK, Stream

@@ -42,8 +42,8 @@ def run_server(settings: ServerSettings, reread: Callable[[], ServerSettings] | 
     Raises ListenError, SettingsError or TooFewDescriptors.
     """
     from http2tcp.net.descriptors import require
+    from http2tcp.server.log_writer import log_as_service
     from http2tcp.server.service import Service
-    from http2tcp.server.service_log import log_as_service
 
     # Two descriptors an address: a name may have an IPv4 and an IPv6 address. The admin listener needs one more, for a
     # connection, and a log file needs one.
@@ -122,7 +122,7 @@ def run_client(settings: ClientSettings, head_start: HeadStart | None = None) ->
 
 def run_check(settings: ClientSettings, *, as_json: bool, quiet: bool) -> int:
     """Check each hop of the client's way, and report on stdout. Return the failure's exit status, or 0."""
-    from http2tcp.client.check.report import JSONReport, TextReport
+    from http2tcp.client.check.layout import JSONReport, TextReport
     from http2tcp.client.check.walk import check
 
     _warn(settings)

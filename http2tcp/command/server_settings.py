@@ -17,7 +17,7 @@ from http2tcp.command.options import Given, Option, Source
 from http2tcp.errors import ConfigError, SettingsError
 
 if TYPE_CHECKING:
-    from http2tcp.command.config_file import Key
+    from http2tcp.command.toml_file import Key
     from http2tcp.command.values import Kind
     from http2tcp.server.limits import Limits
     from http2tcp.server.policy import Token
@@ -108,7 +108,7 @@ def _configured(given: Given) -> tuple[Given, Sequence[str | Token]]:
     if path is None:
         token = given_token(given)
         return given, [] if token is None else [token]
-    from http2tcp.command.config_file import read_config
+    from http2tcp.command.toml_file import read_config
 
     config = read_config(path, config_keys())
     nobody_gave = {row.key for row in options.rows() if given.source(row) is Source.DEFAULT}
@@ -132,7 +132,7 @@ def refuse_log_file(given: Given, path: str | None) -> None:
 
     A reload does not check this: a token may have to be taken away while a disk is full.
     """
-    from http2tcp.server.service_log import check_log_file
+    from http2tcp.server.log_writer import check_log_file
 
     try:
         if path is not None:
@@ -165,7 +165,7 @@ def _warn_of_expired(tokens: Sequence[Token]) -> None:
 
 def config_keys() -> dict[str, Key]:
     """The keys that the file may have: all options of a server except modes, actions and secrets."""
-    from http2tcp.command.config_file import Key
+    from http2tcp.command.toml_file import Key
 
     return {
         row.key: Key(str, "flag") if row.kind is None else Key(row.kind.parse, _form(row.kind), row.repeatable)
@@ -182,7 +182,7 @@ def _form(kind: Kind[Any]) -> Literal["text", "number", "file"]:
 
 def show_new_token(name: str) -> None:
     """Print the lines to stdout, which is often redirected to the configuration file, and the token to stderr."""
-    from http2tcp.command.config_file import new_token, parse_name
+    from http2tcp.command.toml_file import new_token, parse_name
 
     if sys.stderr is None or sys.stdout is None:
         closed = "stderr" if sys.stderr is None else "stdout"

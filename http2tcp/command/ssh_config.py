@@ -92,8 +92,8 @@ def _alive(settings: ClientSettings) -> list[str]:
     if settings.resume and not raw:
         count = math.ceil(_LONGER * settings.resume / _ALIVE_INTERVAL)
         return [
-            f"    # http2tcp brings a lost connection back for up to {settings.resume / 60:g} minutes. With fewer misses"
-            + " allowed, ssh would",
+            f"    # http2tcp brings a lost connection back for up to {settings.resume / 60:g} minutes. "
+            + "With fewer misses allowed, ssh would",
             "    # give up before that; with none at all, it would never notice that the host behind the server "
             + "is dead.",
             f"    ServerAliveInterval {_ALIVE_INTERVAL}",

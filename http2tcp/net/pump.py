@@ -1,7 +1,7 @@
 """One direction of a relay: bytes from a source to a sink until the source's EOF.
 
-Every pump has the signature of `copy`, which works on any two streams. On Linux, `http2tcp.net.splice` has the pump
-between two bare descriptors.
+Every pump has the signature of `copy`, which works on any two streams. On Linux, `http2tcp.net.splice_pump` has the
+pump between two bare descriptors.
 """
 
 from __future__ import annotations

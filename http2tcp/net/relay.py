@@ -18,7 +18,7 @@ from typing import NamedTuple
 
 import trio
 
-from http2tcp.net import splice
+from http2tcp.net import splice_pump as splice
 from http2tcp.net.pump import Flow, SinkBroke, SourceBroke, WatchedFlow, copy
 from http2tcp.net.streams import EOF_PATIENCE, Stream
 
@@ -363,11 +363,11 @@ def pump_for(source: Stream, sink: Stream) -> Callable[[Stream, Stream, Flow], A
 
 def _resumable_pump(source: Stream, sink: Stream) -> Callable[[Stream, Stream, Flow], Awaitable[None]]:
     if splice.AVAILABLE and source.changes_carriers and sink.sink_fd() is not None:
-        from http2tcp.net.resumable_splice import from_session
+        from http2tcp.net.resumable_pump import from_session
 
         return from_session
     if splice.AVAILABLE and sink.changes_carriers and source.source_fd() is not None:
-        from http2tcp.net.resumable_splice import to_session
+        from http2tcp.net.resumable_pump import to_session
 
         return to_session
     return copy
@@ -393,7 +393,7 @@ async def _splice(source: Stream, sink: Stream, flow: Flow) -> None:
     if source_fd is None or sink_fd is None:
         raise trio.ClosedResourceError("this stream was already closed")
     if source.framed or sink.framed:
-        from http2tcp.net.capsule_splice import capsule_pump
+        from http2tcp.net.capsule_pump import capsule_pump
 
         await capsule_pump(source, sink, source_fd, sink_fd, flow)
     else:

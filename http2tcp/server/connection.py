@@ -43,7 +43,7 @@ from http2tcp.protocol.forwarded import Peer, client_address, is_trusted, unmapp
 from http2tcp.protocol.proxy_protocol import ProxyHeaderError, ProxyHeaderReader
 from http2tcp.protocol.server_handshake import CONTINUE, MAX_HEAD, RequestReader, TunnelRequest, accept, refuse
 from http2tcp.protocol.transport import Transport
-from http2tcp.server.dial_refusals import dial_refusal, too_slow
+from http2tcp.server.destination_refusals import dial_refusal, too_slow
 from http2tcp.server.outcome import Abandoned, Ended, NoSession, Outcome, Reason, Refused, Resumed
 from http2tcp.server.policy import Admission, Grant
 from http2tcp.server.session import Phase, Session

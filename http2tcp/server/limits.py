@@ -21,8 +21,8 @@ from http2tcp.server.policy import Token
 from http2tcp.units import counted
 
 # Descriptors that are kept for things other than connections. First, the pipes of spliced flows: at most 64 pipes, and
-# at most an eighth of all descriptors (net/splice.py). Then a reserve for further attempts of dials (32, net/dial.py),
-# the log, the listeners, epoll and look-ups.
+# at most an eighth of all descriptors (net/splice_pump.py). Then a reserve for further attempts of dials (32,
+# net/dial.py), the log, the listeners, epoll and look-ups.
 _PIPES = 128
 _PIPE_SHARE = 1 / 8
 _RESERVED_DESCRIPTORS = 64

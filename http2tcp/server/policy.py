@@ -14,7 +14,8 @@ from dataclasses import dataclass, field
 from ipaddress import IPv4Address, IPv4Network, IPv6Address, IPv6Network
 
 from http2tcp.address import Address, IPAddress, UnixAddress
-from http2tcp.errors import Forbidden, TokenExpired, Unauthorized
+from http2tcp.errors import TokenExpired, Unauthorized
+from http2tcp.server.destination_refusals import not_allowed
 from http2tcp.server.rules import Rule, literal
 
 #: Networks that nobody can reach through the server.
@@ -191,25 +192,25 @@ class Grant:
     def admit(self, destination: Address) -> Admission:
         """Admit the destination as the client wrote it. Its addresses are still to be judged. Raises Forbidden."""
         if self.pinned and destination != self.default:
-            raise Forbidden(rule="without a token, the default destination alone is open")
+            raise not_allowed("without a token, the default destination alone is open")
         if (rule := _about(self.deny, destination)) is not None:
-            raise Forbidden(rule=f"deny {rule}")
+            raise not_allowed(f"deny {rule}")
         if self.allow is None:
             # "Everything" means the network. A Unix socket is open only where a rule, or -d, names it.
             if isinstance(destination, UnixAddress) and destination != self.default:
-                raise Forbidden(rule=_NOT_NAMED)
+                raise not_allowed(_NOT_NAMED)
             return Admission(destination, None, self.deny, by_name=True)
         if (rule := _about(self.allow, destination)) is not None:
             return Admission(destination, None, self.deny, by_name=True, rule=rule)
         if isinstance(destination, UnixAddress):
-            raise Forbidden(rule=_NOT_NAMED)
+            raise not_allowed(_NOT_NAMED)
         networks = [rule for rule in self.allow if rule.is_about_addresses_at(destination.port)]
         admission = Admission(destination, networks, self.deny, by_name=False)
         address = literal(destination)
         if not networks:
-            raise Forbidden(rule=_NOT_OPENED)
+            raise not_allowed(_NOT_OPENED)
         if address is not None and (refusal := admission.refusal(address)):
-            raise Forbidden(rule=refusal)
+            raise not_allowed(refusal)
         return admission
 
 

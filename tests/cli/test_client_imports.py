@@ -40,7 +40,7 @@ NEVER = (
     *("http2tcp.client.diagnosis", "http2tcp.client.front_ends", "http2tcp.client.handshake_faults"),
     *("http2tcp.client.forwarder", "http2tcp.client.forwards", "http2tcp.client.through_proxy"),
     *("http2tcp.client.proxy_choice", "http2tcp.net.tls_over", "http2tcp.net.tls_server", "http2tcp.units"),
-    *("http2tcp.command.demo", "http2tcp.command.server_settings", "http2tcp.command.config_file"),
+    *("http2tcp.command.demo", "http2tcp.command.server_settings", "http2tcp.command.toml_file"),
     *("http2tcp.protocol.server_handshake", "http2tcp.protocol.socks5", "http2tcp.protocol.certificate"),
     *("http2tcp.net.listen", "http2tcp.net.fdpass", "asyncio", "json", "tomllib", "encodings.idna"),
 )

@@ -13,8 +13,8 @@ import trustme
 
 from http2tcp.address import TCPAddress, UnixAddress
 from http2tcp.command import options
-from http2tcp.command.config_file import TOKEN_KEYS
 from http2tcp.command.server_settings import config_keys
+from http2tcp.command.toml_file import TOKEN_KEYS
 from http2tcp.net import descriptors
 from http2tcp.server.policy import Token, digest
 

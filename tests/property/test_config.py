@@ -7,7 +7,7 @@ from typing import Any
 from hypothesis import given
 from hypothesis import strategies as st
 
-from http2tcp.command.config_file import Key, parse_config
+from http2tcp.command.toml_file import Key, parse_config
 from http2tcp.errors import ConfigError
 from http2tcp.server.rules import parse_rule
 from http2tcp.units import parse_count, parse_duration

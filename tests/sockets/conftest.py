@@ -9,7 +9,7 @@ from collections.abc import Iterator
 import pytest
 import trio.testing
 
-from http2tcp.net import splice
+from http2tcp.net import splice_pump as splice
 from http2tcp.protocol.transport import Transport
 from tests.support.descriptors import open_descriptors
 from tests.support.loopback import TOKEN

@@ -8,7 +8,8 @@ import random
 import pytest
 import trio
 
-from http2tcp.net import resumable_splice, splice
+from http2tcp.net import resumable_pump as resumable_splice
+from http2tcp.net import splice_pump as splice
 from http2tcp.net.pipes import Pipe, PipePool, pipes
 from http2tcp.net.relay import End
 from http2tcp.net.streams import SocketStream

@@ -15,7 +15,8 @@ import trio.testing
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from http2tcp.net import pipes, splice
+from http2tcp.net import pipes
+from http2tcp.net import splice_pump as splice
 from http2tcp.net.capsules import CapsuleStream
 from http2tcp.net.pump import Flow, SinkBroke, SourceBroke
 from http2tcp.net.relay import End, Traffic, pump_for, relay

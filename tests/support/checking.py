@@ -12,7 +12,7 @@ from typing import Any
 import trio
 
 from http2tcp.client.check.hops import Hop, Report, State, Verdict
-from http2tcp.client.check.report import JSONReport, TextReport
+from http2tcp.client.check.layout import JSONReport, TextReport
 from http2tcp.client.check.walk import check
 from http2tcp.client.connector import connect, why_it_ended
 from http2tcp.client.settings import ClientSettings

@@ -98,7 +98,7 @@ def filled(beginning: str, unit: str, ending: str, size: int) -> str:
 SEARCHING = "search|finditer|findall|sub|subn|split"
 SEARCHED = ", searched"
 # What no stranger's bytes reach.
-OWN = {"http2tcp.command.config_file._PLACE"}  # what tomllib says of the operator's own file
+OWN = {"http2tcp.command.toml_file._PLACE"}  # what tomllib says of the operator's own file
 
 
 def patterns() -> Iterator[tuple[str, re.Pattern[str] | re.Pattern[bytes]]]:

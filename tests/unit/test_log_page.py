@@ -14,8 +14,8 @@ import pytest
 from http2tcp.address import TCPAddress
 from http2tcp.errors import Forbidden, HeadTimeout, TooManyRequests, Unauthorized
 from http2tcp.server.audit import Event, Refusals, SessionRecords
+from http2tcp.server.log_writer import JSONFormatter
 from http2tcp.server.outcome import Abandoned, Ended, NoSession, Reason, Refused
-from http2tcp.server.service_log import JSONFormatter
 
 PAGE = (Path(__file__).parents[2] / "docs" / "log.md").read_text()
 LOG = "log"

@@ -11,8 +11,8 @@ import pytest
 from http2tcp.address import TCPAddress
 from http2tcp.errors import DialFailure, Refusal
 from http2tcp.server.counters import REFUSALS
-from http2tcp.server.dial_refusals import dial_refusal as _dial_refusal
-from http2tcp.server.dial_refusals import too_slow as _too_slow
+from http2tcp.server.destination_refusals import dial_refusal as _dial_refusal
+from http2tcp.server.destination_refusals import too_slow as _too_slow
 from http2tcp.server.footprint import footprint
 from http2tcp.server.metrics import families
 from http2tcp.server.outcome import NoSession, Reason

@@ -1,8 +1,10 @@
-"""The refusal that a client gets when its target could not be dialled. Pure."""
+"""The words of a refused destination: one that the rules do not allow, or that could not be reached. Pure."""
 
 from __future__ import annotations
 
-from http2tcp.address import TCPAddress
+from typing import Protocol
+
+from http2tcp.address import Address, TCPAddress
 from http2tcp.errors import (
     DialFailure,
     Forbidden,
@@ -11,10 +13,26 @@ from http2tcp.errors import (
     TargetTimeout,
     TargetUnreachable,
 )
-from http2tcp.server.policy import Admission
 
 # Failures that say something about the target's name: whether it exists, and to which addresses it leads.
 _ABOUT_THE_NAME = (DialFailure.PROHIBITED, DialFailure.NAME, DialFailure.NAME_TEMPORARY)
+
+
+class Admission(Protocol):
+    """What is asked of an admitted destination: `http2tcp.server.policy.Admission`."""
+
+    @property
+    def destination(self) -> Address:
+        """Where the client wants to go."""
+
+    @property
+    def by_name(self) -> bool:
+        """Whether a rule opens the destination's very name, so that the client may learn what becomes of it."""
+
+
+def not_allowed(rule: str) -> Forbidden:
+    """The refusal of a destination that the rules do not allow. Only the operator gets to see the rule."""
+    return Forbidden("this destination is not allowed", rule=rule)
 
 
 def too_slow(admission: Admission, seconds: float, *, named: bool) -> Refusal:
@@ -35,7 +53,7 @@ def dial_refusal(admission: Admission, failure: DialFailure, words: str, closed:
     """
     destination = admission.destination
     if failure in _ABOUT_THE_NAME and not admission.by_name:
-        return Forbidden(rule=closed) if closed else _unnamed(words)
+        return not_allowed(closed) if closed else _unnamed(words)
     if failure is DialFailure.PROHIBITED:
         return Forbidden(
             f"{destination} is not allowed: every address of it is closed, by a deny rule or as link-local or metadata",
@@ -60,4 +78,4 @@ def dial_refusal(admission: Admission, failure: DialFailure, words: str, closed:
 
 def _unnamed(why: str) -> Forbidden:
     """A token that may not use a name must not learn whether it exists or where it leads; the log's rule says why."""
-    return Forbidden(rule=f"no rule of allow names it, and {why}")
+    return not_allowed(f"no rule of allow names it, and {why}")

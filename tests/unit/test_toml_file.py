@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 from http2tcp.address import TCPAddress, UnixAddress, parse_listen
-from http2tcp.command.config_file import Config, Key, new_token, parse_config, parse_name, read_config
+from http2tcp.command.toml_file import Config, Key, new_token, parse_config, parse_name, read_config
 from http2tcp.errors import ConfigError, SettingsError
 from http2tcp.server.policy import digest
 from http2tcp.server.rules import parse_rule

@@ -11,13 +11,13 @@ import trio
 from http2tcp.net.capsules import CapsuleStream
 from http2tcp.net.pipes import Pipe, pipes
 from http2tcp.net.pump import Flow, SinkBroke, SourceBroke
-from http2tcp.net.splice import SMALL, Found, Pump
+from http2tcp.net.splice_pump import SMALL, Found, Pump
 from http2tcp.net.streams import Stream
 from http2tcp.protocol.capsule import data_header
 
 
 async def capsule_pump(source: Stream, sink: Stream, source_fd: int, sink_fd: int, flow: Flow) -> None:
-    """As `http2tcp.net.splice.Pump`, where one of the two streams is framed."""
+    """As `http2tcp.net.splice_pump.Pump`, where one of the two streams is framed."""
     if isinstance(source, CapsuleStream):
         await _FromCapsules(source, source_fd, sink_fd, flow).run()
     elif isinstance(sink, CapsuleStream):

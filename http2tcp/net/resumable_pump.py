@@ -24,7 +24,7 @@ import trio
 from http2tcp.net.pipes import Pipe, pipes
 from http2tcp.net.pump import Flow, SinkBroke, SourceBroke
 from http2tcp.net.resumable import Attachment, ResumableStream
-from http2tcp.net.splice import UNSUPPORTED, Found, Pump, words
+from http2tcp.net.splice_pump import UNSUPPORTED, Found, Pump, words
 from http2tcp.net.streams import CHUNK, Stream
 from http2tcp.protocol.resume_outgoing import Kept, KeptBytes
 

@@ -19,10 +19,10 @@ from http2tcp import log
 from http2tcp.address import TCPAddress
 from http2tcp.errors import SettingsError
 from http2tcp.log import start_logging
-from http2tcp.server import service_log
+from http2tcp.server import log_writer as service_log
 from http2tcp.server.audit import SessionRecords
+from http2tcp.server.log_writer import FileHandler, JSONFormatter, TextFormatter, log_as_service
 from http2tcp.server.outcome import Ended, Reason
-from http2tcp.server.service_log import FileHandler, JSONFormatter, TextFormatter, log_as_service
 from tests.support.processes import wait_until
 
 # 2027-01-31T12:34:56.789Z

@@ -12,7 +12,7 @@ import pytest
 
 from http2tcp.address import parse_endpoint
 from http2tcp.client.check.hops import Advice, Attempt, Hop, Report, State, Verdict, failed
-from http2tcp.client.check.report import JSONReport, TextReport
+from http2tcp.client.check.layout import JSONReport, TextReport
 from http2tcp.client.diagnosis import explain_refusal
 from http2tcp.protocol.client_handshake import Refused
 from http2tcp.protocol.transport import Transport
