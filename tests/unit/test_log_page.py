@@ -14,10 +14,12 @@ import pytest
 from http2tcp.address import TCPAddress
 from http2tcp.errors import Forbidden, HeadTimeout, TooManyRequests, Unauthorized
 from http2tcp.server.audit import Event, Refusals, SessionRecords
+from http2tcp.server.counters import RESUMES
 from http2tcp.server.log_writer import JSONFormatter
 from http2tcp.server.outcome import Abandoned, Ended, NoSession, Reason, Refused
 
 PAGE = (Path(__file__).parents[2] / "docs" / "log.md").read_text()
+METRICS = (Path(__file__).parents[2] / "docs" / "metrics.md").read_text()
 LOG = "log"
 
 
@@ -56,7 +58,12 @@ def lines(caplog: pytest.LogCaptureFixture) -> list[dict[str, object]]:
 
     opened = asked()
     opened.opened(TCPAddress("10.0.0.7", 5432), "tcp", 0.1)
+    opened.detached("it broke")
+    opened.resumed(asked(), "tcp", 0.1, 1)
     opened.over(Ended(Reason.CLIENT_BROKE, "it broke"))
+    other = session()
+    other.authenticated("alice")
+    other.not_resumed("gone")
     asked().over(Refused(Forbidden(rule="deny *:*")))
     expired = session()
     expired.failed_authentication("bob")
@@ -81,6 +88,14 @@ def test_the_page_has_every_reason() -> None:
     assert only == {reason.value for reason in NoSession} - {reason.value for reason in Reason}
 
 
+def test_the_page_and_that_of_the_metrics_have_every_result_of_an_attempt_to_resume() -> None:
+    (listed,) = re.findall(r"^`not_resumed` has reasons(.*?)\n\n", PAGE, re.MULTILINE | re.DOTALL)
+    (row,) = re.findall(r"^\| `http2tcp_resumes_total` \|(.*)$", METRICS, re.MULTILINE)
+    # Who is resumed, or learns that the tunnel is over, has got what it asked for.
+    assert words(listed.partition(":")[2]) == [result for result in RESUMES if result not in ("resumed", "over")]
+    assert [word for word in words(row) if word != "result"] == list(RESUMES)
+
+
 def test_the_page_has_every_key_in_its_order(lines: list[dict[str, object]]) -> None:
     keys = [words(row[0])[0] for row in table("key")]
     assert {key for line in lines for key in line} == set(keys)
@@ -91,8 +106,8 @@ def test_the_page_has_every_key_in_its_order(lines: list[dict[str, object]]) -> 
 
 def test_the_page_says_of_every_key_which_records_have_it(lines: list[dict[str, object]]) -> None:
     events = {event.value for event in Event}
-    # What is asked for is known only once the token has been accepted.
-    never = {("target", Event.AUTHENTICATION_FAILED.value)}
+    # What is asked for is known only once the token has been accepted, and who resumes asks for a session.
+    never = {("target", Event.AUTHENTICATION_FAILED.value), ("target", Event.NOT_RESUMED.value)}
     for key, where, _ in table("key"):
         (name,) = words(key)
         expected = {"JSON": events | {LOG}, "all": events}.get(where, set(words(where)))
