@@ -15,6 +15,7 @@ from http2tcp.client.observer import Progress
 from http2tcp.client.proxy_choice import parse_proxy
 from http2tcp.client.settings import ClientSettings
 from http2tcp.errors import ConnectFailed, ResolveFailed, TLSFailed, TunnelError, UpgradeNotPassed
+from http2tcp.net.streams import Ends
 from http2tcp.protocol.client_handshake import Refused, Switched
 from http2tcp.protocol.transport import Transport
 
@@ -26,7 +27,7 @@ BELOW_HTTP = {"name!": ResolveFailed("x"), "tcp!": ConnectFailed("x"), "tls!": T
 class Stream:
     """A tunnel whose target ends at once."""
 
-    empty_is_broken = half_close = False
+    ends = Ends(half_close=False)
 
     async def receive_some(self, _max_bytes: int) -> bytes:
         return b""
