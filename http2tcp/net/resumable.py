@@ -727,7 +727,10 @@ class ResumableStream(Stream):
     async def flush(self) -> None:
         """After `send_reason`, wait until the peer has learnt it; else as the stream below."""
         # A client that leaves has said so on this connection, and waits for nobody.
-        if not self._client and self.machine.resumable and self.machine.broken is not None:
+        said = self.machine.broken
+        if self.attachment is None and said is not None and said.code == ResetCode.AWAY_TOO_LONG:
+            return  # its place is needed now; a client that comes back finds the tombstone
+        if not self._client and self.machine.resumable and said is not None:
             while not self.machine.over and self._failure is None:
                 try:
                     if self.attachment is None and self.lost_at is not None:

@@ -291,7 +291,10 @@ async def test_a_new_tunnel_takes_the_place_of_one_whose_client_is_away(caplog: 
         again = await begin(server.address, where)
         await again.send(b"here")
         await again.until(b"here")
-    assert of(caplog, "ended")[0]["reason"] == "evicted"
+        with trio.fail_after(2):
+            await until(lambda: of(caplog, "ended"))
+        assert of(caplog, "ended")[0]["reason"] == "evicted"
+        assert await refusal(await peer.attempt()) == ResetCode.AWAY_TOO_LONG
 
 
 async def test_what_is_kept_is_bounded_where_nobody_acknowledges() -> None:
