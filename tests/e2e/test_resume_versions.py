@@ -39,6 +39,48 @@ def old(tmp_path_factory: pytest.TempPathFactory) -> list[str]:
     return [sys.executable, "-c", f"{begin}.__main__; http2tcp.__main__.main()"]
 
 
+# Prints each request of a client, and a server's answer to it.
+HEADS = """
+try:
+    from http2tcp.protocol.client_handshake import request
+    from http2tcp.protocol.server_handshake import RequestReader, accept
+except ImportError:
+    from http2tcp.protocol.client import request
+    from http2tcp.protocol.server import RequestReader, accept
+from http2tcp.address import parse_destination, parse_endpoint
+from http2tcp.protocol.transport import Transport
+
+for endpoint in ("https://example.com/~http2tcp/", "http://user:pass@example.com:8080/x?y=z"):
+    for destination in (None, "db:5432", "unix:/run/x.sock"):
+        for transport in Transport:
+            for keepalive in (None, 25.0):
+                head = request(
+                    parse_endpoint(endpoint),
+                    None if destination is None else parse_destination(destination),
+                    transport,
+                    token="a-token",
+                    user_agent="test",
+                    keepalive=keepalive,
+                    headers=[("X-More", "1")],
+                    websocket_key="dGhlIHNhbXBsZSBub25jZQ==",
+                )
+                print(head)
+                reader = RequestReader()
+                reader.receive(head)
+                asked = reader.next_event()
+                print(accept(asked, "5f0c9a3be172", keepalive=25.0, dial_time=0.012))
+"""
+
+
+def test_without_resume_each_byte_of_the_heads_is_as_before(old: list[str]) -> None:
+    begin = old[2].partition("; import http2tcp")[0]
+    before = subprocess.run([sys.executable, "-c", begin + HEADS], capture_output=True, text=True)
+    now = subprocess.run([sys.executable, "-c", HEADS], capture_output=True, text=True)
+    assert (before.returncode, now.returncode) == (0, 0), before.stderr + now.stderr
+    assert before.stdout.count("HTTP/1.1 101") >= 20
+    assert now.stdout == before.stdout
+
+
 @pytest.fixture
 def echo() -> Iterator[int]:
     """A service that sends everything back, its end included."""
