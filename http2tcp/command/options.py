@@ -387,12 +387,12 @@ MAX_DETACHED_PER_TOKEN: Option[int] = Option(
     help="Of these, how many of one token.",
     sample="32",
 )
-NODE: Option[str] = Option(
+NODE: Option[str | None] = Option(
     names=("--node",),
     mode="server",
     group=LISTENING,
     kind=kinds.NODE,
-    default="",
+    default=None,
     help="This server's name among several behind one front end: ids of its sessions begin with it.",
     more="The front end can then lead a client that resumes back to the server that has its tunnel. See "
     "[how-to/survive.md](how-to/survive.md#several-servers).",

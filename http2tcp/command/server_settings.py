@@ -64,7 +64,7 @@ def server_settings(given: Given) -> ServerSettings:
         resume_memory=given[options.RESUME_MEMORY],
         max_detached=given[options.MAX_DETACHED],
         max_detached_per_token=given[options.MAX_DETACHED_PER_TOKEN],
-        node=given[options.NODE],
+        node=given[options.NODE] or "",
         keep_sessions=given[options.KEEP_SESSIONS],
         log_format=given[options.LOG_FORMAT],
         log_file=given[options.LOG_FILE],
