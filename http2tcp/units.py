@@ -31,6 +31,14 @@ def parse_rate(text: str) -> float:
     return rate
 
 
+def parse_size(text: str) -> int:
+    """Bytes, as in `parse_rate`."""
+    size = _scaled(text, text[-1:].upper(), _BYTES)
+    if not 1 <= size < 1e15:
+        raise SettingsError(f"{text!a}: expected bytes, as in 65536, 64K, 10M, 1G")
+    return int(size)
+
+
 def parse_count(text: str) -> int:
     """A whole number from 1 on."""
     count = int(text) if text.isascii() and text.isdecimal() and len(text) <= len(str(_MOST)) else 0

@@ -186,15 +186,9 @@ def _parse_duration_or_zero(text: str) -> float:
 
 
 def _parse_size(text: str) -> int:
-    return int(_parse_rate(text))
+    from http2tcp.units import parse_size
 
-
-def _parse_node(text: str) -> str:
-    import re
-
-    if not re.fullmatch(r"[a-z0-9](?:[a-z0-9.-]{0,61}[a-z0-9])?", text):
-        raise SettingsError("expected a name of small letters, digits, dots and hyphens, as in a or pod-0")
-    return text
+    return parse_size(text)
 
 
 def _parse_rate(text: str) -> float:
@@ -248,7 +242,7 @@ COUNT = Kind("N", _parse_count, toml="a whole number", number=True)
 DESTINATION = Kind("HOST:PORT", parse_destination, toml='an address, such as `"localhost:22"`')
 DYNAMIC_FORWARD = Kind("[BIND:]PORT", _parse_dynamic_forward, toml="text")
 ENDPOINT = Kind("URL", parse_endpoint, toml="text")
-NODE = Kind("NAME", _parse_node, toml="a name")
+NODE = Kind("NAME", str, toml="a name")
 SIZE = Kind("BYTES", _parse_size, toml="bytes", number=True)
 FIELD_NAME = Kind("NAME", _parse_field_name, toml="the name of a header field")
 #: A file that has to be there.

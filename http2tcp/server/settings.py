@@ -45,6 +45,12 @@ _AT_RESTART = {"restart": True}
 def _option(name: str) -> dict[str, str]:
     return {"option": name}
 
+# What clients take for a window: one outside of this ends every tunnel as a breach of the protocol.
+_LEAST_WINDOW = 256 * 1024
+_MOST_WINDOW = 64 * 1024 * 1024
+#: The name of a server among several, which begins the ids of its sessions. A pod's name is one.
+NODE = re.compile(r"[a-z0-9](?:[a-z0-9.-]{0,61}[a-z0-9])?")
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ServerSettings:
@@ -130,8 +136,15 @@ class ServerSettings:
         for name in ("head_timeout", "connect_timeout", "keepalive"):
             if not getattr(self, name) > 0:  # nor is nan
                 raise SettingsError(f"{name}: expected seconds above 0, not {getattr(self, name)}")
-        if not self.grace >= 0:
-            raise SettingsError(f"grace: expected seconds from 0 on, not {self.grace}")
+        for name in ("grace", "resume"):
+            if not getattr(self, name) >= 0:
+                raise SettingsError(f"{name}: expected seconds from 0 on, not {getattr(self, name)}")
+        if not _LEAST_WINDOW <= self.resume_window <= _MOST_WINDOW:
+            raise SettingsError(f"resume_window: expected 256K to 64M, not {self.resume_window} bytes")
+        if self.node and not NODE.fullmatch(self.node):
+            raise SettingsError(
+                f"node: expected a name of small letters, digits, dots and hyphens, as in a or pod-0, not {self.node!a}"
+            )
         check_field_name(self.forwarded_header)
         if self.forwarded_header != DEFAULT_FORWARDED_HEADER and not self.trusted_proxies:
             raise SettingsError("--forwarded-header needs --trusted-proxy: anybody can send the field")

@@ -9,8 +9,9 @@ from typing import Any
 import pytest
 
 from http2tcp.address import TCPAddress, UnixAddress, parse_endpoint
-from http2tcp.client.settings import ClientSettings
+from http2tcp.client.settings import RESUME_OF_STDIO, ClientSettings
 from http2tcp.command import options
+from http2tcp.protocol.resume import BOUNDS
 from http2tcp.protocol.transport import Transport
 from http2tcp.server.limits import Limits, described_limits
 from http2tcp.server.settings import ServerSettings
@@ -35,6 +36,8 @@ def test_a_server_with_a_token_alone_listens_where_the_original_does(http2tcp: R
     assert not server.connect
     assert server.connect_timeout == 10
     assert server.grace == 30
+    assert (server.resume, server.resume_window, server.resume_memory) == (3600, 4 * 1024**2, 256 * 1024**2)
+    assert (server.max_detached, server.max_detached_per_token, server.node) == (1000, 32, "")
 
 
 @pytest.mark.parametrize("server", ["-s", "--server"])
@@ -87,10 +90,66 @@ def test_a_client_without_further_options_has_the_documented_defaults(http2tcp: 
     assert client.token is None
     assert client.transport is None  # the first that gets through
     assert client.keepalive == 25
+    assert client.resume == 900
     assert client.user_agent == f"http2tcp/{__version__}"
     assert list(client.headers) == []
     assert client.tls.verify
     assert (client.connect_timeout, client.tls_timeout, client.answer_timeout) == (10, 10, 20)
+
+
+# --- tunnels that come back -----------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("arguments", "seconds"),
+    [
+        # A login is worth waiting for; who uses a listener connects again.
+        ((), 900),
+        (("-l", "5432", "-d", "db:5432"), 60),
+        (("-L", "5432:db:5432"), 60),
+        (("-D", "1080"), 60),
+        (("--no-resume",), 0),
+        (("--no-resume", "-D", "1080"), 0),
+    ],
+)
+def test_a_client_asks_to_be_waited_for_as_its_use_needs_it(
+    http2tcp: Run, arguments: tuple[str, ...], seconds: float
+) -> None:
+    assert http2tcp(*CLIENT, *arguments).client.resume == seconds
+
+
+def test_what_is_handed_to_ssh_cannot_come_back(http2tcp: Run) -> None:
+    assert http2tcp("-c", "-e", "http://h/", "--fdpass").client.resume == 0
+
+
+@pytest.mark.parametrize("text", ["0", "0.0"])
+def test_a_server_can_do_without(http2tcp: Run, text: str) -> None:
+    assert http2tcp(*SERVER, "--resume", text).server.resume == 0
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        (("--resume", "-1"), "--resume"),
+        (("--resume", "soon"), "expected a time"),
+        # Every client would end its tunnels for such a window.
+        (("--resume-window", "255K"), "256K to 64M"),
+        (("--resume-window", "65M"), "256K to 64M"),
+        (("--resume-window", "0"), "expected bytes"),
+        (("--resume-memory", "much"), "expected bytes"),
+        (("--max-detached", "0"), "expected a whole number"),
+        (("--max-detached-per-token", "x"), "expected a whole number"),
+        *((("--node", name), "expected a name") for name in ("A", "a b", "-a", "a-", "a_b", "a" * 64, "a/b")),
+    ],
+)
+def test_what_cannot_be_is_refused_at_the_start(http2tcp: Run, arguments: tuple[str, ...], words: str) -> None:
+    assert words in complaint(http2tcp(*SERVER, *arguments))
+
+
+@pytest.mark.parametrize("text", ["256K", "64M"])
+def test_a_window_that_clients_take_is_taken(http2tcp: Run, text: str) -> None:
+    window = http2tcp(*SERVER, "--resume-window", text).server.resume_window
+    assert BOUNDS.least <= window <= BOUNDS.most
 
 
 # --- addresses ----------------------------------------------------------------------------------
@@ -194,6 +253,12 @@ VARIABLES: dict[str, tuple[str, tuple[str, ...], Any, Any]] = {
     "proxy_protocol": ("1", SERVER, lambda ran: ran.server.proxy_protocol, True),
     "connect_timeout": ("3", SERVER, lambda ran: ran.server.connect_timeout, 3),
     "grace": ("4.5", SERVER, lambda ran: ran.server.grace, 4.5),
+    "resume": ("15m", SERVER, lambda ran: ran.server.resume, 900),
+    "resume_window": ("1M", SERVER, lambda ran: ran.server.resume_window, 1024 * 1024),
+    "resume_memory": ("1G", SERVER, lambda ran: ran.server.resume_memory, 1024**3),
+    "max_detached": ("20", SERVER, lambda ran: ran.server.max_detached, 20),
+    "max_detached_per_token": ("5", SERVER, lambda ran: ran.server.max_detached_per_token, 5),
+    "node": ("pod-0", SERVER, lambda ran: ran.server.node, "pod-0"),
     "log_format": ("json", SERVER, lambda ran: ran.server.log_format, "json"),
     "log_file": ("FILE", SERVER, lambda ran: ran.server.log_file, "FILE"),
     "client": ("1", ("-e", ENDPOINT), lambda ran: ran.client_settings is not None, True),
@@ -226,6 +291,7 @@ VARIABLES: dict[str, tuple[str, tuple[str, ...], Any, Any]] = {
     "proxy": ("http://p:3128", CLIENT, lambda ran: str(ran.client.proxy), "http://p:3128"),
     # That there would be one without it is in test_proxy_options.py.
     "no_proxy": ("1", CLIENT, lambda ran: ran.client.proxy, None),
+    "no_resume": ("1", CLIENT, lambda ran: ran.client.resume, 0),
     "fdpass": ("1", ("-c", "-e", "http://h/"), lambda ran: ran.client.fdpass, True),
     "insecure": ("1", CLIENT, lambda ran: ran.client.tls.verify, False),
     "token": ("t0k", CLIENT, lambda ran: ran.client.token, "t0k"),
@@ -465,7 +531,8 @@ def test_a_value_that_looks_like_a_mode_is_none(http2tcp: Run) -> None:
 
 def test_the_command_line_has_the_defaults_of_the_api(http2tcp: Run) -> None:
     assert http2tcp(*SERVER).server == ServerSettings(tokens=["secret"], limits=Limits())
-    assert http2tcp(*CLIENT).client == ClientSettings(endpoint=parse_endpoint(ENDPOINT))
+    # A program has to ask for it: it may have a way of its own to go on after a loss.
+    assert http2tcp(*CLIENT).client == ClientSettings(endpoint=parse_endpoint(ENDPOINT), resume=RESUME_OF_STDIO)
 
 
 # --- header fields ------------------------------------------------------------------------------
