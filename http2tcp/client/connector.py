@@ -18,8 +18,8 @@ import trio
 
 from http2tcp.address import Address, Endpoint, TCPAddress, parse_destination, parse_endpoint
 from http2tcp.client.settings import (
-    DEFAULT_KEEPALIVE,
     DEFAULT_USER_AGENT,
+    RESUME_OF_PROGRAMS,
     ClientSettings,
     TLSSettings,
     environment_proxy,
@@ -49,6 +49,7 @@ if TYPE_CHECKING:
     from http2tcp.client.proxy_choice import Proxy
     from http2tcp.client.reconnect import Reconnector
     from http2tcp.net.preconnect import HeadStart
+    from http2tcp.net.resumable import ResumableStream
     from http2tcp.net.tls import TLSStream
     from http2tcp.net.tls_over import TLSOverStream
 
@@ -83,6 +84,7 @@ async def open_tunnel(
     headers: Sequence[tuple[str, str]] = (),
     user_agent: str = ...,
     proxy: str | Literal[False] | None = None,
+    resume: bool = False,
 ) -> Stream: ...
 
 
@@ -100,6 +102,7 @@ async def open_tunnel(
     headers: Sequence[tuple[str, str]] = (),
     user_agent: str = DEFAULT_USER_AGENT,
     proxy: str | Literal[False] | None = None,
+    resume: bool = False,
 ) -> Stream:
     """Open a tunnel and give it as a trio stream.
 
@@ -107,20 +110,22 @@ async def open_tunnel(
     a `destination` beside it. `destination` is what it is to reach ("host:port"; None:
     the server's default); `transport` what carries it (None: the first that gets through);
     `proxy` the URL of a proxy to go through (None: what the environment says; False: none). Returns once
-    the target has accepted, on `http2tcp/1.0` once the server has. `send_eof` half-closes, but for raw
+    the target has accepted, on `http2tcp/1.0` once the server has. `resume`: bring a lost connection back,
+    where the server and the transport can; whoever sends or receives then waits. `send_eof` half-closes, but for raw
     transports over https, where it raises HalfCloseUnsupported. Raises TunnelError, whose subclasses are
     the hops, AddressError or SettingsError.
     """
     load_failure_words()
     destination = parse_destination(destination) if isinstance(destination, str) else destination
     if isinstance(endpoint, ClientSettings):
-        if (token, transport, tls, headers, user_agent, proxy) != (
+        if (token, transport, tls, headers, user_agent, proxy, resume) != (
             None,
             None,
             TLSSettings(),
             (),
             DEFAULT_USER_AGENT,
             None,
+            False,
         ):
             raise SettingsError("expected no further option: ClientSettings says them all")
         return (
@@ -138,6 +143,7 @@ async def open_tunnel(
         proxy=_proxy(proxy, endpoint),
         # Only the command's relay sends keepalives. A server gives up a client that announces some and sends none.
         keepalive=None,
+        resume=RESUME_OF_PROGRAMS if resume else 0.0,
     )
     return (await connect(settings)).stream
 
@@ -149,7 +155,8 @@ def load_failure_words() -> None:
     those of another release.
     """
     import http2tcp.client.diagnosis
-    import http2tcp.client.front_ends  # noqa: F401
+    import http2tcp.client.front_ends
+    import http2tcp.client.reconnect  # noqa: F401
 
 
 def _proxy(proxy: str | Literal[False] | None, endpoint: Endpoint) -> Proxy | None:
@@ -330,11 +337,20 @@ def _carrier(settings: ClientSettings, stream: Stream, answer: Switched) -> Stre
 
 async def _agree(settings: ClientSettings, stream: Stream, answer: Switched) -> Stream:
     """A tunnel that outlives its connections, where the server's first capsule is HELLO. Raises TunnelCut."""
-    from http2tcp.net.resumable import ResumableStream
     from http2tcp.net.resume_handshake import read_first
     from http2tcp.protocol.resume import Resumable, Terms
     from http2tcp.protocol.resume_wire import Hello, Violation
 
+    keepalive = settings.keepalive
+    kind: type[ResumableStream]
+    if keepalive is None:
+        from http2tcp.net.unattended import SILENCE, UnattendedStream
+
+        keepalive, kind = SILENCE, UnattendedStream
+    else:
+        from http2tcp.net.resumable import ResumableStream
+
+        kind = ResumableStream
     capsules = _carrier(settings, stream, answer)
     try:
         with trio.fail_after(settings.answer_timeout):
@@ -342,8 +358,7 @@ async def _agree(settings: ClientSettings, stream: Stream, answer: Switched) -> 
         if not isinstance(hello, Hello):
             raise TunnelCut(f"{_LOST}: its first capsule is not the server's)")
         # The server needs an interval from every client that it waits for.
-        interval = int((settings.keepalive or DEFAULT_KEEPALIVE) * 1000)
-        terms = Terms(keepalive=interval, window=settings.resume_window, grace=int(settings.resume))
+        terms = Terms(keepalive=int(keepalive * 1000), window=settings.resume_window, grace=int(settings.resume))
         machine = Resumable.agree(hello, terms)
     except (Violation, trio.TooSlowError, trio.BrokenResourceError) as error:
         raise TunnelCut(f"{_LOST}: {error or 'no first capsule came'})") from error
@@ -357,10 +372,10 @@ async def _agree(settings: ClientSettings, stream: Stream, answer: Switched) -> 
             reconnector = Reconnector(tunnel, lambda session: _another(settings, answer.transport, session))
         await reconnector.revive()
 
-    tunnel = ResumableStream(
+    tunnel = kind(
         machine,
         capsules,
-        keepalive=interval / 1000,
+        keepalive=keepalive,
         peer_keepalive=answer.keepalive,
         client=True,
         revive=revive,

@@ -91,11 +91,10 @@ def _alive(settings: ClientSettings) -> list[str]:
     raw = settings.fdpass or (settings.transport is not None and settings.transport.raw)
     if settings.resume and not raw:
         count = math.ceil(_LONGER * settings.resume / _ALIVE_INTERVAL)
+        length = settings.resume / 60
         return [
-            f"    # http2tcp brings a lost connection back for up to {settings.resume / 60:g} minutes. "
-            + "With fewer misses allowed, ssh would",
-            "    # give up before that; with none at all, it would never notice that the host behind the server "
-            + "is dead.",
+            f"    # http2tcp brings a lost connection back for up to {length:g} minutes. With a lower count, ssh would",
+            "    # end before that; with no interval, it would not notice that the host behind the server is dead.",
             f"    ServerAliveInterval {_ALIVE_INTERVAL}",
             f"    ServerAliveCountMax {count}",
         ]

@@ -45,6 +45,7 @@ _AT_RESTART = {"restart": True}
 def _option(name: str) -> dict[str, str]:
     return {"option": name}
 
+
 # What clients take for a window: one outside of this ends every tunnel as a breach of the protocol.
 _LEAST_WINDOW = 256 * 1024
 _MOST_WINDOW = 64 * 1024 * 1024
