@@ -25,6 +25,7 @@ from http2tcp.client.connector import AUTO
 from http2tcp.client.forwards import Forward
 from http2tcp.client.proxy_choice import parse_proxy
 from http2tcp.client.settings import ClientSettings, TLSSettings
+from http2tcp.protocol.transport import Transport
 from http2tcp.server.audit import Record
 from tests.support.checking import checked, ordinary
 from tests.support.choosy_front import ENVOY_REFUSES, answering, choosy_front
@@ -629,7 +630,12 @@ async def test_a_way_that_works_is_shown_hop_by_hop_with_the_targets_first_words
     assert "trustme" in found.hop("tls").text
     assert all(found.hop(transport).facts["status"] == 101 for transport in ALL)
     facts = found.hop("server").facts
-    assert {**facts, "session": None} == {"proxy_status": True, "keepalive": 7.0, "session": None}
+    assert {**facts, "session": None} == {
+        "proxy_status": True,
+        "keepalive": 7.0,
+        "session": None,
+        "resumes": False,  # a program's settings do not ask for it
+    }
     assert f"its log has this as session {facts['session']}" in found.text
     assert found.hop("target").facts["greeting"] == "SSH-2.0-OpenSSH_9.2p1 Debian-2"
     assert found.hop("target").seconds is not None  # the server's own measure
@@ -648,6 +654,100 @@ async def test_the_server_s_records_of_a_check_are_those_of_finished_sessions(
         await checked(asking(server.url, where))
     ends = [entry.msg for entry in caplog.records if isinstance(entry.msg, Record) and entry.msg["event"] == "ended"]
     assert [(end["transport"], end["reason"]) for end in ends] == [(transport.value, "closed") for transport in AUTO]
+
+
+# --- tunnels that come back -----------------------------------------------------------------------
+
+
+async def greets(stream: trio.SocketStream) -> None:
+    """A target that speaks first and then waits, as sshd does."""
+    await stream.send_all(b"SSH-2.0-OpenSSH_9.2p1 Debian-2\r\n")
+    await stream.receive_some()
+
+
+@pytest.mark.parametrize("habit", [greets, echo])
+async def test_a_tunnel_is_cut_and_comes_back_to_see_that_it_does(
+    habit: Callable[[trio.SocketStream], Any], caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level(logging.INFO, "http2tcp.audit")
+    async with target(habit) as where, served() as server:
+        found = await checked(asking(server.url, where, resume=60.0))
+    assert found.verdict.exit_status == 0
+    assert found.hop("server").facts["resumes"] is True
+    assert "tunnels come back: this one was cut, and went on after" in found.text
+    events = [entry.msg for entry in caplog.records if isinstance(entry.msg, Record)]
+    assert [event["event"] for event in events[:4]] == ["opened", "detached", "resumed", "ended"]
+    assert events[3]["reason"] == "closed"
+
+
+async def test_one_that_does_not_come_back_is_noted_with_the_reason(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A front end that leads each connection to another server, which does not have the session."""
+    servers: list[TCPAddress] = []
+
+    async def alternate(client: trio.SocketStream) -> None:
+        there = servers.pop(0)
+        server = await trio.open_tcp_stream(there.host, there.port)
+        async with server, trio.open_nursery() as nursery:
+
+            async def pass_on(one: trio.SocketStream, other: trio.SocketStream) -> None:
+                try:
+                    async for data in one:
+                        await other.send_all(data)
+                    await other.send_eof()
+                except (trio.BrokenResourceError, trio.ClosedResourceError):
+                    nursery.cancel_scope.cancel()
+
+            nursery.start_soon(pass_on, client, server)
+            nursery.start_soon(pass_on, server, client)
+
+    async with target(greets) as where, served() as one, served() as two, target(alternate) as front:
+        servers += [one.address, two.address]
+        settings = asking(f"http://{front}/", where, resume=60.0, transport=Transport.CONNECT_TCP)
+        found = await checked(settings)
+    hop = found.hop("server")
+    assert found.verdict.exit_status == 0
+    assert (hop.state, hop.facts["resumes"]) == (State.NOTE, False)
+    assert "the server no longer knows the session" in found.text
+
+
+@pytest.mark.parametrize(
+    ("settings", "offers", "words"),
+    [
+        ({"resume": 0.0}, 3600.0, "the client's settings say so"),
+        ({"resume": 60.0}, 0.0, "the server does not offer to go on"),
+        ({"resume": 60.0, "transport": Transport.TCP}, 3600.0, "tcp has no way to go on"),
+    ],
+)
+async def test_one_that_cannot_come_back_is_not_cut_and_the_report_says_why(
+    settings: dict[str, Any], offers: float, words: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level(logging.INFO, "http2tcp.audit")
+    async with target(greets) as where, served(resume=offers) as server:
+        found = await checked(asking(server.url, where, **settings))
+    assert found.verdict.exit_status == 0
+    assert (found.hop("server").state, found.hop("server").facts["resumes"]) == (State.OK, False)
+    assert f"tunnels end with their connection: {words}" in found.text
+    assert "detached" not in caplog.text
+
+
+async def test_where_the_target_has_ended_nothing_is_cut() -> None:
+    async with target(greet_and_close) as where, served() as server:
+        found = await checked(asking(server.url, where, resume=60.0))
+    assert found.verdict.exit_status == 0
+    # It has said a line before that, and may or may not have ended by the time of the cut.
+    assert found.hop("server").facts["resumes"] in (True, None)
+
+
+async def test_a_target_that_never_ends_keeps_no_session_at_the_server() -> None:
+    async def stubborn(stream: trio.SocketStream) -> None:
+        await stream.send_all(b"I stay\n")
+        await trio.sleep_forever()
+
+    async with target(stubborn) as where, served() as server:
+        await checked(asking(server.url, where, resume=60.0, transport=Transport.CONNECT_TCP))
+        with trio.fail_after(5):
+            while server.server.state.sessions:
+                await trio.sleep(0.01)
 
 
 async def test_a_target_that_waits_for_its_client_is_no_failure() -> None:

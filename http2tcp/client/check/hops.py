@@ -249,13 +249,21 @@ def server_hop(attempt: Attempt, *, refuses: bool) -> Hop:
     ours = answer.from_http2tcp if isinstance(answer, Switched) else attempt.refused_by_us
     keepalive = answer.keepalive if isinstance(answer, Switched) else None
     session = answer.session if answer else ""
-    facts = {"proxy_status": ours, "keepalive": keepalive, "session": session or None}
+    comeback = attempt.comeback
+    facts = {
+        "proxy_status": ours,
+        "keepalive": keepalive,
+        "session": session or None,
+        "resumes": None if comeback is None else comeback.works,
+    }
     if refuses:
         return Hop("server", "http2tcp server", State.FAILED, "is there, and refuses", facts=facts)
     if ours:
         text = "is there" + (f"; keepalive every {keepalive:g} s" if keepalive else "")
         text += f"; its log has this as session {session}" if session else ""
-        return Hop("server", "http2tcp server", State.OK, text, facts=facts)
+        state = State.NOTE if comeback is not None and comeback.fails else State.OK
+        more = () if comeback is None else (comeback.text,)
+        return Hop("server", "http2tcp server", state, text, more=more, facts=facts)
     original = attempt.transport is Transport.HTTP2TCP
     text = (
         "the original's, which answers before it connects to the target"
@@ -263,6 +271,25 @@ def server_hop(attempt: Attempt, *, refuses: bool) -> Hop:
         else "does not name itself in Proxy-Status"
     )
     return Hop("server", "http2tcp server", State.NOTE, text, facts=facts)
+
+
+def came_back(failure: str | None, seconds: float = 0.0) -> Comeback:
+    """A tunnel was cut, and came back after so many seconds; or it did not, and why."""
+    if failure is None:
+        return Comeback(True, f"tunnels come back: this one was cut, and went on after {seconds:.1f} s")
+    return Comeback(False, f"tunnels should come back, but this one was cut and did not: {failure}", fails=True)
+
+
+def no_comeback(attempt: Attempt, *, asked: bool) -> Comeback | None:
+    """Why no tunnel of this way comes back; None where the server is not known to be http2tcp."""
+    answer = attempt.answer
+    if not isinstance(answer, Switched) or not answer.from_http2tcp:
+        return None
+    if not asked:
+        return Comeback(False, "tunnels end with their connection: the client's settings say so")
+    if not answer.capsules:
+        return Comeback(False, f"tunnels end with their connection: {answer.transport.value} has no way to go on")
+    return Comeback(False, "tunnels end with their connection: the server does not offer to go on")
 
 
 def authorisation_hop(attempt: Attempt, *, with_token: bool, target: str) -> Hop:
@@ -388,6 +415,19 @@ def _printable(data: bytes) -> str:
     return _quote(text)
 
 
+class Comeback(NamedTuple):
+    """Whether a tunnel of this way outlives its connection. Safe to print."""
+
+    #: None: the server says so, and it was not tried.
+    works: bool | None
+    text: str
+    #: The server says so, and it is not true.
+    fails: bool = False
+
+
+UNTRIED = Comeback(None, "tunnels come back, says the server; not tried, since the target has ended this one")
+
+
 @dataclass
 class Attempt:
     """One transport's attempt, as far as it has got. What the peer wrote is not yet safe to print."""
@@ -404,6 +444,8 @@ class Attempt:
     passed_hops: list[Hop] = field(default_factory=list)
     #: It failed, and the same request will be sent once more.
     again: bool = False
+    #: Whether its tunnel outlives its connection; None: not known.
+    comeback: Comeback | None = None
 
     @property
     def first_try(self) -> Attempt:

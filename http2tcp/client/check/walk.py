@@ -14,7 +14,7 @@ import trio
 
 from http2tcp.address import Address, TCPAddress
 from http2tcp.client.check import hops
-from http2tcp.client.check.hops import Attempt, Hop, Report, Verdict
+from http2tcp.client.check.hops import Attempt, Comeback, Hop, Report, Verdict
 from http2tcp.client.connector import AUTO, Connector, Tunnel, cut_off, dial_endpoint, target_refused
 from http2tcp.client.handshake_faults import HandshakeFault, fault_of
 from http2tcp.client.proxy_choice import Proxy
@@ -27,6 +27,7 @@ from http2tcp.errors import (
     TargetFailed,
     TunnelError,
 )
+from http2tcp.net.resumable import ResumableStream
 from http2tcp.net.streams import SocketStream
 from http2tcp.net.tls import PinMismatch, TLSStream, client_context, open_tls
 from http2tcp.net.tls_over import TLSOverStream, open_tls_over
@@ -38,6 +39,9 @@ from http2tcp.protocol.transport import Transport
 _GREETING = 1.5
 _MAX_GREETING = 4096
 _CLOSING = 1.0
+# How many seconds a tunnel that was cut may take to come back, and how often it is looked whether the server answers.
+_COMEBACK = 10.0
+_LOOK = 0.05
 
 
 async def check(settings: ClientSettings, report: Report) -> Verdict:
@@ -85,7 +89,9 @@ class _Walk:
         except TunnelError as error:
             return await self._explain(error)
         chosen = self._attempts[-1]
-        greeting, chosen.error = await _listen(tunnel)
+        greeting, chosen.error = await _listen(tunnel, chosen)
+        if chosen.comeback is None and not isinstance(tunnel.stream, ResumableStream):
+            chosen.comeback = hops.no_comeback(chosen, asked=self._settings.resume > 0)
         await self._try_the_other_transports()
         self._report.hop(hops.server_hop(chosen, refuses=False))
         self._tell_authorisation(chosen)
@@ -260,15 +266,21 @@ def _hops_of(settings: ClientSettings) -> list[tuple[str, str]]:
     return [*way, *([("TLS", "")] if endpoint.tls else []), ("front end", "")]
 
 
-async def _listen(tunnel: Tunnel) -> tuple[bytes | None, TunnelError | None]:
-    """The target's first bytes (b"" if it ends instead, None if it waits), or a failure. Closes the tunnel."""
+async def _listen(tunnel: Tunnel, attempt: Attempt | None = None) -> tuple[bytes | None, TunnelError | None]:
+    """The target's first bytes (b"" if it ends instead, None if it waits), or a failure. Closes the tunnel.
+
+    A resumable tunnel of an `attempt` is cut and resumed, to see whether that works.
+    """
+    data = None
     try:
         with trio.move_on_after(_GREETING):
             data = await tunnel.stream.receive_some(_MAX_GREETING)
             if not data and tunnel.stream.ends.empty_is_broken:
                 return None, target_refused()
-            return data, None
-        return None, None
+        if attempt is not None and isinstance(tunnel.stream, ResumableStream):
+            # What has ended is not cut: the target may be gone already.
+            attempt.comeback = hops.UNTRIED if data == b"" else await _cut_and_resume(tunnel.stream)
+        return data, None
     except trio.BrokenResourceError as error:
         if tunnel.stream.ends.empty_is_broken:
             return None, target_refused()
@@ -277,17 +289,51 @@ async def _listen(tunnel: Tunnel) -> tuple[bytes | None, TunnelError | None]:
         await _close(tunnel)
 
 
+async def _cut_and_resume(stream: ResumableStream) -> Comeback:
+    """Cut the tunnel's connection, and see whether it comes back."""
+    try:
+        if not await _is_confirmed(stream):
+            return hops.came_back("the server did not answer a PING")
+        stream.detach("the check has cut it")
+        with trio.move_on_after(_COMEBACK):
+            await stream.wait_for_room()
+            return hops.came_back(None, stream.last_gap)
+        return hops.came_back(f"not within {_COMEBACK:g} s: {safe(stream.lost_words)}")
+    except trio.BrokenResourceError as error:
+        return hops.came_back(safe(str(error)))
+
+
+async def _is_confirmed(stream: ResumableStream) -> bool:
+    """Ask the server for an answer: it waits for a client only once it has heard from it."""
+    attachment = stream.attachment
+    with trio.move_on_after(_COMEBACK):
+        while attachment is not None and attachment is stream.attachment:
+            heard, more = attachment.heard_at, b""
+            stream.machine.ping()
+            while attachment.heard_at == heard and attachment is stream.attachment:
+                with trio.move_on_after(_LOOK):
+                    more = await stream.receive_some()
+                    break
+            if not more:
+                return True
+            # It was the target that spoke, and not yet the server.
+    return False
+
+
 async def _close(tunnel: Tunnel) -> None:
     """End both directions in order, so that the server's log records a finished session if the target ends too."""
     stream = tunnel.stream
     try:
-        with trio.move_on_after(_CLOSING):
+        with trio.move_on_after(_CLOSING) as closing:
             if stream.ends.half_close:
                 await stream.send_eof()
                 while await stream.receive_some():
                     pass
                 await stream.finish()
             await stream.aclose()
+        if closing.cancelled_caught:
+            # The target goes on talking. A server that was not told would wait for us.
+            await stream.leave()
     except trio.BrokenResourceError:
         pass  # the tunnel is closed either way
     finally:
