@@ -276,7 +276,7 @@ def server_hop(attempt: Attempt, *, refuses: bool) -> Hop:
 def came_back(failure: str | None, seconds: float = 0.0) -> Comeback:
     """A tunnel was cut, and came back after so many seconds; or it did not, and why."""
     if failure is None:
-        return Comeback(True, f"tunnels come back: this one was cut, and went on after {seconds:.1f} s")
+        return Comeback(True, f"a tunnel that was cut came back within {seconds:.1f} s")
     return Comeback(False, f"tunnels should come back, but this one was cut and did not: {failure}", fails=True)
 
 
