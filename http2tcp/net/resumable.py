@@ -122,13 +122,15 @@ class ResumableStream(Stream):
         client: bool,
         revive: Callable[[], Awaitable[None]] | None = None,
         on_lost: Callable[[str], None] | None = None,
+        on_given_up: Callable[[str], None] | None = None,
         account: Account | None = None,
     ) -> None:
         """Times are seconds. `peer_keepalive` counts until the peer's HELLO says another.
 
         `revive`: how a client gets another connection; it calls `attach`, or raises BrokenResourceError where the
-        tunnel cannot come back. `on_lost` is told why, each time that a connection is lost and waited for. `account`
-        counts what is kept, and bounds it.
+        tunnel cannot come back. `on_lost` is told why, each time that a connection is lost and waited for, and
+        `on_given_up` where none came in time: the relay may be stuck at its other side. `account` counts what is kept,
+        and bounds it.
         """
         self.machine = machine
         self._keepalive = keepalive
@@ -136,6 +138,7 @@ class ResumableStream(Stream):
         self._client = client
         self._revive = revive
         self._on_lost = on_lost
+        self._on_given_up = on_given_up
         self._account = account
         self.attachment: Attachment | None = Attachment(carrier, machine.attachment)
         #: When the connection was lost, on trio's clock; None while one is attached.
@@ -149,8 +152,6 @@ class ResumableStream(Stream):
         #: How often it was resumed, and how long it was without a connection, in seconds.
         self.resumes = 0
         self.lost_for = self.last_gap = 0.0
-        # The last connection was given up in the middle of a write, and is otherwise fine.
-        self._is_torn = False
         self._is_reviving = False
         #: How much is read at a time: less where more would be spliced.
         self.sip = CHUNK
@@ -179,7 +180,6 @@ class ResumableStream(Stream):
         """Go on with this carrier: the machine has taken it over, or resumed with it. What came too far is unread."""
         assert self.attachment is None
         self._is_torn = False
-        carrier.reset_on_exit()
         self.attachment = Attachment(carrier, self.machine.attachment)
         if self.lost_at is not None:
             self.last_gap = trio.current_time() - self.lost_at
@@ -505,7 +505,6 @@ class ResumableStream(Stream):
         except trio.Cancelled:
             if taken:
                 # A part of a capsule may be out. Nothing can follow it on this connection.
-                self._is_torn = True
                 self._lose(attachment, "a write was cut short")
             raise
 
@@ -652,6 +651,8 @@ class ResumableStream(Stream):
             ago = _duration(grace)
             self.peer_reason = f"the connection was lost {ago} ago and did not come back: {self.lost_words}"
         self.fail(f"it did not come back within {grace:g} s: {self.lost_words}")
+        if self._on_given_up is not None:
+            self._on_given_up(self._failure or "")
 
     # --- the end ----------------------------------------------------------------------------------
 
@@ -697,18 +698,27 @@ class ResumableStream(Stream):
                     pass  # each side has everything
 
     async def leave(self) -> None:
-        """See `Stream.leave`. A client says that it leaves; while its connection is lost, it cannot."""
+        """See `Stream.leave`. A client says so behind what it has given.
+
+        Where that takes too long, or the connection is lost, it says so by another one, whose HELLO wants to be missed
+        for no time at all.
+        """
         machine = self.machine
         if not self._client or not machine.resumable or machine.over or self._failure is not None:
             return
         with trio.move_on_after(_CLOSING):
             try:
-                if self.attachment is None and self._is_torn and self._revive is not None:
+                with trio.move_on_after(_CLOSING / 4):
+                    machine.give_reset(ResetCode.LEAVING, "the client leaves")
+                    await self._transmit()
+                    while not machine.over and self.attachment is not None:
+                        await self._receive()
+                    if machine.over:
+                        return
+                if self._revive is not None:
+                    self.detach("the client leaves")
+                    machine.terms = machine.terms._replace(grace=0)
                     await self._revive()
-                machine.give_reset(ResetCode.LEAVING, "the client leaves")
-                await self._transmit()
-                if self.attachment is not None:
-                    await self.attachment.carrier.flush()
             except (trio.BrokenResourceError, trio.ClosedResourceError):
                 pass  # the server will find out
 

@@ -5,7 +5,7 @@ The caller bounds the time. Nothing here touches the session before the other si
 
 from __future__ import annotations
 
-import secrets
+import os
 from typing import TypeVar
 
 import trio
@@ -52,7 +52,7 @@ async def resume(stream: ResumableStream, carrier: Stream) -> None:
     leave the session as it is, Gap and Violation end it.
     """
     challenged = await _expect(carrier, Challenge)
-    attempt = stream.machine.answer(challenged.nonce, secrets.token_bytes(KEY_SIZE))
+    attempt = stream.machine.answer(challenged.nonce, os.urandom(KEY_SIZE))
     await carrier.send_all(attempt.capsule)
     hello = await _expect(carrier, Hello)
     stream.machine.resume(attempt, hello)
@@ -73,7 +73,7 @@ async def receive_claim(carrier: Stream) -> tuple[Hello, bytes]:
 
     Raises NotYours where it answers otherwise, Violation, and BrokenResourceError.
     """
-    nonce = secrets.token_bytes(KEY_SIZE)
+    nonce = os.urandom(KEY_SIZE)
     await carrier.send_all(challenge(nonce))
     event = await read_first(carrier)
     if not isinstance(event, Hello):

@@ -777,8 +777,9 @@ class Resumable:
 
         What the caller has in hand (`in_hand`) is the caller's to keep.
         """
+        import json  # no client needs it
+
         assert not self.attached
-        import json
 
         out = self.out
         kept = bytearray()

@@ -14,6 +14,7 @@ from http2tcp.net.resume_handshake import receive_claim
 from http2tcp.protocol.capsule import ResetCode, reset
 from http2tcp.protocol.resume_tombstone import Tombstone
 from http2tcp.protocol.resume_wire import Gap, NotYours, ResumeError, Stale
+from http2tcp.server.outcome import Reason
 from http2tcp.server.resumption import ATTEMPTS, Entry
 
 if TYPE_CHECKING:
@@ -74,11 +75,17 @@ class Attempt:
                 return "busy"
             return "left"
         kept = stream.machine.out.most
+        leaves = hello.grace == 0
         try:
             attachment = stream.replace(hello, nonce, self._carrier)
         except ResumeError as error:
             return await self._deny(error)
         proved()
+        if leaves:
+            # It could not say so before, or not past bytes that nobody reads.
+            entry.session.lifetime.end("the client has left", Reason.CLIENT_BROKE)
+            stream.fail("the client has left")
+            return "left"
         away = stream.last_gap
         self._state.resumption.returned(entry)
         replayed = max(0, kept - stream.machine.out.sent)

@@ -446,6 +446,7 @@ class Connection:
             peer_keepalive=request.keepalive,
             client=False,
             on_lost=lost,
+            on_given_up=lambda words: session.lifetime.end(words, Reason.CLIENT_LOST),
             account=resumption.account(session),
         )
         entry = Entry(session, stream, session.records.client)

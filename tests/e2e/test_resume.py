@@ -327,6 +327,41 @@ def test_a_signal_ends_the_client_at_once_and_the_server_does_not_wait_for_it(
         assert one_way.records("detached") == []
 
 
+@pytest.mark.parametrize("pace", [0.0, 0.05], ids=["stuck", "slow"])
+def test_a_client_that_is_stopped_in_an_upload_leaves_no_session(one_way: Way, pace: float) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as service:
+
+        def read_slowly() -> None:
+            connection, _ = service.accept()
+            with connection:
+                connection.sendall(b"hello\n")
+                try:
+                    while pace and connection.recv(1000):
+                        time.sleep(pace)
+                    over.wait(30)
+                except OSError:
+                    pass
+
+        over = threading.Event()
+        thread = threading.Thread(target=read_slowly)
+        thread.start()
+        command = one_way.client(destination=f"127.0.0.1:{service.getsockname()[1]}")
+        with (
+            open("/dev/zero", "rb") as zeros,
+            subprocess.Popen(command, stdin=zeros, stdout=subprocess.PIPE, env=environment()) as client,
+        ):
+            assert client.stdout is not None
+            assert client.stdout.readline() == b"hello\n"
+            time.sleep(2)
+            started = time.monotonic()
+            client.terminate()
+            assert client.wait(10) == 128 + signal.SIGTERM
+            assert time.monotonic() - started < 3
+        wait_until(lambda: one_way.records("ended"), "the session is over at the server", within=9)
+        over.set()
+        thread.join()
+
+
 def test_an_ssh_that_is_killed_leaves_no_session(one_way: Way) -> None:
     with typing(one_way) as user:
         time.sleep(0.3)

@@ -113,6 +113,45 @@ async def test_a_client_that_stays_away_is_lost_after_the_grace(caplog: pytest.L
     assert len(of(caplog, "ended")) == 1
 
 
+async def fill(peer: Peer) -> None:
+    """Send until the target, which does not read, takes nothing more."""
+    with trio.move_on_after(0.5):
+        while True:
+            await peer.send(bytes(256 * 1024))
+
+
+async def deaf(stream: trio.SocketStream) -> None:
+    """A target that never reads."""
+    await trio.sleep_forever()
+
+
+async def test_a_lost_client_s_session_ends_though_its_target_is_stuck(caplog: pytest.LogCaptureFixture) -> None:
+    caplog.set_level(logging.INFO)
+    async with target(deaf) as where, served(resume=1.0) as server:
+        peer = await begin(server.address, where)
+        await fill(peer)
+        abort(peer.stream)
+        # The server does not read: a keepalive that cannot be sent would tell it. Here it is another attempt.
+        opened = await peer.attempt()
+        assert isinstance(await opened.first(), Hello)
+        entry = next(iter(server.server.state.resumption._entries.values()))
+        entry.stream.detach("it was lost")
+        await over(server)
+    assert of(caplog, "ended")[0]["reason"] == "client_lost"
+
+
+async def test_a_client_can_leave_past_bytes_that_the_target_does_not_read(caplog: pytest.LogCaptureFixture) -> None:
+    caplog.set_level(logging.INFO)
+    async with target(deaf) as where, served() as server:
+        peer = await begin(server.address, where)
+        await fill(peer)
+        peer.cut()
+        peer.machine.terms = peer.machine.terms._replace(grace=0)
+        await peer.attempt()
+        await over(server)
+    assert of(caplog, "ended")[0]["reason"] == "client_broke"
+
+
 async def test_a_client_that_leaves_is_not_waited_for(caplog: pytest.LogCaptureFixture) -> None:
     caplog.set_level(logging.INFO)
     async with target(echo) as where, served() as server:
