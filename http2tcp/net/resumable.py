@@ -179,7 +179,7 @@ class ResumableStream(Stream):
     def attach(self, carrier: Stream) -> None:
         """Go on with this carrier: the machine has taken it over, or resumed with it. What came too far is unread."""
         assert self.attachment is None
-        self._is_torn = False
+        carrier.reset_on_exit()
         self.attachment = Attachment(carrier, self.machine.attachment)
         if self.lost_at is not None:
             self.last_gap = trio.current_time() - self.lost_at
@@ -363,10 +363,12 @@ class ResumableStream(Stream):
             return
         attachment.heard_at, attachment.asked_at = trio.current_time(), None
         try:
-            for part in self.machine.receive(data, attachment.number):
-                self._ahead += part.payload
+            parts = self.machine.receive(data, attachment.number)
+            self._ahead += next(parts).payload
+            for part in parts:
                 # The other tunnels have their turn. What has arrived is not dropped if this one is over.
                 await trio.lowlevel.cancel_shielded_checkpoint()
+                self._ahead += part.payload
         except Violation as error:
             await self._accuse(attachment, error)
             raise trio.BrokenResourceError(str(error)) from error
@@ -474,8 +476,10 @@ class ResumableStream(Stream):
         """The descriptor to which the connection's next bytes go; None where there is none."""
         return None if self.attachment is None else self.attachment.carrier.sink_fd()
 
-    async def write_past(self, begin: Callable[[int], bytes], follow: Callable[[Attachment], Awaitable[None]]) -> None:
-        """Write what `begin` gives, and what `follow` writes after it past this stream; nothing if that is b""."""
+    async def write_past(
+        self, begin: Callable[[int], bytes], follow: Callable[[Attachment, bytes], Awaitable[None]]
+    ) -> None:
+        """Let `follow` write what `begin` gives, and more after it, past this stream; nothing if that is b""."""
         if self.attachment is not None:
             await self._write(self.attachment, begin, follow)
             self._settle()
@@ -484,7 +488,7 @@ class ResumableStream(Stream):
         self,
         attachment: Attachment,
         take: Callable[[int], bytes],
-        follow: Callable[[Attachment], Awaitable[None]] | None = None,
+        follow: Callable[[Attachment, bytes], Awaitable[None]] | None = None,
     ) -> None:
         """Take what is due and write it, as one step: their order is the protocol."""
         taken = False
@@ -496,10 +500,10 @@ class ResumableStream(Stream):
                 if not self.machine.owed:
                     self._owed_since = None
                 taken = bool(wire)
-                if wire:
+                if wire and follow is not None:
+                    await follow(attachment, wire)
+                elif wire:
                     await attachment.carrier.send_all(wire)
-                    if follow is not None:
-                        await follow(attachment)
         except (trio.BrokenResourceError, trio.ClosedResourceError) as error:
             self._lose(attachment, str(error))
         except trio.Cancelled:

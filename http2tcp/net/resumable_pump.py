@@ -32,6 +32,8 @@ from http2tcp.protocol.resume_outgoing import Kept, KeptBytes
 SMALL = 64 * 1024
 # A flow that brings less at a time has gone quiet.
 QUIET = 16 * 1024
+# What is asked of the kernel at a time. A pipe is bounded by its pieces, and one of a large packet has up to 32 KiB.
+_STEP = 2 * 1024 * 1024
 # What is read at a time from a pipe whose bytes go into the heap.
 _PIECE = 1024 * 1024
 
@@ -234,7 +236,7 @@ def _load_tee() -> Callable[[int, int, int], int]:
 
 
 class _ToSession(Pump):
-    __slots__ = ("_from", "_going", "_session")
+    __slots__ = ("_from", "_going", "_pipe", "_session")
 
     def __init__(self, source: Stream, session: ResumableStream, fd: int, flow: Flow) -> None:
         # The sink is whichever connection there is.
@@ -243,6 +245,7 @@ class _ToSession(Pump):
         self._session = session
         # Bytes at the front of the pipe that are kept and not written yet.
         self._going = 0
+        self._pipe: Pipe | None = None
 
     async def run(self) -> None:
         """Until EOF."""
@@ -279,20 +282,21 @@ class _ToSession(Pump):
     async def _tee_bulk(self) -> bool:
         """Tee and splice until the source has gone quiet, or the connection is no descriptor; True at the EOF."""
         pipe: Pipe | None = None
+        machine = self._session.machine
         largest = 1
         try:
             while self._splices:
-                if not self._is_free():
+                if not (room := self._room()):
                     # Nothing is held while waiting.
                     _give_back(pipe)
                     pipe = None
                     await self._wait_for_room()
-                    if not self._is_free():
+                    if not (room := self._room()):
                         return False
                 pipe = pipe or pipes.take()
-                if pipe is None or not self._can_keep():
+                if pipe is None or not (machine.out.lapsed or self._kept().ready()):
                     return False
-                found = self._fill(pipe, min(pipe.size, self._session.machine.room))
+                found = self._fill(pipe, min(_STEP, room))
                 count = pipe.held
                 if found is Found.LITTLE:
                     _give_back(pipe)
@@ -313,10 +317,12 @@ class _ToSession(Pump):
             _give_back(pipe)
             self._rest()
 
-    def _is_free(self) -> bool:
-        """Whether bytes may go past the session now."""
+    def _room(self) -> int:
+        """How many bytes may go past the session now."""
         machine = self._session.machine
-        return not machine.wants_write and machine.room > 0 and self._session.carrier_fd() is not None
+        if machine.wants_write or self._session.carrier_fd() is None:
+            return 0
+        return machine.room
 
     async def _wait_for_room(self) -> None:
         try:
@@ -330,9 +336,6 @@ class _ToSession(Pump):
             out.kept = self._session.piped = KeptInPipe(out.kept, out.held)
         return out.kept
 
-    def _can_keep(self) -> bool:
-        return self._session.machine.out.lapsed or self._kept().ready()
-
     def _rest(self) -> None:
         kept = self._session.machine.out.kept
         if isinstance(kept, KeptInPipe):
@@ -340,19 +343,21 @@ class _ToSession(Pump):
 
     async def _empty(self, pipe: Pipe) -> None:
         """Send what is in the pipe. What cannot be sent this way becomes the session's, too."""
+        self._pipe = pipe
         try:
             while pipe.held:
                 before = pipe.held
-                await self._session.write_past(lambda _: self._begin(pipe), lambda to: self._follow(to, pipe))
+                await self._session.write_past(self._begin, self._follow)
                 if pipe.held == before or self._going:
                     return
         finally:
             # Even where this is cancelled: the tunnel may have to deliver what it took.
             self._hand_over(pipe)
 
-    def _begin(self, pipe: Pipe) -> bytes:
+    def _begin(self, _: int) -> bytes:
         """Keep what is in the pipe, as much as may be, and say what comes before it; b"" where it cannot go."""
-        session, machine = self._session, self._session.machine
+        session, machine, pipe = self._session, self._session.machine, self._pipe
+        assert pipe is not None
         out = machine.out
         if out.sent != out.length or out.end is not None or machine.broken is not None or session.carrier_fd() is None:
             return b""
@@ -370,13 +375,18 @@ class _ToSession(Pump):
         session.stir_if_asleep()
         return machine.begin_data(count)
 
-    async def _follow(self, attachment: Attachment, pipe: Pipe) -> None:
-        """Write what `_begin` has announced. Raises BrokenResourceError."""
+    async def _follow(self, attachment: Attachment, head: bytes) -> None:
+        """Write what `_begin` has given, and what it has announced. Raises BrokenResourceError."""
+        pipe = self._pipe
+        assert pipe is not None
         while self._going:
             fd = self._session.carrier_fd()
             if fd is None or attachment is not self._session.attachment:
                 raise trio.ClosedResourceError("another connection took its place")
             try:
+                if head:
+                    head = head[os.write(fd, head) :]
+                    continue
                 count = os.splice(pipe.exit, fd, self._going, flags=os.SPLICE_F_NONBLOCK)
             except BlockingIOError:
                 await trio.lowlevel.wait_writable(fd)
@@ -457,7 +467,7 @@ class _FromSession(Pump):
                 self._source = fd
                 # Nothing now, the end of the connection, or its break: the next read tells which.
                 try:
-                    found = self._fill(pipe, min(left, pipe.size))
+                    found = self._fill(pipe, min(left, _STEP))
                 except SourceBroke:
                     return
                 if found is not Found.BYTES:

@@ -181,6 +181,11 @@ class Tunnel:
 async def conversation(tunnel: Tunnel, application: Stream, target: Stream) -> tuple[Outcome, Outcome]:
     """Both relays, from beginning to end: the client's outcome and the server's."""
     await tunnel.open()
+    return await both_relays(tunnel, application, target)
+
+
+async def both_relays(tunnel: Tunnel, application: Stream, target: Stream) -> tuple[Outcome, Outcome]:
+    """As `conversation`, through a tunnel that is open."""
     assert tunnel.client is not None
     assert tunnel.server is not None
     client, server = tunnel.client, tunnel.server
