@@ -68,7 +68,7 @@ def parse_destination(text: str) -> Address:
 
 
 def parse_target(host: str, port: str) -> TCPAddress:
-    """The two variables of a connect-tcp template; an IPv6 address comes without brackets."""
+    """Make an address of the two variables of a connect-tcp template. An IPv6 host has no brackets."""
     if not _PORT.fullmatch(port):
         raise AddressError(f"{port!a}: expected a port from 1 to 65535")
     return target_address(host, int(port))

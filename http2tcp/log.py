@@ -73,7 +73,7 @@ def _flush_stderr() -> None:
 
 
 def dropped_lines() -> int:
-    """How many lines were lost since a thread writes the log: the queue was full, or the file could not be written."""
+    """How many lines the log's thread has lost, because its queue was full or the file could not be written."""
     return sum(handler.untold for handler in logger.handlers if isinstance(handler, BackgroundHandler))
 
 

@@ -251,7 +251,7 @@ class Connector:
         raise failure
 
     async def _best(self, settings: ClientSettings, failures: list[UpgradeNotPassed | OriginalServer]) -> Tunnel:
-        """A tunnel by the best transport, which is tried again if a restart may have been the reason of its failure.
+        """Open a tunnel by the best transport. Try it again if it may have failed only because a server was restarting.
 
         The failures of the tries that were repeated are added to `failures`; that of the last try is raised.
         """

@@ -36,7 +36,7 @@ from http2tcp.protocol.client_handshake import Refused
 from http2tcp.protocol.transport import Transport
 from http2tcp.units import repeated
 
-# How many characters of a page are quoted, since they stand in the middle of a sentence.
+# How many characters of an error page a message quotes. The quote is part of a sentence, so it must be short.
 _MAX_PAGE = 100
 # Fields of the request that hold no secret.
 _OPEN_FIELDS = ("host", "user-agent", "connection", "upgrade", "capsule-protocol")
@@ -324,7 +324,7 @@ def _is_www_of(one: str, other: str) -> bool:
 
 
 def _hint_to_check(refused: Refused) -> str:
-    """For an answer that is more likely due to a wrong path than to missing lines of configuration."""
+    """The hint for an answer that is more likely due to a wrong path than to missing lines of configuration."""
     from http2tcp.client.front_ends import recognise
 
     found = recognise([("server", refused.server)])

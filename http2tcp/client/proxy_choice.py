@@ -20,7 +20,7 @@ _DEFAULT_PORTS = {"http": 80, "https": 443, "socks5": 1080, "socks5h": 1080}
 _SCHEME = re.compile(r"[a-zA-Z][a-zA-Z0-9+.-]*://")
 _CONTROL_OR_BLANK = re.compile(r"[\x00-\x20\x7f]")
 _EXPECTED = "expected a proxy as in http://[USER:PASSWORD@]HOST:PORT"
-# RFC 1929, section 2: the length of each is one octet.
+# RFC 1929, section 2: the user name and the password each have one octet for their length.
 _MAX_SOCKS_CREDENTIAL = 255
 
 

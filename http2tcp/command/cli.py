@@ -107,7 +107,7 @@ class _Option(click.Option):
 
 @cache
 def _parameters(mode: str) -> tuple[click.Parameter, ...]:
-    """Those of a client, or all."""
+    """The command-line parameters of a client, or all parameters."""
     return tuple(_parameter(row) for row in (options.client_rows() if mode == "client" else options.rows()))
 
 
@@ -130,7 +130,7 @@ def _parameter(row: Option[Any]) -> click.Parameter:
         type=(str, row.kind) if row.named else row.kind,
         multiple=row.repeatable,
         default=None if row.repeatable else row.default,
-        # The texts of the others depend on it: see `Kind.convert`.
+        # Parse --ssh-config before the other options: `Kind.convert` checks their texts differently with it.
         is_eager=row is options.SSH_CONFIG,
         **attributes,
     )
@@ -207,7 +207,7 @@ def _spelling(row: Option[Any]) -> str:
     return ", ".join(row.names) + (f" {row.value}" if row.value else "")
 
 
-# --- what is run ------------------------------------------------------------------------------
+# --- the command ------------------------------------------------------------------------------
 
 # No docstring: PYTHONOPTIMIZE=2 takes these away.
 command = _Command(

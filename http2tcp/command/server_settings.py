@@ -26,7 +26,7 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger("http2tcp")
 
-# The options that say where tokens may go.
+# The options that decide which destinations a token may reach.
 _RULES: tuple[Option[Any], ...] = (options.CONFIG, options.ALLOW, options.DENY)
 
 
@@ -144,7 +144,7 @@ def refuse_log_file(given: Given, path: str | None) -> None:
 
 
 def _refuse_twin(tokens: Sequence[Token], other: str | None) -> None:
-    """Raise SettingsError if the other token is one of the file's: it is unclear whose rules would count."""
+    """Raise SettingsError if `other` is also in the file: it would be unclear which rules apply to it."""
     from http2tcp.server.policy import digest
 
     for token in tokens:

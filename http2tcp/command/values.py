@@ -51,7 +51,7 @@ class Kind(click.ParamType, Generic[V]):  # type: ignore[type-arg]  # click's is
         file: bool = False,
         choices: tuple[str, ...] = (),
     ) -> None:
-        #: What stands for the value in the help.
+        #: The placeholder for the value in the help, such as FILE.
         self.name = name
         #: Raises Http2tcpError.
         self.parse = parse

@@ -74,7 +74,7 @@ async def dial(
 ) -> Dialled:
     """Connect to the first of the destination's permitted addresses that accepts (RFC 8305).
 
-    `resolved` is called once, with the first addresses that are known of the name. Look-ups wait for places in
+    `resolved` is called once, with the first addresses found for the name. Look-ups wait for places in
     `limiter`; those of `head_start` are under way already. The caller sets the deadline. Raises DialError.
     """
     if isinstance(destination, UnixAddress):
@@ -104,8 +104,8 @@ class Candidate(NamedTuple):
 class LookUpLimiter:
     """Limits how many of the threads that all look-ups share are used by the look-ups of one owner.
 
-    A look-up of one family is one thread and one place here, so a name takes two of each. The thread gives its place
-    back, not the dial: a look-up whose dial was cancelled goes on until the resolver has given up.
+    A look-up of one family is one thread and one place here, so a name takes two of each. A place is free
+    again when its thread ends, not when the dial does: a cancelled dial leaves the resolver running in the thread.
     """
 
     def __init__(self, total: int) -> None:
@@ -131,7 +131,7 @@ class LookUpLimiter:
             raise
 
     def release_on_behalf_of(self, borrower: object) -> None:
-        """Give both back."""
+        """Give the owner's place and the thread back."""
         trio.to_thread.current_default_thread_limiter().release_on_behalf_of(borrower)
         self._own.release_on_behalf_of(borrower)
 
@@ -176,7 +176,7 @@ class _LookUp:
         self._found: dict[socket.AddressFamily, list[AddressInfo]] = {}
         self._answered = {family: trio.Event() for family in FAMILIES}
         self._ipv6_first = False
-        # How many tasks have not ended, and whether one has since `more` was asked last.
+        # How many of the two tasks are still running. Each sets the event when it ends, which wakes `more`.
         self._running = len(FAMILIES)
         self._ended = trio.Event()
         #: Whether `more` returns addresses at once.
@@ -430,7 +430,7 @@ class _Race:
         return names.error()
 
 
-# Where a name's addresses or look-ups fail in different ways, the earliest here is what to report.
+# If a name's addresses or look-ups fail in different ways, the failure that comes first in this list is reported.
 _TELLING = [
     DialFailure.EXHAUSTED,
     DialFailure.REFUSED,

@@ -35,7 +35,7 @@ class PacedStream(SocketStream):
     sink_fd = source_fd
 
     async def receive_some(self, max_bytes: int | None = None) -> bytes:
-        """As `SocketStream.receive_some`, once the bytes received before have taken their time."""
+        """Like `SocketStream.receive_some`, but first wait until `rate` allows the next bytes."""
         check_size(max_bytes)
         await trio.sleep_until(self._receive_at)
         data = await super().receive_some(min(max_bytes or self.piece, self.piece))

@@ -38,9 +38,9 @@ class End(Enum):
     TARGET_BROKE = "target broke"
     #: One side's EOF could not be passed on, and the other stayed silent for its `eof_patience`.
     EOF_NOT_RELAYED = "eof not relayed"
-    #: The target had ended, and the client neither ended nor sent anything for as long as it may.
+    #: The target had ended. Then the client was silent for longer than allowed (`Flow.patience`) and did not end.
     CLIENT_SILENT = "client silent"
-    #: The client had ended, and the target neither ended nor sent anything for as long as it may.
+    #: The client had ended. Then the target was silent for longer than allowed (`Flow.patience`) and did not end.
     TARGET_SILENT = "target silent"
     #: Its `Lifetime` ended it.
     TERMINATED = "terminated"
@@ -259,14 +259,15 @@ async def _carry(source: _Side, sink: _Side, flow: Flow, opposite: Flow, scope: 
     =================================  ============================================  ==================================
     what happens                       the source's side                             the sink's side
     =================================  ============================================  ==================================
-    the source sends an EOF            goes on receiving; is told that it was        the EOF; it may be silent for its
-                                       handed on, where its transport has words      `eof_patience` from then on
-    the same, but `send_eof` would     the same, and a reset if the sink has not     nothing yet; a reset if it has not
-    end both of the sink's directions  ended by itself within its patience           ended within its patience
-    an EOF first, `empty_is_broken`    a reset                                       a reset
+    the source sends an EOF            keeps receiving; gets an acknowledgement of   the EOF; from then on it may be
+                                       its EOF, if its transport has one             silent for its `eof_patience`
+    the same, but `send_eof` would     the same; a reset if the sink is silent for   no EOF; a reset if it is silent
+    end both of the sink's directions  its `eof_patience` without ending             that long without ending
+    an EOF before the first byte, if   a reset                                       a reset
+    `empty_is_broken`
     the source breaks                  (it is gone)                                  what had arrived, then a reset
-    the sink breaks                    what the sink had sent, for 5 s of silence    (it is gone)
-                                       at most, then a reset
+    the sink breaks                    the rest of what the sink had sent, until     (it is gone)
+                                       none comes for 5 s, then a reset
     =================================  ============================================  ==================================
     """
     # The pump is awaited here and not in a function of its own, which would cost every idle tunnel 0.3 KiB.

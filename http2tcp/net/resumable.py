@@ -36,7 +36,8 @@ _LAST_CLOSE = 2.0
 # A client that has unacknowledged bytes and hears nothing asks after this long, and gives the connection up after as
 # long again. Eternal Terminal's figure; a keystroke without an echo should not wait longer.
 _PROBE = 5.0
-# After a suspend the connection is asked at once, and given up after this long.
+# After the machine wakes up, the client sends a PING at once, and gives the connection up after this long without an
+# answer.
 _PROBE_AFTER_SUSPEND = 3.0
 # How often a client looks whether the machine was suspended, and how much the two clocks may differ for other reasons.
 _SUSPEND_LOOK = 5.0
@@ -78,7 +79,7 @@ class Piped(Protocol):
     """Kept bytes that may lie in a pipe."""
 
     def fold(self) -> None:
-        """Put them into the heap."""
+        """Move all bytes from the pipe into the heap."""
 
     def close(self) -> None:
         """Forget them."""
@@ -532,7 +533,7 @@ class ResumableStream(Stream):
     async def attend(self) -> None:
         """Keep the connection alive, acknowledge in time, and wait for, or make, another one.
 
-        Where nobody attends to the stream, whoever receives makes the connection.
+        If no task runs `attend`, the task that receives or sends makes the next connection.
         """
         self._is_attended = True
         while self._failure is None:
@@ -565,7 +566,7 @@ class ResumableStream(Stream):
             if self._client:
                 self._probe(attachment, now)
             if self.machine.wants_write:
-                # Of a new connection the first words, too.
+                # This also sends the first capsules of a new connection.
                 await self._transmit()
             elif not attachment.lock.held and now >= attachment.lock.released_at + self._keepalive:
                 await self._write(attachment, self._keepalive_due)
@@ -608,7 +609,7 @@ class ResumableStream(Stream):
         drift = _clock_drift()
         suspended, self._drift = drift - self._drift > _SUSPENDED, drift
         if not attachment.reading:
-            # Who does not read hears nothing: the connection of a slow reader is not dead.
+            # No task reads, so silence proves nothing: the connection of a slow reader is not dead.
             attachment.heard_at, attachment.asked_at = now, None
         elif self.machine.mode is Mode.PLAIN:
             return
@@ -644,7 +645,7 @@ class ResumableStream(Stream):
                     self.fail(str(error))
                 finally:
                     self._is_reviving = False
-                    # Whoever waited for it makes the next try, where this one was cancelled.
+                    # If this try was cancelled, a task that waited for it makes the next one.
                     self._changed.ring()
                 return
             while self.attachment is None and self._failure is None:
@@ -699,7 +700,7 @@ class ResumableStream(Stream):
                 try:
                     await attachment.carrier.linger()
                 except (trio.BrokenResourceError, trio.ClosedResourceError):
-                    pass  # each side has everything
+                    pass  # harmless: each side already has everything
 
     async def leave(self) -> None:
         """See `Stream.leave`. A client says so behind what it has given.

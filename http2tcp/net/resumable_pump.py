@@ -120,7 +120,7 @@ class KeptInPipe:
         return copied
 
     def drop(self, count: int) -> None:
-        """Forget so many from the front."""
+        """Forget the first `count` bytes."""
         while count:
             segment = self._segments[0]
             step = min(count, segment.held)
@@ -403,7 +403,7 @@ class _ToSession(Pump):
             self._going -= count
 
     def _hand_over(self, pipe: Pipe) -> None:
-        # Of these the session knows.
+        # The session has already counted these bytes.
         discard(pipe, self._going)
         self._going = 0
         machine = self._session.machine

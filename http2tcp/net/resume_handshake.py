@@ -46,7 +46,7 @@ async def read_first(carrier: Stream) -> Hello | Challenge | Reset | Mark:
 
 
 async def resume(stream: ResumableStream, carrier: Stream) -> None:
-    """At the client: prove the session on a new connection, and go on with it.
+    """At the client: prove on a new connection that the session is ours, and go on with it.
 
     Raises AttemptRefused, BrokenResourceError where the connection is of no use, and ResumeError: NotYours and Stale
     leave the session as it is, Gap and Violation end it.

@@ -105,7 +105,7 @@ def _load_system_authorities(context: ssl.SSLContext) -> None:
 
 
 def unusable_authorities() -> str:
-    """Which of OpenSSL's environment variables leads to no authorities, in words; "" if none does.
+    """Say which environment variable of OpenSSL names an unusable file or directory of CAs, and why; "" if none.
 
     OpenSSL itself ignores such a variable silently.
     """
@@ -149,7 +149,7 @@ class TLSStream(Stream):
         self._receiving = False
         self._ended = False
         self._torn = False
-        # Whether the last receive returned as much as one turn may.
+        # Whether the last receive returned a full CHUNK: then more bytes are probably ready.
         self._bulky = False
         #: Whether our close_notify has been sent.
         self._said_all = False
@@ -163,7 +163,7 @@ class TLSStream(Stream):
         return self.socket.certificate()
 
     async def receive_some(self, max_bytes: int | None = None) -> bytes:
-        """Up to `max_bytes` and at most 64 KiB; b"" is close_notify. Raises BrokenResourceError."""
+        """Receive up to `max_bytes`, at most 64 KiB; b"": the peer sent close_notify. Raises BrokenResourceError."""
         check_size(max_bytes)
         if self.socket.fileno() < 0:
             raise trio.ClosedResourceError("this stream was already closed")

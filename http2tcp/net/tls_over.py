@@ -81,7 +81,7 @@ class TLSOverStream(Stream):
         return certificate
 
     async def receive_some(self, max_bytes: int | None = None) -> bytes:
-        """Up to `max_bytes` (256 KiB by default); b"" is close_notify. Raises BrokenResourceError."""
+        """Receive up to `max_bytes` (default 256 KiB); b"": the peer sent close_notify. Raises BrokenResourceError."""
         check_size(max_bytes)
         if self._ahead:
             await trio.lowlevel.checkpoint()

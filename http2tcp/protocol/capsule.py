@@ -33,7 +33,7 @@ MAX_WORDS = 256
 # The code in front of the words has 8 bytes at most.
 _MAX_RESET = 8 + MAX_WORDS
 
-# How many heads of capsules are read before other tasks get their turn: as many as frames of WebSocket.
+# How many capsule heads are read before other tasks get their turn. WebSocket frames have the same limit.
 _BATCH = 32
 
 MAX_VARINT = (1 << 62) - 1
@@ -220,7 +220,7 @@ class CapsuleReader:
 
     def _finish_reset(self) -> None:
         assert self._reset_value is not None
-        # Of a RESET that is too long, the rest is not waited for.
+        # Do not wait for the rest of a RESET that is too long.
         if self._skip_left == 0 or len(self._reset_value) == _MAX_RESET:
             self.reset = parse_reset(self._reset_value)
 

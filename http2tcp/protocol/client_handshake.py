@@ -251,7 +251,7 @@ class AnswerReader:
         raise _no_http()
 
     def _mend(self) -> bool:
-        """Replace a head that h11 cannot parse by one without its malformed parts; whether that was possible."""
+        """Remove the malformed parts of a head that h11 cannot parse. Return whether that was possible."""
         from http2tcp.protocol.malformed_heads import MAX_MENDED, MalformedHead, mend
 
         # An interim answer and the final one may each need it. Further attempts would never end.

@@ -110,7 +110,7 @@ class Connect:
         return None
 
     def _mend(self) -> bool:
-        """Replace a head that h11 cannot parse by one without its malformed parts; whether that was possible."""
+        """Remove the malformed parts of a head that h11 cannot parse. Return whether that was possible."""
         from http2tcp.protocol.malformed_heads import MAX_MENDED, MalformedHead, mend
 
         if self._mended == MAX_MENDED:

@@ -121,7 +121,7 @@ _BATCH = 32
 
 
 class Bounds(NamedTuple):
-    """What a window may be, and how little is acknowledged at a time, in bytes. Tests take smaller ones."""
+    """The smallest and the largest window, and the least data worth an ACK, in bytes. Tests take smaller ones."""
 
     least: int = 256 * 1024
     most: int = 64 * 1024 * 1024
@@ -506,7 +506,7 @@ class Resumable:
         if self.mode is Mode.OFFERED:
             self._go_plain()
         if why is not None and self.finished:
-            return None  # each side has everything: whatever the peer did not know, it undoes nothing
+            return None  # both sides have everything: ignore a RESET that the peer sent before it knew that
         if self.peer_end is None:
             self.received += 1
         elif why is None:
@@ -637,7 +637,7 @@ class Resumable:
 
     @property
     def _sends(self) -> bool:
-        # Who has broken the tunnel off reads nothing.
+        # A peer that has broken the tunnel off (by a RESET) reads no more.
         return self.peer_end is None or self.peer_end.reset is None
 
     @property

@@ -22,7 +22,7 @@ class Kept(Protocol):
         """Keep these behind the others."""
 
     def drop(self, count: int) -> None:
-        """Forget so many from the front."""
+        """Forget the first `count` bytes."""
 
     def read(self, offset: int, most: int) -> bytes:
         """Up to `most` bytes from `offset` on, not all of them perhaps, but one at least."""
@@ -42,7 +42,8 @@ class KeptBytes:
         self._pieces: deque[bytes | bytearray] = deque()
         # Bytes of the first piece that are dropped already.
         self._skipped = 0
-        # A piece and the offset of its beginning from that of the first one: a replay reads in order.
+        # Where the last `read` stopped: the index of a piece, and its offset from the first piece. A replay reads in
+        # order, so the next `read` starts its search there.
         self._cursor = self._cursor_at = 0
 
     def append(self, data: bytes) -> None:
@@ -57,7 +58,7 @@ class KeptBytes:
             self._pieces.append(bytearray(data))
 
     def drop(self, count: int) -> None:
-        """Forget so many from the front."""
+        """Forget the first `count` bytes."""
         self._skipped += count
         while self._pieces and self._skipped >= len(self._pieces[0]):
             gone = len(self._pieces.popleft())
@@ -183,7 +184,7 @@ class Outgoing:
         self._forget(position)
 
     def go_on(self, received: int, acked: int) -> None:
-        """A new connection: the peer has `received`, and has handed on `acked`. Raises Violation or Gap."""
+        """Resume: the peer has received up to `received`, and handed on up to `acked`. Raises Violation or Gap."""
         if not self.acked <= acked <= received <= self.most:
             raise Violation(f"the peer claims {received} received and {acked} handed on, of {self.most} sent")
         if received < self.base:

@@ -57,7 +57,7 @@ class Attempt:
 
 
 def verify(secret: bytes, session: str, attached: int, hello: Hello, server_nonce: bytes) -> None:
-    """Whether a client's HELLO may take a session over, whose last attempt that attached is `attached`.
+    """Check that a client's HELLO may take the session over. `attached` is the last attempt that attached.
 
     Raises NotYours and Stale.
     """

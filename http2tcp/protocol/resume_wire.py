@@ -395,4 +395,4 @@ VERSION = 1
 
 
 class StateError(Http2tcpError):
-    """What was frozen cannot be thawed here: another version wrote it, or it is damaged."""
+    """A saved session or tombstone cannot be read: another version wrote it, or it is damaged."""

@@ -55,7 +55,7 @@ class Transport(Enum):
 
 
 _BY_TOKEN = {transport.value: transport for transport in Transport}
-# The token that the draft uses since revision 12, until it becomes an RFC.
+# The token that the draft uses from revision 12 on, until it becomes an RFC.
 _BY_TOKEN["connect-tcp-12"] = Transport.CONNECT_TCP
 
 #: Every token that a front end must let through.

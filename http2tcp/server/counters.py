@@ -13,7 +13,7 @@ from http2tcp.server.prometheus import Counter, Histogram, Values
 _SECONDS = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 20)
 
 
-# From a front end that reloads to a night of sleep.
+# Bounds of the histogram of absences, in seconds: from a front end's reload to a laptop that sleeps for a night.
 _GAPS = (0.1, 0.5, 1, 5, 15, 60, 300, 900, 3600, 28800)
 
 #: What carries a tunnel, as `TunnelRequest.carrier` names it.

@@ -201,7 +201,7 @@ class Group(Enum):
     #: It was accepted, and has sent nothing.
     SILENT = "silent"
     SENT_SOMETHING = "sent something"
-    #: It was refused, and may still be reading that.
+    #: The server refused it, and its client may still be reading the answer.
     ANSWERED = "answered"
 
 

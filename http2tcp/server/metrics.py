@@ -111,7 +111,7 @@ def _gauge(name: str, help: str, read: Callable[[], Mapping[Values, float]], lab
 def _limits(state: State) -> Mapping[Values, float]:
     limits, settings = state.limits, state.settings
     found = {each.name: getattr(limits, each.name) for each in fields(limits)}
-    # The number in force: where none was given, one of several tokens has its share.
+    # Show the limit in force. If none is set and there are several tokens, each may use its share of all tunnels.
     found["max_tunnels_per_token"] = state.tunnels.per_token
     found |= {"head_timeout": settings.head_timeout, "connect_timeout": settings.connect_timeout}
     return {(name,): math.inf if limit is None else limit for name, limit in found.items()}

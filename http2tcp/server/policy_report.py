@@ -65,7 +65,7 @@ def _admits(grant: Grant, settings: ServerSettings) -> bool:
     return True
 
 
-# --- in full ----------------------------------------------------------------------------------
+# --- the full report --------------------------------------------------------------------------
 
 
 def describe(settings: ServerSettings, policy: Policy, limits: Limits, now: float) -> str:

@@ -155,7 +155,7 @@ class Resumption:
         return Account(self.memory, _owner(session.token))
 
     def add(self, entry: Entry) -> None:
-        """A session begins."""
+        """Add a session that begins."""
         self._entries[entry.session.id] = entry
 
     def remove(self, entry: Entry, code: int, words: str) -> None:

@@ -95,7 +95,7 @@ class Server:
                 self.state.ends_at = trio.current_time() + self.state.settings.grace
                 for session in self.state.sessions:
                     session.limit_lifetime()
-                # Sessions end by their lifetime. This is for connections whose tunnel is not open by then.
+                # Each session ends with its lifetime. This deadline ends connections that have no open tunnel by then.
                 sessions.cancel_scope.deadline = self.state.ends_at + _LAST_WORDS
         finally:
             for listener in listeners:

@@ -76,7 +76,7 @@ class ServerSettings:
     connect: bool = False
     #: The front ends that are believed about the client's address. `unix`: all connections by a Unix socket.
     trusted_proxies: Sequence[IPNetwork | Literal["unix"]] = field(default=(), metadata=_option("trusted-proxy"))
-    #: The one header field in which they name the client.
+    #: The one header field in which trusted proxies name the client.
     forwarded_header: str = DEFAULT_FORWARDED_HEADER
     #: Every connection begins with a PROXY protocol header.
     proxy_protocol: bool = False
@@ -172,7 +172,7 @@ def option_of(name: str) -> str:
 
 
 def _overlap(one: Address, other: Address) -> bool:
-    """Whether two listeners cannot have both addresses. If two names lead to one address, the kernel will say so."""
+    """Whether two listeners cannot use both addresses. If two names lead to one address, the kernel will say so."""
     if isinstance(one, UnixAddress) or isinstance(other, UnixAddress):
         return one == other
     return one.port == other.port != 0 and (one.host == other.host or "" in (one.host, other.host))

@@ -8,13 +8,13 @@ import random
 
 import pytest
 import trio
-from http2tcp.net.resumable_pump import KeptInPipe, discard, take
 
 from http2tcp.net import resumable
 from http2tcp.net import resumable_pump as resumable_splice
 from http2tcp.net import splice_pump as splice
 from http2tcp.net.pipes import Pipe, PipePool, pipes
 from http2tcp.net.relay import End
+from http2tcp.net.resumable_pump import KeptInPipe, discard, take
 from http2tcp.net.stdio import StdioStream
 from http2tcp.net.streams import SocketStream
 from tests.support.cut_wires import Fate, Tunnel, both_relays, conversation, pair

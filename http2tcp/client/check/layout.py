@@ -51,7 +51,7 @@ class TextReport:
             self._line("")
 
     def waiting(self, label: str, text: str) -> None:
-        """This hop is next. A terminal shows it until its line is known."""
+        """Show which hop comes next. A terminal shows it until its line is known."""
         if self._terminal and self._live and not self._quiet:
             line = f"{self._indent[:-_LABEL]}{label:<{_LABEL}}{text} ..."[: (self._width or _MAX_WIDTH) - 1]
             self._write(_CLEAR_LINE + self._painted(line, _DIM))
@@ -119,7 +119,7 @@ class TextReport:
             self._out.write(text.encode(encoding, "replace").decode(encoding))
             self._out.flush()
         except OSError:
-            pass  # nobody reads on; the exit status tells
+            pass  # stdout is closed or broken; the exit status still has the result
 
 
 class JSONReport:
@@ -159,7 +159,7 @@ class JSONReport:
             self._out.write(json.dumps(self._document, indent=2) + "\n")
             self._out.flush()
         except BrokenPipeError:
-            pass  # nobody reads on; the exit status tells
+            pass  # stdout is closed or broken; the exit status still has the result
         except OSError as error:
             # The status must not be 0 if the program got half a document.
             if verdict.exit_status == 0:

@@ -65,7 +65,7 @@ class _Walk:
         self._report = report
         self._path = settings.endpoint.path.partition("{")[0]
         self._way = _hops_of(self._settings)
-        #: Those of the first destination, of which the report has a line for each hop and each transport.
+        #: The attempts at the first destination. The report has a line for each of their hops and transports.
         self._attempts: list[Attempt] = []
         #: Where the next attempt is kept: those of a further destination are kept apart.
         self._current = self._attempts
