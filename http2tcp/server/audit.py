@@ -107,7 +107,10 @@ class Refusals:
 
     def refused(self, refusal: Refusal) -> bool:
         """Count any other refusal, and return whether to log it."""
-        kind = refusal.phrase.lower().replace(" ", "_")
+        return self.is_line(refusal.phrase.lower().replace(" ", "_"))
+
+    def is_line(self, kind: str) -> bool:
+        """Count one event of this kind, and return whether to log it."""
         self._kinds[kind] += 1
         if self._kinds[kind] > _REFUSALS:
             self._unheard[kind] += 1
@@ -213,7 +216,8 @@ class SessionRecords:
         """Record that this connection did not resume the session that it asked for."""
         record = self._record(Event.NOT_RESUMED)
         record["reason"] = result
-        self._log(logging.INFO, record)
+        is_heard = self._has_token or self._refusals.is_line(Event.NOT_RESUMED.value)
+        self._log(logging.INFO if is_heard else logging.DEBUG, record)
 
     def over(self, outcome: Outcome) -> None:
         """Write the last record, which says how the connection ended."""

@@ -193,6 +193,7 @@ class Resumption:
     def left(self, entry: Entry) -> None:
         """Its client was lost."""
         entry.away_since = trio.current_time()
+        entry.client = entry.session.records.client
         self._away[entry] = None
         self.make_room()
 
@@ -217,32 +218,45 @@ class Resumption:
 
     def make_room(self) -> None:
         """End what is over the limits. To be called now and then: those who are away begin to count with time."""
-        absent = list(self._absent())
-        owners = Counter(_owner(entry.session.token) for entry in absent)
-        for entry in absent:
-            owner = _owner(entry.session.token)
-            if owners[owner] > self.settings.max_detached_per_token:
-                owners[owner] -= 1
-                self._evict(entry)
-        absent = [entry for entry in absent if entry in self._away]
-        for _ in range(len(absent) - self.settings.max_detached):
-            most = owners.most_common(1)[0][0]
-            entry = next(entry for entry in absent if _owner(entry.session.token) == most and entry in self._away)
-            owners[most] -= 1
-            self._evict(entry)
+        for owner, entries in self._by_owner().items():
+            for _ in range(len(entries) - self.settings.max_detached_per_token):
+                self._evict(_first_to_go(owner, entries))
+        owners = self._by_owner()
+        for _ in range(sum(map(len, owners.values())) - self.settings.max_detached):
+            owner = max(owners, key=lambda each: len(owners[each]))
+            self._evict(_first_to_go(owner, owners[owner]))
 
     def give_place(self, token: Token | None, client: str) -> bool:
         """End the session of this token that has been away longest, those of this client first; False: none may go."""
-        mine = [entry for entry in self._absent() if _owner(entry.session.token) == _owner(token)]
+        mine = self._by_owner().get(_owner(token))
         if not mine:
             return False
         self._evict(next((entry for entry in mine if entry.client == client), mine[0]))
         return True
 
+    def _by_owner(self) -> dict[bytes, list[Entry]]:
+        owners: dict[bytes, list[Entry]] = {}
+        for entry in self._absent():
+            owners.setdefault(_owner(entry.session.token), []).append(entry)
+        return owners
+
     def _evict(self, entry: Entry) -> None:
         self._away.pop(entry, None)
         entry.session.lifetime.end("its client was away, and its place was needed", Reason.EVICTED)
         entry.session.give_up_place()
+
+
+def _first_to_go(owner: bytes, entries: list[Entry]) -> Entry:
+    """Take out who makes room: of the client that has most of these, the one that has been away longest.
+
+    Without tokens anybody may leave any number: there the newest goes, so that a flood drives nobody out.
+    """
+    clients = Counter(entry.client for entry in entries)
+    most = clients.most_common(1)[0][0]
+    order = entries if owner else reversed(entries)
+    entry = next(entry for entry in order if entry.client == most)
+    entries.remove(entry)
+    return entry
 
 
 def _owner(token: Token | None) -> bytes:
