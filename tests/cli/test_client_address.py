@@ -36,10 +36,10 @@ def test_the_option_may_be_given_again_and_again(http2tcp: Run) -> None:
     ("arguments", "expected"),
     [
         (("--trusted-proxy", "front.example"), "expected an address or a network, such as 10.0.0.0/8"),
-        (("--trusted-proxy", "unix:/run/nginx.sock"), "no address"),
-        (("--trusted-proxy", "10.0.0.1:80"), "no address"),
+        (("--trusted-proxy", "unix:/run/nginx.sock"), "neither an address"),
+        (("--trusted-proxy", "10.0.0.1:80"), "neither an address"),
         (("--trusted-proxy", "10.0.0.5/8"), "the network is 10.0.0.0/8"),
-        (("--trusted-proxy", "10.0.0.0/33"), "no address"),
+        (("--trusted-proxy", "10.0.0.0/33"), "neither an address"),
         (("--trusted-proxy", "*"), "expected an address or a network"),
         (("--trusted-proxy", ""), "expected an address or a network"),
         (("--forwarded-header", "X-Real-IP"), "needs --trusted-proxy"),

@@ -15,7 +15,7 @@ from pathlib import Path
 import pytest
 import trio
 
-from tests.support.client_process import client, close_stdin, ended, one_line, patched
+from tests.support.client_process import client, close_stdin, ended, one_line
 from tests.support.loopback import TOKEN, echo, greet_and_close, read_all, served, target
 from tests.support.processes import environment, free_port, http2tcp, listens, running
 
@@ -23,7 +23,6 @@ VIA = pytest.mark.parametrize("transport", ["tcp", "connect-tcp"])
 # What has to happen within a second may take a little more here, beside other work.
 A_SECOND = 3.0
 # A client that does not wait for a lost server.
-UNRESUMED = patched("import http2tcp.client.settings as settings", "settings.RESUME_OF_STDIO = 0.0")
 
 
 async def hold(stream: trio.SocketStream) -> None:
@@ -371,8 +370,8 @@ async def test_a_server_that_is_killed_is_a_failure_in_one_line(transport: str, 
     serving = http2tcp("-s", "-l", f"127.0.0.1:{port}")
     environ = environment(HTTP2TCP_TOKEN=TOKEN)
     with running(serving, tmp_path / "log", lambda: listens(port), env=environ, stop=signal.SIGKILL) as server:
-        arguments = ("-e", f"127.0.0.1:{port}", "--transport", transport)
-        async with target(swallow) as where, client(*arguments, "-d", where, command=UNRESUMED) as process:
+        arguments = ("-e", f"127.0.0.1:{port}", "--transport", transport, "--no-resume")
+        async with target(swallow) as where, client(*arguments, "-d", where) as process:
             assert process.stdout is not None
             assert await read_line(process.stdout) == b"hello\n"
 
