@@ -5,6 +5,7 @@ from __future__ import annotations
 import random
 import secrets
 import socket
+from collections.abc import Callable
 from dataclasses import dataclass, field
 
 import trio
@@ -38,6 +39,8 @@ class Fate:
     budget: float
     #: Seconds that its first byte takes.
     delay: float = 0.0
+    #: Whether it may be cut by now.
+    ripe: Callable[[], bool] = lambda: True
 
 
 async def carry(fate: Fate, one: SocketStream, other: SocketStream) -> None:
@@ -49,8 +52,8 @@ async def carry(fate: Fate, one: SocketStream, other: SocketStream) -> None:
             if not data:
                 await sink.send_eof()
                 return
-            if len(data) >= fate.budget:
-                await sink.send_all(data[: int(fate.budget)])
+            if len(data) >= fate.budget and fate.ripe():
+                await sink.send_all(data[: max(0, int(fate.budget))])
                 nursery.cancel_scope.cancel()
                 return
             fate.budget -= len(data)
@@ -90,6 +93,9 @@ class Tunnel:
         client, one = pair()
         other, server = pair()
         fate = self.fates.pop(0) if self.fates else Fate(float("inf"))
+        if not self.wires:
+            # Before the client has confirmed the session, a break is the end of it.
+            fate.ripe = lambda: self.server is not None and self.server.machine.confirmed
         self.wires += 1
         self.nursery.start_soon(carry, fate, one, other)
         return client, server
@@ -100,7 +106,7 @@ class Tunnel:
         return Terms(keepalive=int(self.keepalive * 1000), window=self.window, grace=self.grace)
 
     async def open(self) -> None:
-        """The first connection, which nothing cuts before the client knows the session."""
+        """The first connection, which nothing cuts before the server knows that the client knows the session."""
         client, server = self.wire()
         machine = Resumable.offer(f"{secrets.token_hex(6)}", secrets.token_bytes(KEY_SIZE), self.terms, bounds=BOUNDS)
         await server.send_all(machine.data_to_send())
