@@ -123,15 +123,15 @@ class ResumableStream(Stream):
         client: bool,
         revive: Callable[[], Awaitable[None]] | None = None,
         on_lost: Callable[[str], None] | None = None,
-        on_given_up: Callable[[str], None] | None = None,
+        on_broken_off: Callable[[str], None] | None = None,
         account: Account | None = None,
     ) -> None:
         """Times are seconds. `peer_keepalive` counts until the peer's HELLO says another.
 
         `revive`: how a client gets another connection; it calls `attach`, or raises BrokenResourceError where the
         tunnel cannot come back. `on_lost` is told why, each time that a connection is lost and waited for, and
-        `on_given_up` where none came in time: the relay may be stuck at its other side. `account` counts what is kept,
-        and bounds it.
+        `on_broken_off` where the tunnel is over all at once: the relay may be stuck at its other side. `account`
+        counts what is kept, and bounds it.
         """
         self.machine = machine
         self._keepalive = keepalive
@@ -139,7 +139,7 @@ class ResumableStream(Stream):
         self._client = client
         self._revive = revive
         self._on_lost = on_lost
-        self._on_given_up = on_given_up
+        self._on_broken_off = on_broken_off
         self._account = account
         self.attachment: Attachment | None = Attachment(carrier, machine.attachment)
         #: When the connection was lost, on trio's clock; None while one is attached.
@@ -211,7 +211,7 @@ class ResumableStream(Stream):
             self.machine.take_over(hello, server_nonce)
         except (Gap, Violation) as error:
             self.gap = isinstance(error, Gap)
-            self.fail(str(error))
+            self.break_off(str(error))
             raise
         self.attach(carrier)
         assert self.attachment is not None
@@ -246,6 +246,12 @@ class ResumableStream(Stream):
         if self._failure is None:
             self._failure = why
         self._ring()
+
+    def break_off(self, why: str) -> None:
+        """As `fail`, where the relay may be stuck at its other side, and would not notice."""
+        self.fail(why)
+        if self._on_broken_off is not None:
+            self._on_broken_off(why)
 
     def _ring(self) -> None:
         self._changed.ring()
@@ -655,9 +661,7 @@ class ResumableStream(Stream):
         if self._client:
             ago = _duration(grace)
             self.peer_reason = f"the connection was lost {ago} ago and did not come back: {self.lost_words}"
-        self.fail(f"it did not come back within {grace:g} s: {self.lost_words}")
-        if self._on_given_up is not None:
-            self._on_given_up(self._failure or "")
+        self.break_off(f"it did not come back within {grace:g} s: {self.lost_words}")
 
     # --- the end ----------------------------------------------------------------------------------
 

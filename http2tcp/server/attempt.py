@@ -14,7 +14,6 @@ from http2tcp.net.resume_handshake import receive_claim
 from http2tcp.protocol.capsule import ResetCode, reset
 from http2tcp.protocol.resume_tombstone import Tombstone
 from http2tcp.protocol.resume_wire import Gap, NotYours, ResumeError, Stale
-from http2tcp.server.outcome import Reason
 from http2tcp.server.resumption import ATTEMPTS, Entry
 
 if TYPE_CHECKING:
@@ -83,8 +82,7 @@ class Attempt:
         proved()
         if leaves:
             # It could not say so before, or not past bytes that nobody reads.
-            entry.session.lifetime.end("the client has left", Reason.CLIENT_BROKE)
-            stream.fail("the client has left")
+            stream.break_off("the client has left")
             return "left"
         away = stream.last_gap
         self._state.resumption.returned(entry)

@@ -49,6 +49,7 @@ from http2tcp.server.policy import Admission, Grant
 from http2tcp.server.session import Phase, Session
 
 if TYPE_CHECKING:
+    from http2tcp.net.resumable import ResumableStream
     from http2tcp.net.tls_server import ServerTLSStream
     from http2tcp.server.resumption import Entry
     from http2tcp.server.settings import ServerSettings
@@ -439,6 +440,9 @@ class Connection:
             resumption.left(entry)
             session.records.detached(why)
 
+        def broken_off(why: str) -> None:
+            session.lifetime.end(why, _broken_reason(stream))
+
         stream = ResumableStream(
             machine,
             self._carrier(request),
@@ -446,7 +450,7 @@ class Connection:
             peer_keepalive=request.keepalive,
             client=False,
             on_lost=lost,
-            on_given_up=lambda words: session.lifetime.end(words, Reason.CLIENT_LOST),
+            on_broken_off=broken_off,
             account=resumption.account(session),
         )
         entry = Entry(session, stream, session.records.client)
@@ -530,17 +534,22 @@ _CODES: dict[object, int] = {
     Reason.MAX_SESSION: ResetCode.LONGEST,
     Reason.STOPPED: ResetCode.STOPPED,
     Reason.EVICTED: ResetCode.AWAY_TOO_LONG,
+    Reason.GAP: ResetCode.GAP,
 }
 
 
 def _ended(relayed: Relayed, session: Session, entry: Entry | None) -> Ended:
     """How the tunnel ended; more is known of one that can be resumed."""
     if entry is not None and relayed.end is End.CLIENT_BROKE:
-        if entry.stream.given_up:
-            return Ended(Reason.CLIENT_LOST, relayed.words)
-        if entry.stream.gap:
-            return Ended(Reason.GAP, relayed.words)
+        return Ended(_broken_reason(entry.stream), relayed.words)
     return Ended(_reason(relayed.end, session), relayed.words)
+
+
+def _broken_reason(stream: ResumableStream) -> Reason:
+    """Why a resumable tunnel broke at its client's side."""
+    if stream.given_up:
+        return Reason.CLIENT_LOST
+    return Reason.GAP if stream.gap else Reason.CLIENT_BROKE
 
 
 def _reason(end: End, session: Session) -> Reason:

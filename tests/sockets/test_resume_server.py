@@ -116,9 +116,11 @@ async def test_a_client_that_stays_away_is_lost_after_the_grace(caplog: pytest.L
 
 async def fill(peer: Peer) -> None:
     """Send until the target, which does not read, takes nothing more."""
-    with trio.move_on_after(0.5):
-        while True:
+    stuck = False
+    while not stuck:
+        with trio.move_on_after(0.5) as scope:
             await peer.send(bytes(256 * 1024))
+        stuck = scope.cancelled_caught
 
 
 async def deaf(stream: trio.SocketStream) -> None:
@@ -389,6 +391,35 @@ async def test_what_is_kept_is_bounded_where_nobody_acknowledges() -> None:
             peer.cut()
         await away(server, 6)
         assert memory.used <= 2 * window + 6 * (64 * 1024 + 256 * 1024)
+
+
+async def test_bytes_that_were_not_kept_while_both_ways_were_stuck_are_a_gap(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    caplog.set_level(logging.INFO)
+
+    async def pour(stream: trio.SocketStream) -> None:
+        while True:
+            await stream.send_all(bytes(65536))
+
+    async with target(pour) as where, served(resume_window=256 * 1024) as server:
+        peer = await begin(server.address, where)
+        entry = next(iter(server.server.state.resumption._entries.values()))
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(fill, peer)
+
+            async def swallow() -> None:
+                while not entry.stream.machine.lapses:
+                    peer.take(bytes(await peer.stream.receive_some(65536)), acknowledges=False)
+
+            with trio.fail_after(10):
+                await swallow()
+        await until(lambda: entry.stream.machine.out.base > peer.machine.received)
+        peer.cut()
+        entry.stream.detach("it was lost")
+        assert await refusal(await peer.attempt()) == ResetCode.GAP
+        await over(server)
+    assert of(caplog, "ended")[0]["reason"] == "gap"
 
 
 # --- attacks --------------------------------------------------------------------------------------
