@@ -8,8 +8,8 @@
 
     trio.run(main)
 
-`open_tunnel` and `serve` are what the command line is made of. The names below are imported when they are
-first used: a client started at every ssh login does not pay for the server.
+The command line is built on `open_tunnel` and `serve`. Each name below is imported when it is first used: a client
+that starts at every ssh login must not spend time on loading the server.
 """
 
 from __future__ import annotations

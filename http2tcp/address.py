@@ -24,13 +24,13 @@ MAX_UNIX_PATH = 107
 # Underscores are not allowed in host names, but names with them resolve and are in use.
 _NAME = re.compile(r"[a-z0-9_]([a-z0-9_.-]*[a-z0-9_.])?", re.ASCII)
 _PORT = re.compile(r"[0-9]{1,5}", re.ASCII)
-# An interface's name or number, as in fe80::1%eth0. Linux allows 15 characters.
+# An IPv6 zone: an interface's name or number, as in fe80::1%eth0. Linux allows 15 characters.
 _SCOPE = re.compile(r"[a-zA-Z0-9_.-]{1,32}", re.ASCII)
 _SCHEME = re.compile(r"[a-zA-Z][a-zA-Z0-9+.-]*://")
 _CONTROL_OR_BLANK = re.compile(r"[\x00-\x20\x7f]")
 # RFC 9298, section 2 allows RFC 6570 up to level 3, without `+` and `#`; `.` makes no sense here.
 _EXPRESSION = re.compile(r"\{([?&/;]?)([A-Za-z0-9_]+(?:,[A-Za-z0-9_]+)*)\}", re.ASCII)
-# RFC 3986, section 2.3, in hexadecimal: - . _ ~, digits and letters.
+# The escapes of the unreserved characters (RFC 3986, section 2.3): - . _ ~, digits and letters.
 _UNRESERVED = re.compile(r"%(2[DEde]|3[0-9]|4[1-9A-Fa-f]|5[0-9AaFf]|6[1-9A-Fa-f]|7[0-9AaEe])")
 _UNIX = "unix:"
 
@@ -58,7 +58,7 @@ Address = TCPAddress | UnixAddress
 
 
 def parse_destination(text: str) -> Address:
-    """`host:port`, `[v6]:port`, `v6:port` as ssh's %h:%p writes it, `:port` (localhost), `unix:/path`."""
+    """Parse `host:port`, `[v6]:port`, `v6:port` as ssh's %h:%p writes it, `:port` (localhost), or `unix:/path`."""
     if text.startswith(_UNIX):
         return _parse_unix(text)
     host, port = _split(text, "HOST:PORT, [IPv6]:PORT or unix:/PATH")
@@ -75,7 +75,7 @@ def parse_target(host: str, port: str) -> TCPAddress:
 
 
 def target_address(host: str, port: int) -> TCPAddress:
-    """A host and a port that arrived apart from each other, as in a SOCKS5 request. An empty host is an error."""
+    """Make an address of a host and a port that arrived separately, as in a SOCKS5 request. An empty host is an error."""
     if not host or host.startswith(("[", _UNIX)):
         raise AddressError(f"{host!a}: expected a host name or an IP address")
     if not 1 <= port <= 65535:
@@ -84,7 +84,7 @@ def target_address(host: str, port: int) -> TCPAddress:
 
 
 def parse_listen(text: str) -> Address:
-    """As a destination, but `:port` is every interface, a bare port is loopback, and port 0 is any free one."""
+    """Like `parse_destination`, but `:port` is every interface, a bare port is loopback, and port 0 any free port."""
     if text.startswith(_UNIX):
         return _parse_unix(text)
     host, port = _split(f"127.0.0.1:{text}" if _PORT.fullmatch(text) else text, "HOST:PORT, PORT or unix:/PATH")
@@ -112,7 +112,7 @@ def _split(text: str, expected: str) -> tuple[str, int]:
 
 
 def parse_host(text: str) -> str:
-    """A host name or an IP address, without a port."""
+    """Parse a host name or an IP address, without a port."""
     host = _parse_host(text, text)
     if not host:
         raise AddressError("expected a host name or an IP address, not nothing")
@@ -120,19 +120,19 @@ def parse_host(text: str) -> str:
 
 
 def parse_url_host(text: str) -> str:
-    """A URL's host, without its brackets. An IPv6 zone may be spelled %25eth0, as a URL has it, or %eth0."""
+    """Parse a URL's host, without its brackets. An IPv6 zone may be written %25eth0, as URLs require, or %eth0."""
     address, escaped, zone = text.partition("%25")
-    # RFC 6874, section 2. A zone that is called 25 may be meant where nothing follows.
+    # RFC 6874, section 2. If nothing follows %25, it may be a zone with the name 25.
     return parse_host(f"{address}%{zone}" if escaped and zone and ":" in address else text)
 
 
 def without_zone(host: str) -> str:
-    """A host without its zone, which says which link of this machine it is on: no peer and no certificate knows it."""
+    """Return a host without its zone. A zone names a link of this machine: peers and certificates do not know it."""
     return host.partition("%")[0]
 
 
 def is_loopback(host: str) -> bool:
-    """Whether a host, as parsed here, is this machine: `localhost`, or a loopback address. Nothing is looked up."""
+    """Whether a parsed host is this machine: `localhost`, or a loopback address. This looks up no name."""
     name = host.rstrip(".")
     if name == "localhost" or name.endswith(".localhost"):
         return True
@@ -149,7 +149,7 @@ def _parse_host(host: str, text: str) -> str:
         return _parse_ipv6(host[1:-1], text)
     if ":" in host:
         return _parse_ipv6(host, text)
-    # IDNA is slow on long texts, and what is longer than a host name is refused in any case.
+    # IDNA is slow on long texts. A text that is too long for a host name does not need it: it is refused below.
     name = host.lower() if host.isascii() or len(host) > MAX_HOST else _to_ascii(host, text)
     if name and (len(name) > MAX_HOST or not _NAME.fullmatch(name) or ".." in name):
         raise AddressError(f"{text!a}: expected a host name or an IP address")
@@ -159,7 +159,7 @@ def _parse_host(host: str, text: str) -> str:
 def _parse_ipv6(host: str, text: str) -> str:
     try:
         address = IPv6Address(host)
-        # ipaddress takes any text for a scope, line breaks included.
+        # ipaddress accepts any text as a scope, even with line breaks.
         if address.scope_id is not None and not _SCOPE.fullmatch(address.scope_id):
             raise ValueError
         if address.ipv4_mapped is not None and address.scope_id is None:
@@ -171,7 +171,7 @@ def _parse_ipv6(host: str, text: str) -> str:
 
 
 def _to_ascii(host: str, text: str) -> str:
-    import idna  # here, since few ever need it and its tables are large
+    import idna  # imported only when needed: few users need it, and its tables are large
 
     try:
         return idna.encode(host, uts46=True).decode("ascii")
@@ -181,7 +181,7 @@ def _to_ascii(host: str, text: str) -> str:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Endpoint:
-    """Where the upgrade request goes: the URL that the client was given, taken apart."""
+    """Where the upgrade request goes: the parts of the URL that the user gave to the client."""
 
     tls: bool
     host: str
@@ -198,12 +198,12 @@ class Endpoint:
 
     @property
     def needs_target(self) -> bool:
-        """Whether the template's path contains the destination, so that there is no URL without one."""
+        """Whether the template's path contains the destination, so that no URL can be made without one."""
         found = _EXPRESSION.findall(self._whole)
         return any(operator not in ("?", "&") and "target_" in names for operator, names in found)
 
     def expand(self, variables: Mapping[str, str]) -> tuple[str, str]:
-        """The path and the query, with the variables' encoded values in the template's place."""
+        """Return the path and the query, with the variables in place of the expressions. Their values must be encoded."""
 
         def value(match: re.Match[str]) -> str:
             operator, names = match[1], [name for name in match[2].split(",") if name in variables]
@@ -228,9 +228,9 @@ class Endpoint:
 
     @property
     def authority(self) -> str:
-        """The Host field's value: without the port where it is the scheme's own (RFC 9110, section 7.2).
+        """The Host field's value, without the port if it is the scheme's default (RFC 9110, section 7.2).
 
-        Without a zone too (RFC 6874, section 4).
+        It also has no zone (RFC 6874, section 4).
         """
         return self._at(without_zone(self.host))
 
@@ -246,7 +246,7 @@ class Endpoint:
 
 
 def parse_endpoint(text: str) -> Endpoint:
-    """`https://host/path`, `http://…`, or `host:port/path`, which is http as in the original."""
+    """Parse `https://host/path`, `http://…`, or `host:port/path`, which means http, as in movsb/http2tcp."""
     if _CONTROL_OR_BLANK.search(text):
         raise AddressError("the endpoint holds a blank or a control character: expected https://HOST[:PORT]/PATH")
     url = text if _SCHEME.match(text) else f"http://{text}"
@@ -278,19 +278,19 @@ def parse_endpoint(text: str) -> Endpoint:
 def _check_template(endpoint: Endpoint) -> None:
     rest = "".join(endpoint.expand({}))
     names = [name for _, group in _EXPRESSION.findall(endpoint._whole) for name in group.split(",")]
-    # Further variables are allowed, and have no value here.
+    # Other variables are allowed. They have no value here, so they expand to nothing.
     ours = sorted(name for name in names if name in ("target_host", "target_port"))
     if "{" in rest or "}" in rest or (names and ours != ["target_host", "target_port"]):
         raise AddressError("expected a template with target_host and target_port, as in {?target_host,target_port}")
 
 
 def normal_path(path: str) -> str:
-    """The path with needless escapes decoded (RFC 3986, section 6.2.2.2): `%7E` becomes `~`, but `%2F` stays."""
+    """Return the path with needless escapes decoded (RFC 3986, section 6.2.2.2): `%7E` becomes `~`, but `%2F` stays."""
     return _UNRESERVED.sub(lambda match: chr(int(match[1], 16)), path)
 
 
 def _quoted(part: str) -> str:
-    # Encode only what no URL may contain: escapes that are there stay, and reserved characters keep their meaning.
+    # Encode only what no URL may contain. Escapes in the text stay, and reserved characters keep their meaning.
     return quote(part, safe="/%:@!$&'()*+,;=?~-._{}[]|", errors="surrogateescape")
 
 
@@ -299,7 +299,7 @@ IPNetwork = IPv4Network | IPv6Network
 
 
 def parse_network(text: str) -> IPNetwork:
-    """An address or a network in CIDR notation, without a port. Raises AddressError."""
+    """Parse an address or a network in CIDR notation, without a port. Raises AddressError."""
     network = find_network(text, text)
     if network is None:
         raise AddressError(f"{text!a}: expected an address or a network, such as 10.0.0.0/8")
@@ -307,7 +307,7 @@ def parse_network(text: str) -> IPNetwork:
 
 
 def find_network(host: str, text: str) -> IPNetwork | None:
-    """The address or network that `host` is, or None for a name. `text` is what an AddressError quotes."""
+    """Parse `host` as an address or a network; None if it is a name. An AddressError quotes `text`."""
     bare = host[1:-1] if host.startswith("[") and host.endswith("]") else host
     if "/" not in bare and ":" not in bare and not bare.replace(".", "").isdecimal():
         return None

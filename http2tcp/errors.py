@@ -6,8 +6,8 @@
   section 2.3) and a line of text.
 - `TunnelError` is what the client tells its user: the hop that failed, and an exit code for scripts.
 
-Exit codes: 0 success, 1 a bug in http2tcp, 2 wrong usage, and from 64 on one for each hop. docs/exit-codes.md lists
-them.
+Exit codes: 0 is success, 1 a bug in http2tcp, 2 wrong usage, and each hop has a code of its own, from 64 on.
+docs/exit-codes.md lists them.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from typing import ClassVar
 
 
 def os_reason(error: OSError) -> str:
-    """The system's words for an error, in lower case, to be put into one of our sentences."""
+    """Return the system's words for an error, in lower case, so that they fit into one of our sentences."""
     return (error.strerror or "failed").lower()
 
 
@@ -62,7 +62,7 @@ class TooFewDescriptors(Http2tcpError):
 
 
 class DialFailure(Enum):
-    """Why a connection to a target could not be made; `net.dial.DialError` has one."""
+    """Why a connection to a target could not be made. Each `net.dial.DialError` carries one of these."""
 
     NAME = "name not found"
     NAME_TEMPORARY = "name look-up failed"
@@ -80,7 +80,7 @@ class DialFailure(Enum):
 class Refusal(Http2tcpError):
     """The server will not open this tunnel. `str(refusal)` is the body; it never holds a secret.
 
-    A client whose token is not accepted yet gets the class's own `text`, and never one that was made for the occasion.
+    Until its token is accepted, a client only gets the fixed `text` of the class, never a text about its own request.
     """
 
     status: ClassVar[int]
@@ -110,7 +110,7 @@ class ProxyHeaderRefused(BadRequest):
 
 
 class TLSRequired(BadRequest):
-    """Plain HTTP came where the server speaks TLS."""
+    """A client sent plain HTTP to a listener that speaks TLS."""
 
     text = "the http2tcp server speaks TLS here, and this came in plain http: use https://"
 
@@ -138,12 +138,12 @@ class ProxyAuthenticationRequired(Refusal):
     phrase = "Proxy Authentication Required"
     text = Unauthorized.text
     proxy_error = Unauthorized.proxy_error
-    # Basic, with the token as the password: what nc, corkscrew and proxytunnel know.
+    # Basic, with the token as the password: nc, corkscrew and proxytunnel know this scheme.
     headers = (("Proxy-Authenticate", 'Basic realm="http2tcp"'),)
 
 
 class Forbidden(Refusal):
-    """The token may not reach this destination. `rule` is the rule that says so; only the operator gets to see it."""
+    """The token may not reach this destination. `rule` is the rule that forbids it, which only the operator may see."""
 
     status = 403
     phrase = "Forbidden"
@@ -187,7 +187,7 @@ class InternalError(Refusal):
 
 
 class TooManyRequests(Refusal):
-    """This client address, or this token, has reached a limit of its own."""
+    """This client address, or this token, has reached the limit for a single address or token."""
 
     status = 429
     phrase = "Too Many Requests"
@@ -269,8 +269,9 @@ class FrontEndFailed(TunnelError):
 class UpgradeNotPassed(FrontEndFailed):
     """The upgrade was not understood or not passed on: another transport may get through.
 
-    `seen` says what happened to the request, as in "was answered 404 by nginx". `passing`: the failure may pass. A
-    front end answers like this while the server behind it restarts, so the same request may succeed a moment later.
+    `seen` says what happened to the request, as in "was answered 404 by nginx". `passing`: the failure may
+    be temporary. A front end answers like this while the server behind it restarts, so the same request may succeed a
+    moment later.
     """
 
     def __init__(self, words: str, hint: str = "", *, seen: str = "did not get through", passing: bool = False) -> None:
@@ -287,9 +288,9 @@ class CredentialsRefused(TunnelError):
 
 
 class OriginalServer(CredentialsRefused):
-    """401 as the original http2tcp answers it (movsb/http2tcp): that server only accepts a token in its own scheme."""
+    """A 401 like that of the original http2tcp (movsb/http2tcp), which only accepts a token in its own scheme."""
 
-    #: As in `UpgradeNotPassed`.
+    #: What happened to the request, as in `UpgradeNotPassed`.
     seen = "was answered 401, as by a server of the original"
 
 
@@ -301,7 +302,7 @@ class DestinationForbidden(TunnelError):
 
 
 class TargetFailed(TunnelError):
-    """The http2tcp server cannot reach the target. `proxy_error` is its Proxy-Status error type, where it has one."""
+    """The http2tcp server cannot reach the target. `proxy_error` is the answer's Proxy-Status error type, or empty."""
 
     hop = "target"
     exit_code = 70

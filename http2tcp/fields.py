@@ -9,7 +9,7 @@ TOKEN_CHARACTERS = frozenset("!#$%&'*+-.^_`|~0123456789abcdefghijklmnopqrstuvwxy
 
 
 def check_token(token: str) -> None:
-    """Raises SettingsError for a token that no header field can carry as it is."""
+    """Raise SettingsError if no header field can carry the token unchanged."""
     if not token.strip():
         raise SettingsError("the token is empty: a secret was probably not set")
     if token != token.strip() or not token.isprintable():
@@ -17,6 +17,6 @@ def check_token(token: str) -> None:
 
 
 def check_field_name(text: str) -> None:
-    """Raises SettingsError for what is not a valid name of a header field."""
+    """Raise SettingsError if `text` is not a valid name of a header field."""
     if not text or not TOKEN_CHARACTERS.issuperset(text):
         raise SettingsError(f"{text!a}: expected a field's name, such as X-Real-IP")

@@ -15,19 +15,20 @@ from collections.abc import Sequence
 
 logger = logging.getLogger("http2tcp")
 
-# How many lines may wait to be written, a few hundred kB. Further ones are dropped and counted.
+# How many lines may wait to be written (a few hundred kB). Further lines are dropped and counted.
 _WAITING = 4096
-# Lines that strangers cause may fill only this part of the queue: a flood of them displaces no session's record.
+# Lines about clients without an accepted token may fill only this part of the queue, so that a flood of them leaves
+# room for the records of sessions.
 _FOR_STRANGERS = 3 / 4
-# How many seconds the process waits at its end for the last lines to be written.
+# How many seconds the process waits, when it ends, for the last lines to be written.
 _LAST_LINES = 1.0
 
-# sd-daemon(3), by the levels of the standard library.
+# The priorities of sd-daemon(3) for the levels of the standard library.
 _PRIORITIES = {logging.DEBUG: 7, logging.INFO: 6, logging.WARNING: 4, logging.ERROR: 3, logging.CRITICAL: 2}
 
 
 def start_logging(level: int, *, hold_back: bool = False) -> None:
-    """Log to stderr, as `http2tcp: …`.
+    """Log to stderr. Each line begins with `http2tcp: `.
 
     `hold_back` keeps the lines until `http2tcp.server.log_writer` knows the wanted format and file, or until the
     process ends.
@@ -43,12 +44,12 @@ def start_logging(level: int, *, hold_back: bool = False) -> None:
 
 
 def log_in_background() -> None:
-    """From now on a thread writes the log, so that no tunnel waits when its reader has stopped (as by Ctrl-S)."""
+    """Write the log in a thread from now on, so that no tunnel waits if the log's reader stops (as by Ctrl-S)."""
     logger.handlers[:] = [BackgroundHandler(handler) for handler in logger.handlers]
 
 
 def finish() -> bool:
-    """Wait a moment at the end of the process for the last lines; whether they were written.
+    """Wait a moment at the end of the process for the last lines. Return whether they were written.
 
     If not, the process has to end by `os._exit`: a normal exit would wait for the locks that the writing thread holds.
     """
@@ -57,7 +58,7 @@ def finish() -> bool:
         return True
     for handler in background:
         handler.close()
-    # stderr may hold a complaint about the log file, and its reader may have stopped, too.
+    # stderr may still have to write a message about the log file, and the reader of stderr may have stopped too.
     flushing = threading.Thread(target=_flush_stderr, name="last lines", daemon=True)
     flushing.start()
     flushing.join(_LAST_LINES)
@@ -73,7 +74,7 @@ def _flush_stderr() -> None:
 
 
 def dropped_lines() -> int:
-    """How many lines the log's thread has lost, because its queue was full or the file could not be written."""
+    """Return how many lines the log's thread has lost, because its queue was full or the file could not be written."""
     return sum(handler.untold for handler in logger.handlers if isinstance(handler, BackgroundHandler))
 
 
@@ -89,7 +90,7 @@ def flush() -> None:
 def stderr_is_journal() -> bool:
     """Whether systemd has connected stderr to the journal: systemd.exec(5), $JOURNAL_STREAM.
 
-    The variable alone is not enough: it is inherited, and stderr may have been redirected since.
+    It is not enough that the variable is set: it is inherited, and stderr may have been redirected since.
     """
     named = os.environ.get("JOURNAL_STREAM")
     if not named or sys.stderr is None:
@@ -102,13 +103,13 @@ def stderr_is_journal() -> bool:
 
 
 def mark(text: str, level: int) -> str:
-    """The text with its priority before each line, as the journal reads it."""
+    """Return the text with its priority before each line, in the form that the journal reads."""
     priority = _PRIORITIES.get(level, _PRIORITIES[logging.INFO])
     return "\n".join(f"<{priority}>{line}" for line in text.split("\n"))
 
 
 def marked(formatter: logging.Formatter) -> logging.Formatter:
-    """The formatter; if stderr is the journal, one around it that adds the priorities."""
+    """Return the formatter. If stderr is the journal, wrap it in one that adds the priorities."""
     return _Marked(formatter) if stderr_is_journal() else formatter
 
 
@@ -124,11 +125,11 @@ class _Marked(logging.Formatter):
 # --- handlers ---------------------------------------------------------------------------------
 
 
-class _Stderr(logging.StreamHandler):  # type: ignore[type-arg]  # it is generic for checkers alone
+class _Stderr(logging.StreamHandler):  # type: ignore[type-arg]  # only type checkers see it as generic
     """Standard error, which may be a terminal that ssh or an editor has put into raw mode."""
 
     def emit(self, record: logging.LogRecord) -> None:
-        """Write it. Where the terminal makes no new line of a line feed, begin the next one here."""
+        """Write the record. On a raw terminal a line feed does not return to the start of the line: add a CR."""
         self.terminator = "\r\n" if _is_raw() else "\n"
         super().emit(record)
 
@@ -145,7 +146,7 @@ def _is_raw() -> bool:
 
 
 class HeldBack(logging.Handler):
-    """Keeps records until they are taken, or until a flush passes them on to another handler."""
+    """Keeps records until `take` returns them, or until `flush` passes them on to another handler."""
 
     def __init__(self, handler: logging.Handler) -> None:
         super().__init__()
@@ -153,7 +154,7 @@ class HeldBack(logging.Handler):
         self._records: list[logging.LogRecord] = []
 
     def emit(self, record: logging.LogRecord) -> None:
-        """Keep it."""
+        """Keep the record."""
         self._records.append(record)
 
     def take(self) -> Sequence[logging.LogRecord]:
@@ -170,15 +171,16 @@ class HeldBack(logging.Handler):
 class BackgroundHandler(logging.Handler):
     """Hands records to another handler in a thread of its own, and never waits for it.
 
-    A record with the attribute `expendable` is dropped before others are.
+    When the queue fills up, records with the attribute `expendable` are dropped before others.
     """
 
     def __init__(self, handler: logging.Handler) -> None:
         super().__init__()
         self._handler = handler
-        # It has no size limit, which `emit` sees to instead, and costs a tenth of queue.Queue.
+        # A SimpleQueue takes a tenth of the time of a queue.Queue. It has no size limit: `emit` checks the size.
         self._records: queue.SimpleQueue[logging.LogRecord | None] = queue.SimpleQueue()
-        #: Lines dropped because the queue was full. Only `emit` writes it, and only the thread `_told`: no lock.
+        #: How many lines were dropped because the queue was full. Only `emit` changes this, and only the thread changes
+        #: `_told`, so neither needs a lock.
         self.dropped = 0
         self._told = 0
         self._thread = threading.Thread(target=self._write, name="log", daemon=True)
@@ -186,7 +188,7 @@ class BackgroundHandler(logging.Handler):
         atexit.register(self.close)
 
     def emit(self, record: logging.LogRecord) -> None:
-        """Queue it, or drop and count it."""
+        """Put the record into the queue. If there is no room, drop and count it."""
         room = _WAITING * _FOR_STRANGERS if hasattr(record, "expendable") else _WAITING
         if self._records.qsize() < room:
             self._records.put(record)
@@ -205,24 +207,24 @@ class BackgroundHandler(logging.Handler):
 
     @property
     def untold(self) -> int:
-        """How many lines were lost, here or in the other handler."""
+        """How many lines were lost, in this queue or in the other handler."""
         lost: int = getattr(self._handler, "lost", 0)
         return self.dropped + lost
 
     @property
     def is_done(self) -> bool:
-        """After `close`: whether the last line was written."""
+        """Whether the last line was written. Ask this after `close`."""
         return not self._thread.is_alive()
 
     def close(self) -> None:
-        """Wait a moment for the last lines, and end."""
+        """Wait a moment for the last lines, and end the thread."""
         atexit.unregister(self.close)
         self._records.put(None)
-        # If it is stuck in a write, the thread ends with the process: see `finish`.
+        # If the thread is stuck in a write, it ends only with the process: see `finish`.
         self._thread.join(_LAST_LINES)
         super().close()
 
 
 def warning(words: str, *values: object) -> logging.LogRecord:
-    """A record about the log itself, to be given to a handler directly."""
+    """Make a record about the log itself, to be given to a handler directly."""
     return logger.makeRecord(logger.name, logging.WARNING, __file__, 0, words, values, None)

@@ -6,11 +6,11 @@ MAX_QUOTE = 200
 
 
 def printable(text: str) -> str:
-    """The text with a `?` in place of each character that is not printable, such as a terminal's escape codes."""
+    """Return the text with a `?` in place of each unprintable character, such as those of a terminal's escape codes."""
     return "".join(character if character.isprintable() else "?" for character in text)
 
 
 def safe(text: str) -> str:
-    """As `printable`, and cut to MAX_QUOTE characters: a peer may send any amount."""
+    """Like `printable`, but also cut the text to MAX_QUOTE characters: a peer may send any amount."""
     words = printable(text)
     return words if len(words) <= MAX_QUOTE else words[:MAX_QUOTE] + "…"

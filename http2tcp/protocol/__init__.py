@@ -1,4 +1,5 @@
-"""Bytes to messages and back: heads, capsules, frames, proxies' protocols. Pure, and fed by hand in the tests.
+"""Turn bytes into messages and back: heads, capsules, frames, the protocols of proxies. Pure: tests feed it by hand.
 
-It does no I/O and no logging, and imports the ground files only. Start with `server_handshake` and `capsule`.
+This folder does no I/O and no logging. It may import only the ground modules, which docs/architecture.md lists.
+Start with `server_handshake` and `capsule`.
 """

@@ -1,8 +1,9 @@
 """Sans-IO capsules: RFC 9297, section 3.2, with the types of draft-ietf-httpbis-connect-tcp.
 
 A capsule is a type, a length and a value; both numbers are variable-length integers (RFC 9000, section 16).
-DATA carries payload, FINAL_DATA carries payload and means FIN. Three types are our own. Any other is skipped, whatever
-its length, so memory stays bounded by what the caller feeds. Boundaries between capsules mean nothing.
+DATA carries payload. FINAL_DATA carries payload too, and ends its direction of the tunnel, like a TCP FIN. Three types
+are our own. A capsule of any other type is skipped, whatever its length, so memory stays bounded by what the caller
+feeds. Boundaries between capsules have no meaning.
 """
 
 from __future__ import annotations
@@ -14,7 +15,7 @@ from typing import NamedTuple
 from http2tcp.errors import Http2tcpError
 from http2tcp.printable import printable
 
-# Type pairs (DATA, FINAL_DATA). We send the first pair and accept all. No numbers are registered yet.
+# Pairs of types (DATA, FINAL_DATA). We send the first pair and accept all pairs. No numbers are registered yet.
 DATA_TYPES = (
     (0x2028D7F2, 0x2028D7F3),  # revision 12 and later of the draft
     (0x2028D7F0, 0x2028D7F1),  # revisions 8 to 11
@@ -22,13 +23,13 @@ DATA_TYPES = (
 
 # Our own: a keepalive, which every peer may ignore. The number is random, as RFC 9000, section 22.1.2 demands.
 KEEPALIVE_TYPE = 0x1E2A6B5D
-# Our own: "all bytes up to your FINAL_DATA were handed on". An end that has sent FINAL_DATA and DONE sends nothing
-# more. So the peer can close: bytes that reach a closed socket would cause a reset, which destroys data on its way.
+# Our own: "all bytes up to your FINAL_DATA were handed on". After FINAL_DATA and DONE, an end sends nothing more, so
+# its peer can close safely: bytes that reach a closed socket would cause a reset, which destroys data on its way.
 DONE_TYPE = 0x2C61F04B
 
-# Our own: the tunnel is broken, for this reason. Nothing follows it.
+# Our own: the sender has broken the tunnel. The value says why. Nothing follows this capsule.
 RESET_TYPE = 0x3A85D15D
-#: How many bytes the words of a RESET have at most; longer ones are cut.
+#: How many bytes the words of a RESET have at most; longer words are cut.
 MAX_WORDS = 256
 # The code in front of the words has 8 bytes at most.
 _MAX_RESET = 8 + MAX_WORDS
@@ -47,7 +48,7 @@ class CapsuleError(Http2tcpError):
 
 
 def encode_varint(value: int) -> bytes:
-    """The shortest encoding. RFC 9000, section 16."""
+    """Encode a number in as few bytes as possible. RFC 9000, section 16."""
     if value < 0x40:
         return value.to_bytes(1, "big")
     if value < 0x4000:
@@ -60,7 +61,7 @@ def encode_varint(value: int) -> bytes:
 
 
 def decode_varint(buffer: bytes | bytearray, position: int) -> tuple[int, int] | None:
-    """The integer at `position` and where it ends; None if bytes are missing. An encoding need not be the shortest."""
+    """Return the integer at `position` and where it ends; None if bytes are missing. Longer encodings are valid too."""
     if position >= len(buffer):
         return None
     size = 1 << (buffer[position] >> 6)
@@ -74,14 +75,14 @@ _DATA_PREFIX = encode_varint(DATA_TYPES[0][0])
 
 #: The whole capsule that ends a direction.
 FINAL = encode_varint(DATA_TYPES[0][1]) + encode_varint(0)
-#: The whole capsule that breaks our silence.
+#: The whole keepalive capsule, which we send after a time of silence.
 KEEPALIVE = encode_varint(KEEPALIVE_TYPE) + encode_varint(0)
-#: The whole capsule that says that all has arrived.
+#: The whole capsule that says that everything from the peer has arrived.
 DONE = encode_varint(DONE_TYPE) + encode_varint(0)
 
 
 class ResetCode(IntEnum):
-    """Why one end broke the tunnel. A code that is not known here breaks it just as well."""
+    """Why one end broke the tunnel. A RESET with any other code breaks the tunnel too."""
 
     UNSPECIFIED = 0
     #: The target reset the connection, or it broke.
@@ -89,24 +90,24 @@ class ResetCode(IntEnum):
     REVOKED = 2
     EXPIRED = 3
     IDLE = 4
-    #: It had reached the maximum age of a tunnel.
+    #: The tunnel had reached the maximum age.
     LONGEST = 5
     #: The server was stopped.
     STOPPED = 6
     #: The client leaves before both sides were done.
     LEAVING = 7
-    # From here on they are said of resumable tunnels alone.
-    #: The peer broke the rules of resuming: it lied about its counts, or its figures are out of bounds.
+    # The codes from here on are used only for resumable tunnels.
+    #: The peer broke the rules of resuming: its counts are false, or its figures are out of bounds.
     PROTOCOL = 8
-    #: No such session is known, or it is over.
+    #: The session is not known, or it is over.
     GONE = 9
-    #: What the peer asks for is kept no more.
+    #: The peer needs bytes that are no longer kept.
     GAP = 10
-    #: The proof is wrong: the session is another's.
+    #: The proof is wrong: the session belongs to another client.
     NOT_YOURS = 11
     #: The client was away for longer than the server waits.
     AWAY_TOO_LONG = 12
-    #: Not now; the session is untouched, and another attempt may do.
+    #: The session cannot be resumed now. It is unchanged, and another attempt may succeed.
     BUSY = 13
 
 
@@ -119,13 +120,13 @@ class Reset(NamedTuple):
 
 
 def reset(code: int, words: str) -> bytes:
-    """The whole RESET capsule. Words that are too long are cut."""
+    """Make the whole RESET capsule. Words that are too long are cut."""
     value = encode_varint(code) + words.encode(errors="replace")[:MAX_WORDS].decode(errors="ignore").encode()
     return encode_varint(RESET_TYPE) + encode_varint(len(value)) + value
 
 
 def parse_reset(value: bytes | bytearray) -> Reset:
-    """Read the value of a RESET; whatever it is, it is a RESET. Words that are too long are cut."""
+    """Read the value of a RESET. A malformed value is read as far as possible. Words that are too long are cut."""
     number = decode_varint(value, 0)
     if number is None:
         return Reset(ResetCode.UNSPECIFIED, "")
@@ -135,19 +136,19 @@ def parse_reset(value: bytes | bytearray) -> Reset:
 
 
 def data_header(length: int) -> bytes:
-    """The head of a DATA capsule with `length` bytes of payload, which the caller sends after it."""
+    """Make the head of a DATA capsule with `length` bytes of payload, which the caller sends after it."""
     return _DATA_PREFIX + encode_varint(length)
 
 
 class CapsuleReader:
-    """Takes bytes as they come and gives payload, without waiting for whole capsules."""
+    """Takes bytes as they come and returns their payload, without waiting for whole capsules."""
 
     def __init__(self) -> None:
         self._head = bytearray()
         self._payload_left = 0
         self._skip_left = 0
         self._final_pending = False
-        #: FINAL_DATA has come with all of its payload: the peer sends no more data.
+        #: FINAL_DATA and all of its payload have come: the peer sends no more data.
         self.ended = False
         #: The peer has sent DONE: all of our data has arrived.
         self.done = False
@@ -157,20 +158,20 @@ class CapsuleReader:
 
     @property
     def payload_left(self) -> int:
-        """How many of the next bytes are payload. A caller that moves them without `receive` calls `took`."""
+        """How many of the next bytes are payload. A caller may move them without `receive`, and then calls `took`."""
         return self._payload_left
 
     def took(self, count: int) -> None:
-        """`count` bytes of payload were moved without this reader."""
+        """Count `count` bytes of payload that the caller has moved without `receive`."""
         self._payload_left -= count
         self._finish()
 
     def receive(self, data: bytes) -> list[bytes]:
-        """The payload in `data`, in order; an empty list if there is none. Raises CapsuleError."""
+        """Return the payload in `data`, in order; an empty list if there is none. Raises CapsuleError."""
         return [part for batch in self.batches(data) for part in batch]
 
     def batches(self, data: bytes) -> Iterator[list[bytes]]:
-        """As `receive`, but in parts that each take little time, since thousands of small capsules may come at once."""
+        """Like `receive`, but in parts that each take little time: thousands of small capsules may come at once."""
         payload = []
         heads = 0
         view = memoryview(data)
@@ -195,7 +196,8 @@ class CapsuleReader:
         yield payload
 
     def _read_head(self, view: memoryview) -> memoryview:
-        # Two integers of 8 bytes at most. Bytes that were taken behind them are given back by the slices below.
+        # A head has two integers of 8 bytes at most. If this takes bytes behind the head, the returned slice still has
+        # them.
         before = len(self._head)
         self._head += view[: 16 - before]
         first = decode_varint(self._head, 0)

@@ -1,7 +1,7 @@
 """What an X.509 certificate says (RFC 5280), read from its DER. Pure; it verifies nothing.
 
-`ssl` only describes certificates that it has verified, and --check also shows those that failed. The texts come from
-the certificate's maker, and are not safe to print.
+`ssl` only describes certificates that it has verified, but --check also shows certificates that failed. The texts come
+from the certificate's maker, and are not safe to print.
 """
 
 from __future__ import annotations
@@ -11,48 +11,48 @@ from datetime import UTC, datetime
 from ipaddress import ip_address
 from typing import NamedTuple
 
-# X.690: the tags of what is read here.
+# X.690: the tags of the elements that this module reads.
 _OID, _UTC_TIME, _GENERALIZED_TIME, _BMP_STRING = 0x06, 0x17, 0x18, 0x1E
-# RFC 5280, section 4.1: the version, which version 1 leaves out, and the extensions.
+# RFC 5280, section 4.1: the tags of the version (which a certificate of version 1 leaves out) and of the extensions.
 _VERSION, _EXTENSIONS = 0xA0, 0xA3
-# RFC 5280, section 4.2.1.6.
+# RFC 5280, section 4.2.1.6: the tags of two kinds of alternative names.
 _DNS_NAME, _IP_ADDRESS = 0x82, 0x87
 
 _COMMON_NAME = bytes.fromhex("550403")
 _ORGANIZATION = bytes.fromhex("55040a")
 _ALTERNATIVE_NAMES = bytes.fromhex("551d11")
 
-# A certificate may name thousands; a person reads a few.
+# A certificate may have thousands of names; a person reads only a few.
 _MAX_NAMES = 100
 
 
 class CertificateError(Exception):
-    """This is not a certificate, or not one that is understood here."""
+    """The bytes are not a certificate, or not one that this module understands."""
 
 
 class Certificate(NamedTuple):
     """What a certificate says about itself."""
 
-    #: Common name and organization, as far as they are there; may be empty.
+    #: The common name and the organization, if the certificate has them; may be empty.
     subject: str
     issuer: str
     not_before: datetime
     not_after: datetime
-    #: The DNS names and IP addresses that it is for.
+    #: The DNS names and IP addresses that the certificate is for.
     names: tuple[str, ...]
-    #: It was issued by its own subject.
+    #: Whether issuer and subject are the same.
     self_signed: bool
 
 
 class _Element(NamedTuple):
     tag: int
     contents: bytes
-    #: With the tag and the length.
+    #: The bytes of the whole element, including its tag and length.
     whole: bytes
 
 
 def parse_certificate(der: bytes) -> Certificate:
-    """Raises CertificateError."""
+    """Parse the DER of a certificate. Raises CertificateError."""
     try:
         return _parse(der)
     except (IndexError, ValueError):
@@ -60,7 +60,7 @@ def parse_certificate(der: bytes) -> Certificate:
 
 
 def public_key(der: bytes) -> bytes:
-    """The SubjectPublicKeyInfo of a certificate: what RFC 7469 pins. Raises CertificateError."""
+    """Return a certificate's SubjectPublicKeyInfo, which is the part that RFC 7469 pins. Raises CertificateError."""
     try:
         return _fields(der)[5].whole
     except (IndexError, ValueError):
@@ -82,14 +82,14 @@ def _parse(der: bytes) -> Certificate:
 
 
 def _fields(der: bytes) -> list[_Element]:
-    """The fields of a certificate from the serial number on."""
+    """Return the fields of a certificate, beginning with the serial number."""
     (certificate, *_) = _elements(der)
     to_be_signed = _elements(_elements(certificate.contents)[0].contents)
     return to_be_signed[1:] if to_be_signed[0].tag == _VERSION else to_be_signed
 
 
 def _elements(der: bytes) -> list[_Element]:
-    """The elements of a sequence (X.690, section 8.1). Raises IndexError or ValueError."""
+    """Return the elements of a sequence (X.690, section 8.1). Raises IndexError or ValueError."""
     found = []
     position = 0
     while position < len(der):
@@ -140,5 +140,5 @@ def _alternative_names(extensions: _Element) -> list[str]:
 
 
 def pin(digest: bytes) -> str:
-    """The SHA-256 digest of a public key, written as --pin-sha256 and curl take it."""
+    """Write the SHA-256 digest of a public key in the form that --pin-sha256 and curl take."""
     return "sha256//" + b64encode(digest).decode("ascii")

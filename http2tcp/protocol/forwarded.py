@@ -2,7 +2,7 @@
 
 Each proxy adds, at the right end of the field, the address from which it was reached. So the field is read from the
 right, for as long as the addresses are those of trusted proxies. The first other address is the client's. Everything
-to the left of it was written by the client and is ignored.
+to the left of it may come from the client itself and is ignored.
 """
 
 from __future__ import annotations
@@ -12,17 +12,17 @@ from collections.abc import Iterator, Sequence
 from ipaddress import IPv4Address, IPv4Network, IPv6Address, IPv6Network, ip_address
 from typing import Literal
 
-#: Where a connection comes from. A peer on a Unix socket has no address.
+#: The address that a connection comes from. A peer on a Unix socket has no address, so it is `unix`.
 Peer = IPv4Address | IPv6Address | Literal["unix"]
 #: A proxy that may name the client; `unix` stands for every peer on a Unix socket.
 TrustedProxy = IPv4Network | IPv6Network | Literal["unix"]
 
 # An address in brackets or with a port. The port may be a name such as _hidden (RFC 7239, section 6).
 _NODE = re.compile(r"(?:\[([0-9A-Fa-f:.]+)\]|([0-9.]+))(?::(?:[0-9]{1,5}|_[0-9A-Za-z._-]+))?")
-# A pair as in RFC 7239, section 4. Blanks around the semicolon are not allowed there, but some proxies write them.
+# A pair as in RFC 7239, section 4. The RFC does not allow blanks around the semicolon, but some proxies write them.
 _PAIR = re.compile(r"""[ \t]*(?:([!#$%&'*+.^_`|~0-9A-Za-z-]+)=("(?:[^"\\]|\\.)*"|[^ \t",;]+)[ \t]*)?(?:;|\Z)""")
 # A comma, or a quote with all backslashes before it. The look-behind makes a match begin at the first backslash of a
-# row: trying from each one, 16 KiB of backslashes would take a second.
+# row. Without it, the search would begin again at each one, and 16 KiB of backslashes would take a second.
 _COMMA_OR_QUOTE = re.compile(r'(?<!\\)\\*"|,')
 _ESCAPED = re.compile(r"\\(.)")
 
@@ -35,10 +35,10 @@ def is_trusted(peer: Peer, trusted: Sequence[TrustedProxy]) -> bool:
 
 
 def client_address(peer: Peer, values: Sequence[bytes], *, header: str, trusted: Sequence[TrustedProxy]) -> Peer:
-    """The right-most address that is not a trusted proxy's; the left-most one where all are.
+    """Return the right-most address that is not a trusted proxy's. If all are, return the left-most one.
 
     `values` are the values of the field's lines, in order. `header` is the field's name: `Forwarded` is read as in
-    RFC 7239, any other field as a list of addresses. Reading stops at the first element that is not an address.
+    RFC 7239, any other field as a list of addresses. If an element is not an address, the search stops there.
     """
     client = peer
     text = ",".join(value.decode("latin-1") for value in values)
@@ -52,7 +52,7 @@ def client_address(peer: Peer, values: Sequence[bytes], *, header: str, trusted:
 
 
 def unmapped(address: IPv4Address | IPv6Address) -> IPv4Address | IPv6Address:
-    """The IPv4 address of an IPv4-mapped one (RFC 4291, section 2.5.5.2), as sockets for both families report them."""
+    """Turn an IPv4-mapped address (RFC 4291, section 2.5.5.2), as sockets for both families report it, into IPv4."""
     return (address.ipv4_mapped if isinstance(address, IPv6Address) else None) or address
 
 
@@ -64,16 +64,16 @@ def _parse(hop: str) -> IPv4Address | IPv6Address | None:
     if node is not None:
         hop = node[1] or node[2]
     try:
-        # An address with a zone has a meaning on the proxy's machine only.
+        # An address with a zone only has a meaning on the proxy's machine, so ignore it.
         return None if "%" in hop else unmapped(ip_address(hop))
     except ValueError:
         return None
 
 
 def _forwarded_hops(text: str) -> Iterator[str]:
-    """The `for` of each element, from the right; "" for an element without one.
+    """Yield the `for` of each element, from the right; "" for an element without one.
 
-    Quotes are matched from the right too, so that a quote which the client left open hides nothing that proxies added.
+    Quotes are matched from the right too. So a client that leaves a quote open cannot hide what proxies added.
     """
     end, quoted = len(text), False
     for match in reversed(list(_COMMA_OR_QUOTE.finditer(text))):
@@ -84,7 +84,7 @@ def _forwarded_hops(text: str) -> Iterator[str]:
         elif not quoted:
             quoted = True  # read from the right, this is the closing quote
         else:
-            # Backslashes escape each other in pairs; one that is left over escapes the quote.
+            # Backslashes escape each other in pairs. If their number is odd, the last one escapes the quote.
             backslashes = len(match[0]) - 1
             escaped = backslashes % 2 == 1
             quoted = escaped

@@ -1,4 +1,4 @@
-"""Hands an answer to h11 head by head, and refuses heads that would take h11 quadratic time. Pure.
+"""Hands an answer to h11 one head at a time, and refuses heads that would take h11 quadratic time. Pure.
 
 When a row of blanks ends in a byte that a header field may not contain, h11's pattern tries every way to divide the
 row, so 16 KiB of blanks take a second. Folded lines count too, since h11 joins them with blanks. No honest sender
@@ -16,7 +16,7 @@ MAX_BLANKS = 64
 _TOO_MANY = b" " * (MAX_BLANKS + 1)
 _BLANKS = bytes.maketrans(b"\t\r\n", b"   ")
 _BLANK_LINE = re.compile(rb"\n\r?\n")
-# How many bytes of a blank line may have arrived before its end does.
+# How many bytes of a `_BLANK_LINE` may have arrived while its last byte is still missing.
 _BEHIND = 2
 _STATUS = re.compile(rb"HTTP/1\.[0-9] ([0-9]{3})")
 
@@ -28,9 +28,9 @@ class TooManyBlanks(Exception):
 class HeadFeed:
     """Takes an answer in pieces, and hands `feed` each head once it is whole, then everything after the last head.
 
-    After a 101 everything is the tunnel's, and where a 2xx `opens` a tunnel, after that too. Any other answer has a
-    body, at whose end there may be fields (RFC 9112, section 7.1.2): so a body is cut off before too many blanks as
-    well, and then `cut` is true.
+    All bytes after a 101 belong to the tunnel. With `opens`, a 2xx opens a tunnel too. Any other answer has a body,
+    which may end with header fields (RFC 9112, section 7.1.2). So a body with too many blanks in a row is cut off before
+    them, and then `cut` is true.
     """
 
     def __init__(self, feed: Callable[[bytes], None], *, opens: bool = False) -> None:
@@ -41,11 +41,11 @@ class HeadFeed:
         self._last_head_given = False
         self._scans = False
         self._blanks = 0
-        #: Whether the rest of the body was left out.
+        #: Whether the rest of the body was cut off.
         self.cut = False
 
     def receive(self, data: bytes) -> None:
-        """Take bytes; b"" says that the answer ends here. Raises TooManyBlanks."""
+        """Take bytes; b"" means that the answer ends here. Raises TooManyBlanks."""
         if not data:
             self._give_rest()
             self._feed(b"")
@@ -66,7 +66,7 @@ class HeadFeed:
         self._give_rest()
 
     def give_all(self) -> None:
-        """Hand on what has arrived of a head that is not whole. Raises TooManyBlanks."""
+        """Give `feed` the part of a head that has arrived so far. Raises TooManyBlanks."""
         if not self._last_head_given:
             self._give_rest()
 

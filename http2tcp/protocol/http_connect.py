@@ -1,8 +1,8 @@
 """Sans-IO client's side of an HTTP proxy's protocol: CONNECT (RFC 9110, section 9.3.6).
 
-Never blocks, never logs, never dials. Anything but an answer raises `ProxyProtocolError`, whose text continues a
-sentence that begins with the proxy's name. No text here holds a credential. `http2tcp.protocol.socks5` has the other
-proxy protocol.
+Never blocks, never logs, never dials. If the proxy sends anything but an HTTP answer, `ProxyProtocolError` is raised.
+Its text continues a sentence that begins with the proxy's name, and never contains a credential.
+`http2tcp.protocol.socks5` has the other proxy protocol.
 """
 
 from __future__ import annotations
@@ -16,13 +16,13 @@ import h11
 from http2tcp.protocol.client_handshake import HTTP
 from http2tcp.protocol.heads import HeadFeed, TooManyBlanks
 
-# As for a front end's answer: proxies add cookies and other long fields.
+# The same limit as for a front end's answer: proxies add cookies and other long fields.
 MAX_HEAD = 64 * 1024
 
-# A string without an end takes the rest of the field. Otherwise the search would begin again at each quote in it, and
-# take quadratic time.
+# A quoted string whose closing quote is missing matches the rest of the field. Otherwise the search would begin again
+# at each quote in it, and take quadratic time.
 _QUOTED = re.compile(r'"(?:[^"\\]|\\.)*(?:"|\\?\Z)')
-# RFC 9110, section 11.3: a scheme stands alone or before a blank, but a parameter's name stands before a `=`.
+# RFC 9110, section 11.3: an authentication scheme is followed by a blank or by nothing, a parameter's name by a `=`.
 _CHALLENGE = re.compile(r"([a-zA-Z0-9._-]{1,32})(?:\s+(?![\s=])|$)")
 _MAX_SCHEMES = 8
 
@@ -30,13 +30,13 @@ _CLOSED = "closed the connection without an answer"
 
 
 class ProxyProtocolError(Exception):
-    """The proxy does not speak the protocol, or refuses."""
+    """The proxy does not speak the protocol, or refuses the connection."""
 
 
 class Connected(NamedTuple):
     """2xx: from here on, the connection leads to the endpoint."""
 
-    #: What came with the answer. It belongs to the endpoint.
+    #: The bytes that came with the answer. They come from the endpoint.
     trailing_data: bytes = b""
 
 
@@ -44,17 +44,17 @@ class Refused(NamedTuple):
     """Any other final answer."""
 
     status: int
-    #: The status line's own words. Not yet safe to print.
+    #: The words of the status line. Not yet safe to print.
     reason: str
     #: The authentication schemes that the proxy offers (Proxy-Authenticate), safe to print.
     schemes: tuple[str, ...] = ()
 
 
 class Connect:
-    """Asks an HTTP proxy for a connection. Send `request`, then feed it with `receive` and ask `next_event`."""
+    """Asks an HTTP proxy for a connection. Send `request`, then feed the answer to `receive` and call `next_event`."""
 
     def __init__(self, authority: str, *, user_agent: str, credentials: tuple[bytes, bytes] | None = None) -> None:
-        """`authority` is `host:port`; `credentials` are sent unasked, as Basic."""
+        """`authority` is `host:port`. `credentials` are sent as Basic, in the first request, before the proxy asks."""
         fields = [(b"Host", authority.encode()), (b"User-Agent", user_agent.strip().encode("utf-8", "surrogateescape"))]
         if credentials is not None:
             fields.append((b"Proxy-Authorization", b"Basic " + b64encode(b":".join(credentials))))
@@ -62,7 +62,7 @@ class Connect:
         self._connection, self.request = self._begun()
         self._feed = HeadFeed(self._take, opens=True)
         self._received = 0
-        # The bytes since the last interim (1xx) answer. If h11 cannot parse them, `_mend` tries.
+        # The bytes since the last interim (1xx) answer. If h11 cannot parse them, `_mend` tries to repair them.
         self._unread = bytearray()
         self._mended = 0
 
@@ -72,8 +72,8 @@ class Connect:
         return connection, head + (connection.send(h11.EndOfMessage()) or b"")
 
     def receive(self, data: bytes) -> None:
-        """Take bytes from the wire; b"" is their end. Raises ProxyProtocolError."""
-        # h11 would wait for a whole head, and the server of another protocol would wait for us.
+        """Take bytes from the wire; b"" means that the proxy sends no more. Raises ProxyProtocolError."""
+        # Check the first bytes here: h11 would wait for a whole head, but a server of another protocol waits for us.
         begin = HTTP[self._received :]
         if data[: len(begin)] != begin[: len(data)]:
             raise _no_http()
@@ -90,7 +90,7 @@ class Connect:
         self._connection.receive_data(data)
 
     def next_event(self) -> Connected | Refused | None:
-        """The answer, or None if more bytes are needed. Raises ProxyProtocolError."""
+        """Return the answer, or None if more bytes are needed. Raises ProxyProtocolError."""
         try:
             while isinstance(event := self._connection.next_event(), h11.InformationalResponse):
                 self._unread = bytearray(self._connection.trailing_data[0])
@@ -141,7 +141,7 @@ def _endless() -> ProxyProtocolError:
 def _schemes(event: h11.Response) -> tuple[str, ...]:
     found: dict[str, None] = {}
     for name, value in event.headers:
-        # tinyproxy answers a wrong password like an origin server: 401, with WWW-Authenticate.
+        # To a wrong password tinyproxy answers like an origin server: with 401 and WWW-Authenticate.
         if name in (b"proxy-authenticate", b"www-authenticate"):
             for part in _QUOTED.sub('""', bytes(value).decode("latin-1")).split(","):
                 match = _CHALLENGE.match(part.strip())
