@@ -75,7 +75,7 @@ def parse_target(host: str, port: str) -> TCPAddress:
 
 
 def target_address(host: str, port: int) -> TCPAddress:
-    """Make an address of a host and a port that arrived separately, as in a SOCKS5 request. An empty host is an error."""
+    """Make an address of a host and a port that arrived separately, as in SOCKS5. An empty host is an error."""
     if not host or host.startswith(("[", _UNIX)):
         raise AddressError(f"{host!a}: expected a host name or an IP address")
     if not 1 <= port <= 65535:
@@ -203,7 +203,7 @@ class Endpoint:
         return any(operator not in ("?", "&") and "target_" in names for operator, names in found)
 
     def expand(self, variables: Mapping[str, str]) -> tuple[str, str]:
-        """Return the path and the query, with the variables in place of the expressions. Their values must be encoded."""
+        """Return path and query, with the variables in place of the expressions. Their values must be encoded."""
 
         def value(match: re.Match[str]) -> str:
             operator, names = match[1], [name for name in match[2].split(",") if name in variables]

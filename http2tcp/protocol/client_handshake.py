@@ -1,8 +1,8 @@
 """Sans-IO client handshake, the mirror of `http2tcp.protocol.server_handshake`. Never blocks, never logs, never dials.
 
-`request` makes the bytes that ask for a tunnel. `AnswerReader` takes what comes back and gives
-`Switched` or `Refused`; anything but HTTP raises `FrontEndFailed`. `http2tcp.client.diagnosis` says who
-has refused, the server or a front end, and what to do about it.
+`request` makes the bytes that ask for a tunnel. `AnswerReader` takes the bytes that come back and returns `Switched` or
+`Refused`, or raises `FrontEndFailed` for anything but HTTP. `http2tcp.client.diagnosis` tells whether the server or a
+front end has refused, and what to do about it.
 """
 
 from __future__ import annotations
@@ -29,16 +29,16 @@ from http2tcp.protocol.transport import (
     parse_keepalive,
 )
 
-# A member of a list (RFC 8941, section 3.1). It is matched only as closely as splitting the list takes.
+# A member of a list (RFC 8941, section 3.1). The pattern is only exact enough to split the list correctly.
 _MEMBER = re.compile(r'(?:[^,"]|"(?:[^"\\]|\\.)*"?)+')
 
-# A session's id is shown on the terminal, so nothing else is accepted for one.
+# A session's id. The client shows it on the terminal, so it must not contain any other characters.
 _SESSION = re.compile(r"[0-9A-Za-z_-]{1,64}")
 
-# RFC 9113, sections 4.1 and 6.5: the head of a SETTINGS frame after its length: the type, no flags, and stream 0.
+# RFC 9113, sections 4.1 and 6.5: a SETTINGS frame's head without its length, that is, the type, no flags, and stream 0.
 _SETTINGS = b"\x04\0\0\0\0\0"
 
-#: How every answer begins that we understand.
+#: Every answer that we understand begins like this.
 HTTP = b"HTTP/1."
 # nginx and Apache add a few hundred bytes; identity-aware proxies send cookies of several KiB.
 MAX_HEAD = 64 * 1024
@@ -47,12 +47,12 @@ MAX_BODY = 4 * 1024
 _TITLE = re.compile(r"<title[^<>]*>([^<]*)</title", re.IGNORECASE)
 
 
-# Named tuples, here and in all that a login loads: a dataclass adds 0.5 ms to every login.
+# Modules that an ssh login loads use named tuples: each dataclass would add 0.5 ms to every login.
 class Switched(NamedTuple):
     """101: the tunnel is open."""
 
     transport: Transport
-    #: The answer has the Proxy-Status of http2tcp, whose server connects to the target before it answers.
+    #: The answer has http2tcp's Proxy-Status. Then the target is connected: our server dials before it answers.
     from_http2tcp: bool
     #: The tunnel's bytes travel in capsules.
     capsules: bool = False
@@ -60,11 +60,11 @@ class Switched(NamedTuple):
     keepalive: float | None = None
     #: The server confirms what has arrived (CONFIRM_FIELD).
     confirms: bool = False
-    #: Its first capsule is HELLO or CHALLENGE (RESUME_FIELD).
+    #: The server's first capsule is HELLO or CHALLENGE (RESUME_FIELD).
     resumes: bool = False
     #: The id of the connection in the server's log, safe to print; empty if the answer has none.
     session: str = ""
-    #: What came with the 101. It belongs to the tunnel.
+    #: The bytes that came with the 101. They belong to the tunnel.
     trailing_data: bytes = b""
 
 
@@ -76,12 +76,13 @@ class Refused(NamedTuple):
     proxy_error: str | None
     #: The first line of the body, if the answer is http2tcp's own, else empty. Not yet safe to print.
     text: str = ""
-    #: `Server` and `Location`, or empty. Not yet safe to print.
+    #: The `Server` field, or empty. Not yet safe to print.
     server: str = ""
     #: Whether the answer says which credentials it wants (WWW-Authenticate).
     challenged: bool = False
+    #: The `Location` field, or empty. Not yet safe to print.
     location: str = ""
-    #: See `Switched`.
+    #: As in `Switched`.
     session: str = ""
     #: The title or first line of a front end's page, if it says more than the status. Not yet safe to print.
     page: str = ""
@@ -103,10 +104,10 @@ def request(
     resumes: bool = False,
     session: str | None = None,
 ) -> bytes:
-    """The request head. `resumes`: this client can resume tunnels; `session`: the one that it resumes.
+    """Make the request head. `resumes`: this client can resume tunnels. `session`: the id of the session to resume.
 
-    `keepalive` is our interval in seconds, which is sent on transports with capsules. `headers` come last and replace
-    ours of the same name, `Host` included. `websocket_key` has to be new for each request on that transport.
+    `keepalive` is our interval in seconds. It is only sent on transports that can carry capsules. `headers` come last
+    and replace ours of the same name, `Host` included. `websocket_key` has to be new for each request on that transport.
     """
     fields = [
         ("Host", endpoint.authority),
@@ -118,7 +119,7 @@ def request(
     if transport is Transport.CONNECT_TCP:
         fields.append(("Capsule-Protocol", "?1"))
     elif transport is Transport.WEBSOCKET:
-        # Imported here and below: a login by another transport does without it.
+        # Imported here and below, and not at the top: a login by another transport does not need it.
         from http2tcp.protocol import websocket_handshake as websocket
 
         fields.append((websocket.KEY_FIELD, websocket_key))
@@ -140,9 +141,9 @@ def request(
 
 def _target(endpoint: Endpoint, destination: Address | None, transport: Transport) -> str:
     variables = {}
-    # Only connect-tcp and templates name a host and a port apart; a Unix socket has neither.
+    # Only connect-tcp and templates have separate variables for host and port. A Unix socket has neither.
     if isinstance(destination, TCPAddress) and (endpoint.is_template or transport is Transport.CONNECT_TCP):
-        # RFC 6570, section 3.2.2: everything but unreserved characters is encoded, and so are the colons of IPv6.
+        # RFC 6570, section 3.2.2: everything but unreserved characters is encoded, even the colons of IPv6.
         variables = {"target_host": quote(destination.host, safe=""), "target_port": str(destination.port)}
     path, query = endpoint.expand(variables)
     if destination is None or (variables and endpoint.is_template):
@@ -164,23 +165,24 @@ def _credentials(
         return fields
     if fields or any(name.lower() == "authorization" for name, _ in headers):
         return [*fields, (TOKEN_FIELD, token)]
-    # The original's server only accepts its own scheme.
+    # The server of the original (movsb/http2tcp) only accepts a scheme of its own.
     scheme = "HTTP2TCP" if transport is Transport.HTTP2TCP else "Bearer"
     return [("Authorization", f"{scheme} {token}")]
 
 
 class AnswerReader:
-    """Reads the answer to `request`. Feed it with `receive` (b"" is the end), ask it with `next_event`."""
+    """Reads the answer to `request`. Feed the answer to `receive`, then call `next_event`."""
 
     def __init__(self, transport: Transport, *, any_transport: bool = False, websocket_key: str = "") -> None:
-        """`any_transport`: accept an answer that names another Upgrade, which a front end has put into the request."""
+        """`any_transport`: accept an answer with another Upgrade than ours. A front end may have changed ours."""
         self._transport = transport
         self._any_transport = any_transport
         self._websocket_key = websocket_key
         self._connection = self._begun()
         self._feed = HeadFeed(self._take)
         self._received = 0
-        # The bytes since the last interim (1xx) answer, until the final one. If h11 cannot parse them, `_mend` tries.
+        # The bytes since the last interim (1xx) answer, up to the final answer's head. If h11 cannot parse them,
+        # `_mend` tries to repair them.
         self._unread = bytearray()
         self._mended = 0
         self._response: h11.Response | None = None
@@ -195,7 +197,8 @@ class AnswerReader:
 
     def _begun(self) -> h11.Connection:
         connection = h11.Connection(h11.CLIENT, max_incomplete_event_size=MAX_HEAD)
-        # h11 parses an answer only after it has sent a request. This one stands for the one that `request` made.
+        # h11 parses an answer only after it has sent a request. So give it this one, in place of the one that `request`
+        # made.
         connection.send(
             h11.Request(method="GET", target="/", headers=[("Host", "-"), ("Upgrade", self._transport.value)])
         )
@@ -203,8 +206,8 @@ class AnswerReader:
         return connection
 
     def receive(self, data: bytes) -> None:
-        """Take bytes from the wire; b"" is their end. Raises FrontEndFailed."""
-        # h11 would wait for a whole head, and the server of another protocol, such as sshd, would wait for us.
+        """Take bytes from the wire; b"" means that no more come. Raises FrontEndFailed."""
+        # Check the first bytes here: h11 would wait for a whole head, but a server such as sshd waits for us.
         begin = HTTP[self._received :]
         if data[: len(begin)] != begin[: len(data)]:
             # A server that only speaks HTTP/2 begins with a SETTINGS frame.
@@ -227,7 +230,7 @@ class AnswerReader:
         self._connection.receive_data(data)
 
     def next_event(self) -> Answer | None:
-        """The answer, or None if more bytes are needed. Raises FrontEndFailed."""
+        """Return the answer, or None if more bytes are needed. Raises FrontEndFailed."""
         while True:
             try:
                 return self._next_event()
@@ -238,7 +241,7 @@ class AnswerReader:
             if not self._mend():
                 break
         if self._response is not None:
-            return self._refused()  # the status is known, and a body that breaks off does not change it
+            return self._refused()  # the status is known; it does not matter that the body breaks off
         unread, ended = self._connection.trailing_data
         if ended and not unread:
             raise UpgradeNotPassed(
@@ -254,7 +257,7 @@ class AnswerReader:
         """Remove the malformed parts of a head that h11 cannot parse. Return whether that was possible."""
         from http2tcp.protocol.malformed_heads import MAX_MENDED, MalformedHead, mend
 
-        # An interim answer and the final one may each need it. Further attempts would never end.
+        # An interim answer and the final one may each need mending. Without a limit, this might never end.
         if self._response is not None or self._mended == MAX_MENDED:
             return False
         problem = ""
@@ -331,7 +334,7 @@ class AnswerReader:
         )
 
     def _check_websocket(self, event: h11.InformationalResponse) -> bool:
-        """Whether the answer agrees to capsules. RFC 6455, section 4.1: anything that was not asked for is an error."""
+        """Whether the answer agrees to capsules. An unrequested option is an error (RFC 6455, section 4.1)."""
         from http2tcp.protocol import websocket_handshake as websocket
 
         def value(name: str) -> str:
@@ -353,7 +356,7 @@ class AnswerReader:
         return self._response is not None
 
     def cut_short(self) -> Refused | None:
-        """The refusal if only its body is late or breaks off; None if its head is not complete either."""
+        """Return the refusal if its head is complete, even if its body is not; None if the head is not complete."""
         return self._refused() if self.refusing else None
 
     def _refused(self) -> Refused:
@@ -378,16 +381,16 @@ class AnswerReader:
 
 
 def _has_page(response: h11.Response) -> bool:
-    """Whether the body may say more than the head. (A redirect's page says nothing more than its Location.)"""
+    """Whether the body may say more than the head. A redirect's page never does: it only repeats the Location."""
     readable = _field(response, b"content-type").lower().startswith(("text/html", "text/plain"))
     return readable and not 300 <= response.status_code < 400 and not _field(response, b"content-encoding")
 
 
 def _page(response: h11.Response, body: str) -> str:
-    """What a front end's page says beyond the status: the title of HTML, the first line of plain text."""
+    """Return what a front end's page says beyond the status: the title of HTML, or the first line of plain text."""
     kind = _field(response, b"content-type").lower()
     if kind.startswith("text/plain"):
-        # If the line has no end, MAX_BODY may have cut it: do not quote a part of it.
+        # If the line has no end, it may have been cut at MAX_BODY. Do not quote a part of a line.
         line, end, _ = body.strip().partition("\n")
         words = line if end or len(body) < MAX_BODY else ""
     else:
@@ -419,8 +422,8 @@ def _session(event: h11.Response | h11.InformationalResponse) -> str:
 
 
 def _proxy_error(event: h11.Response | h11.InformationalResponse) -> str | None:
-    """The error type of http2tcp's member of Proxy-Status: "" if it has none, None if there is no such member."""
-    # RFC 9209, section 2: a list, to which proxies on the way append their own members. Their strings may hold commas.
+    """Return the error type in http2tcp's member of Proxy-Status: "" if it has none, None without such a member."""
+    # RFC 9209, section 2: the field is a list. Proxies on the way append members, whose strings may hold commas.
     for member in _MEMBER.findall(_field(event, b"proxy-status")):
         name, *parameters = (part.strip() for part in member.split(";"))
         if name == PROXY_NAME:

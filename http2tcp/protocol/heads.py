@@ -29,8 +29,8 @@ class HeadFeed:
     """Takes an answer in pieces, and hands `feed` each head once it is whole, then everything after the last head.
 
     All bytes after a 101 belong to the tunnel. With `opens`, a 2xx opens a tunnel too. Any other answer has a body,
-    which may end with header fields (RFC 9112, section 7.1.2). So a body with too many blanks in a row is cut off before
-    them, and then `cut` is true.
+    which may end with header fields (RFC 9112, section 7.1.2). So a body with too many blanks in a row is cut off
+    before them, and then `cut` is true.
     """
 
     def __init__(self, feed: Callable[[bytes], None], *, opens: bool = False) -> None:

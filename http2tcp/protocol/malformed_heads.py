@@ -2,8 +2,8 @@
 
 It is loaded only after h11 has failed. A front end or a proxy may add a line that is not a header field: one with a
 blank in the name (RFC 9112, section 5.1), or without a colon. For a client it is better to ignore the line than the
-whole answer. Nothing is ever read from such a line. It is removed together with the lines that continue it, so that it
-may hide a field that we trust (Proxy-Status, Upgrade), but can never add or change one.
+whole answer. Nothing is ever read from such a line. It is removed together with the lines that continue it. So a
+malformed line may hide a field that we trust (Proxy-Status, Upgrade), but can never add or change one.
 """
 
 from __future__ import annotations
@@ -12,10 +12,10 @@ import re
 
 # How many malformed lines a head may have. With more, it is probably not an answer to our request.
 MAX_MALFORMED = 4
-# How many heads of one connection are mended: an interim answer's, the final one's, and one of them a second time.
+# How many heads of one connection may be mended: those of an interim and the final answer, and one of them again.
 MAX_MENDED = 3
 
-# These accept no more than h11 does, since h11 must be able to read the mended head.
+# These patterns accept no more than h11 does, since h11 must be able to read the mended head.
 _STATUS_LINE = re.compile(rb"HTTP/1\.[0-9] ([1-9][0-9]{2})(?: [\t\x20-\x7e\x80-\xff]*)?")
 _FIELD = re.compile(rb"([!#$%&'*+.^_`|~0-9A-Za-z-]+):[\t\x20-\x7e\x80-\xff]*")
 _CONTINUED = re.compile(rb"[ \t][\t\x20-\x7e\x80-\xff]*")
@@ -24,20 +24,21 @@ _FRAMING = (b"content-length", b"transfer-encoding")
 
 
 class MalformedHead(Exception):
-    """The head cannot be mended. `str(error)` is the rest of a sentence about the sender; it quotes nothing."""
+    """The head cannot be mended. `str(error)` is the end of a sentence about the answer. It quotes no part of it."""
 
 
 def mend(data: bytes, *, tunnel: bool) -> bytes | None:
-    """`data`, which begins with a head, without the lines that are not fields; None where it begins with no whole head.
+    """Remove the malformed lines of the head at the beginning of `data`. Return None if no whole, valid head is there.
 
-    `tunnel`: a 2xx opens a tunnel, as a 101 does. Fields about the body of an answer that opens a tunnel are removed as
-    well, since it has no body (RFC 9110, section 9.3.6; RFC 9112, section 6.3). Raises MalformedHead where too many
-    lines are malformed, or where no line is, so that h11 must have failed for another reason.
+    `tunnel`: this is an answer to CONNECT, so a 2xx opens a tunnel, and a 101 is not valid. An answer that opens a
+    tunnel has no body, so fields about a body are removed too (RFC 9110, section 9.3.6; RFC 9112, section 6.3). Raises
+    MalformedHead if too many lines are malformed, or if there is no line to remove: then h11 must have failed for
+    another reason.
     """
     blank = _BLANK_LINE.search(data)
     if blank is None:
         return None
-    # Lines end in LF, and a CR before it belongs to the line end, as in h11.
+    # A line ends in LF or in CR LF, as in h11.
     lines = [line.removesuffix(b"\r") for line in data[: blank.start()].split(b"\n")]
     status = _STATUS_LINE.fullmatch(lines[0])
     if status is None or (tunnel and status[1] == b"101"):
@@ -62,7 +63,7 @@ def mend(data: bytes, *, tunnel: bool) -> bytes | None:
 
 
 def _grouped(lines: list[bytes]) -> list[tuple[int, list[bytes]]]:
-    """Each line with the lines that continue it, and its number. The status line has number 1."""
+    """Group each line with the lines that continue it, and add its number. The status line has number 1."""
     groups: list[tuple[int, list[bytes]]] = []
     for number, line in enumerate(lines, 2):
         if groups and line[:1] in (b" ", b"\t"):

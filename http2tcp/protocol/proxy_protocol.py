@@ -1,9 +1,9 @@
 """Sans-IO receiver of the PROXY protocol, versions 1 and 2. Never blocks, never logs.
 
-Section numbers below are those of https://www.haproxy.org/download/2.6/doc/proxy-protocol.txt. Whether a header comes
-is configured and never guessed, so a connection that begins differently is an error at its first wrong byte. Not a byte
-beyond the header may be read, since TLS may follow: `needed` says how much can be read safely. No error quotes what
-was received.
+Section numbers below are those of https://www.haproxy.org/download/2.6/doc/proxy-protocol.txt. The configuration
+says whether a header comes, and this is never guessed: a connection that begins differently is refused at its first
+wrong byte. The caller must not read beyond the header, since TLS may follow: `needed` says how many bytes are safe to
+read. No error quotes the bytes that were received.
 """
 
 from __future__ import annotations
@@ -23,8 +23,8 @@ _NAME = b"PROXY "
 _SIGNATURE = b"\r\n\r\n\0\r\nQUIT\n"
 _FIXED = 16  # the signature, version and command, family and transport, length
 _SHORTEST_LINE = len(b"PROXY UNKNOWN\r\n")
-# The fields that follow PROXY in a line of TCP, each in its shortest form and with its blank: the protocol, the source
-# and the destination, their ports.
+# The fields that follow PROXY in a line for TCP: the protocol, the source and the destination, and their ports. Each is
+# in its shortest form, with the blank before it.
 _FIELDS = (b" TCP4", b" ::", b" ::", b" 0", b" 0")
 
 _PORT = r"(0|[1-9][0-9]{0,4})"
@@ -33,7 +33,7 @@ _UNKNOWN = re.compile(rb"PROXY UNKNOWN(?: [^\r\n]*)?")
 
 _LOCAL, _PROXY = 0x20, 0x21
 _UNSPECIFIED, _INET, _INET6, _UNIX = range(4)
-# The size of both addresses with their ports, by family.
+# For each family, the size of both addresses with their ports.
 _BLOCK = {_UNSPECIFIED: 0, _INET: 12, _INET6: 36, _UNIX: 216}
 _TRANSPORTS = range(3)  # none, stream, datagram
 
@@ -43,7 +43,7 @@ class ProxyHeaderError(Exception):
 
 
 class ProxyHeader(NamedTuple):
-    """The client of the connection that the proxy passes on."""
+    """The address of the client whose connection the proxy passes on."""
 
     #: None: the client is the proxy itself (LOCAL), or has no IP address (UNKNOWN, UNSPEC, AF_UNIX).
     source: IPv4Address | IPv6Address | None = None
@@ -51,7 +51,7 @@ class ProxyHeader(NamedTuple):
 
 
 class ProxyHeaderReader:
-    """Reads one header. Read at most `needed` bytes, feed them with `receive`, then ask `next_event`."""
+    """Parses one header. Read at most `needed` bytes, feed them to `receive`, then call `next_event`."""
 
     def __init__(self) -> None:
         self._buffer = bytearray()
@@ -63,7 +63,7 @@ class ProxyHeaderReader:
 
     @property
     def needed(self) -> int:
-        """How many bytes the header still needs at least. It is not 0 while `next_event` returns None."""
+        """The least number of bytes that the header still needs. It is not 0 while `next_event` returns None."""
         size = len(self._buffer)
         if self._buffer.startswith(_SIGNATURE):
             return (_FIXED if size < _FIXED else _FIXED + self._block_size) - size
@@ -71,7 +71,7 @@ class ProxyHeaderReader:
             return _SHORTEST_LINE - size
         if self._buffer.endswith(b"\r\n"):
             return 0
-        # Each blank begins a field. Nothing is known of the fields behind UNKNOWN.
+        # Each blank begins a field, so their count tells which fields of TCP are missing. UNKNOWN needs no fields.
         owed = _FIELDS[self._buffer.count(b" ") :] if self._buffer.startswith(b"PROXY TCP") else ()
         line_end = b"\n" if self._buffer.endswith(b"\r") else b"\r\n"
         return sum(map(len, owed)) + len(line_end)
@@ -81,7 +81,7 @@ class ProxyHeaderReader:
         return int.from_bytes(self._buffer[14:16], "big")
 
     def next_event(self) -> ProxyHeader | None:
-        """The header, or None where more bytes are needed. Raises ProxyHeaderError."""
+        """Return the header, or None if more bytes are needed. Raises ProxyHeaderError."""
         if _begins(self._buffer, _NAME):
             return self._read_line()
         if _begins(self._buffer, _SIGNATURE):
@@ -89,7 +89,7 @@ class ProxyHeaderReader:
         raise ProxyHeaderError("it does not begin with a PROXY header")
 
     def _read_line(self) -> ProxyHeader | None:
-        """Version 1, section 2.1."""
+        """Parse version 1, a line of text (section 2.1)."""
         line = bytes(self._buffer)
         missing = self.needed
         # An LF may only follow the CR at the end of the line.
@@ -115,14 +115,14 @@ class ProxyHeaderReader:
         return ProxyHeader(unmapped(addresses[0]), int(ports[0]))
 
     def _read_block(self) -> ProxyHeader | None:
-        """Version 2, section 2.2."""
+        """Parse version 2, a binary block (section 2.2)."""
         if len(self._buffer) > 12 and self._buffer[12] not in (_LOCAL, _PROXY):
             raise _malformed()
         if len(self._buffer) < _FIXED:
             return None
         local = self._buffer[12] == _LOCAL
         family, transport = divmod(self._buffer[13], 16)
-        # For LOCAL the family must be ignored, but not the length.
+        # With LOCAL, a receiver must ignore the family, but not the length.
         if not local and (transport not in _TRANSPORTS or self._block_size < _BLOCK.get(family, 1 << 16)):
             raise _malformed()
         if self._block_size > MAX_BLOCK:

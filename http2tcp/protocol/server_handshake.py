@@ -34,17 +34,17 @@ from http2tcp.protocol.transport import (
 
 # Apache allows 8 KiB a line. A token and an address need much less.
 MAX_HEAD = 16 * 1024
-# Browsers send about 20 fields, and a chain of proxies adds about 10. Apache allows 100.
+# How many fields a head may have. Browsers send about 20, and a chain of proxies adds about 10. Apache allows 100.
 MAX_FIELDS = 64
 
 _HEAD_END = b"\r\n\r\n"
-# Bytes that a head may hold. Any other byte is refused at once: a TLS client's hello at its first byte, for example.
+# Bytes that a head may contain. Any other byte is refused at once, such as the first byte of a TLS client's hello.
 _POSSIBLE = bytes({*b"\t\r\n", *range(0x20, 0x7F), *range(0x80, 0x100)})
 # A valid Host: no userinfo, no path, no blank. Any other value gets a 400 (RFC 9112, section 3.2).
 _HOST = re.compile(rb"[!$%&'()*+,;=:.\[\]_~0-9A-Za-z-]+")
 # The default URI template of connect-tcp.
 _WELL_KNOWN = re.compile(r"/\.well-known/masque/tcp/([^/]+)/([^/]+)/?")
-# `[NODE-]12 hex`; a node has 63 characters at most.
+# A session's id is `NODE-` (optional, a node has 63 characters at most) and 12 hexadecimal digits.
 _MAX_SESSION = 76
 _TARGET_PARAMETERS = ("addr", "target_host", "target_port")
 # The target of CONNECT always has a port, and brackets around an IPv6 address (RFC 9112, section 3.2.3).
@@ -66,17 +66,17 @@ class TunnelRequest:
     #: Used instead of `addr`: `target_host` and `target_port` of connect-tcp's templates, or CONNECT's target.
     target: tuple[str, str] | None = None
     token: str | None = field(default=None, repr=False)
-    #: None where the request asks for no upgrade, or for an unknown one.
+    #: None if the request asks for no upgrade, or for an unknown one.
     transport: Transport | None = None
     #: The Upgrade token as it was sent, in lower case. The answer repeats it.
     upgrade: str = ""
-    #: The interval of the client's keepalives in seconds, where the request says so.
+    #: The interval of the client's keepalives in seconds, if the request has one.
     keepalive: float | None = None
     #: The client confirms that everything has arrived (CONFIRM_FIELD).
     confirms: bool = False
     #: The client can resume tunnels (RESUME_FIELD).
     resumes: bool = False
-    #: The session that it wants to resume (SESSION_FIELD); None: it opens a new one.
+    #: The id of the session that the client wants to resume (SESSION_FIELD); None: it opens a new one.
     session: str | None = None
     #: The tunnel's bytes travel in capsules.
     capsules: bool = False
@@ -86,24 +86,24 @@ class TunnelRequest:
     origin: str | None = None
     #: On websocket, the key from which the answer is computed.
     websocket_key: str = ""
-    #: The values of the field that names the client's address, line by line. They are not trustworthy yet: anyone
-    #: can have written them.
+    #: The values of the field that names the client's address, line by line. Do not trust them yet: anyone may have
+    #: written them.
     forwarded: tuple[bytes, ...] = field(default=(), repr=False)
 
     @property
     def is_connect(self) -> bool:
-        """Whether it is a CONNECT. It is answered as a proxy does, and the tunnel's bytes are raw."""
+        """Whether the request is a CONNECT. Then we answer like a proxy, and the tunnel's bytes are raw."""
         return self.path is None
 
     @property
     def carrier(self) -> str:
-        """What carries the tunnel, by the name that the log uses."""
+        """The log's name for what carries the tunnel: `connect`, or the transport."""
         assert self.transport is not None, "such a request opens no tunnel"
         return "connect" if self.is_connect else self.transport.value
 
 
 class RequestReader:
-    """Reads one request head. Feed it with `receive`, then ask `next_event`."""
+    """Reads one request head. Feed its bytes to `receive`, then call `next_event`."""
 
     def __init__(self, *, connect: bool = False, forwarded_header: str | None = None) -> None:
         """`connect`: accept CONNECT too. `forwarded_header`: the field that may name the client's address."""
@@ -120,8 +120,8 @@ class RequestReader:
         self._buffer += data
 
     def next_event(self) -> TunnelRequest | None:
-        """The request, or None where more bytes are needed. Raises BadRequest or HeadTooLarge."""
-        # A part of the blank line may have been there the last time.
+        """Return the request, or None if more bytes are needed. Raises BadRequest or HeadTooLarge."""
+        # Search again a few bytes before the new ones: a part of the blank line may have come earlier.
         end = self._buffer.find(_HEAD_END, max(0, self._scanned - len(_HEAD_END) + 1))
         size = len(self._buffer) if end < 0 else end + len(_HEAD_END)
         self._lines.scan(self._buffer[self._scanned : min(size, MAX_HEAD)])
@@ -136,10 +136,10 @@ class RequestReader:
         return _parse_head(head, connect=self._connect, forwarded_header=self._forwarded_header)
 
     def _check_request_line(self) -> None:
-        """Refuse other protocols, such as an ssh client's greeting, at their first line and not at the timeout."""
+        """Refuse other protocols, such as ssh, at the first line that the client sends, and not at the timeout."""
         if self._request_line_checked:
             return
-        # Its CR may have been there the last time.
+        # Search again one byte before the new ones: the CR of the line end may have come earlier.
         line_end = self._buffer.find(b"\r\n", max(0, self._scanned - 1))
         if line_end >= 0:
             if not _REQUEST_LINE.fullmatch(self._buffer, 0, line_end):
@@ -153,19 +153,19 @@ class RequestReader:
 
 
 class _LineScanner:
-    """Refuses bytes that no head may hold: control characters, a CR without its LF, an LF without its CR.
+    """Refuses bytes that no head may contain: control characters, a CR without its LF, an LF without its CR.
 
-    It sees each byte once, and keeps a last CR, which the next byte decides on.
+    It scans each byte once. If the bytes end in a CR, it keeps the CR, until the next byte shows whether an LF follows.
     """
 
     def __init__(self) -> None:
         self._kept_cr = b""
 
     def scan(self, data: bytearray) -> None:
-        """Take the bytes that follow those of the last call. Raises BadRequest."""
+        """Scan the next bytes of the head. Raises BadRequest."""
         part = self._kept_cr + data
         self._kept_cr = b"\r" if part.endswith(b"\r") else b""
-        # Counting takes a tenth of the time of a regular expression on a stranger's 16 KiB.
+        # Anyone can send 16 KiB here. Counting takes a tenth of the time of a regular expression.
         pairs = part.count(b"\r\n")
         lone_lf = part.count(b"\n") - pairs
         lone_cr = part.count(b"\r") - pairs - len(self._kept_cr)
@@ -180,7 +180,7 @@ def _parse_head(head: bytes, *, connect: bool, forwarded_header: str | None) -> 
     if any(line[:1] in (b" ", b"\t") for line in lines):
         raise BadRequest  # a folded line, which a server may refuse (RFC 9112, section 5.2)
     if sum(line[:15].lower() == b"content-length:" for line in lines) > 1:
-        raise BadRequest  # h11 would accept two equal ones
+        raise BadRequest  # h11 would accept the field twice, with equal values
     connect = connect and lines[0].startswith(b"CONNECT ")
     if connect:
         # Some clients send CONNECT without Host. h11 allows that in HTTP/1.0 only.
@@ -190,7 +190,7 @@ def _parse_head(head: bytes, *, connect: bool, forwarded_header: str | None) -> 
         connection.receive_data(head)
         request: object = connection.next_event()
     except h11.RemoteProtocolError:
-        # The error quotes the head, token included, so it must not even be the context of our own error.
+        # h11's error quotes the head, including the token, so it must not even be the context of our own error.
         request = None
     if not isinstance(request, h11.Request):
         raise BadRequest
@@ -239,7 +239,7 @@ def _parse_upgrade_request(request: h11.Request, fields: _Fields) -> TunnelReque
         key = _only(fields, websocket.KEY_FIELD.lower().encode()) or b""
         if not websocket.is_key(key):
             raise BadRequest
-        # Another version is refused like an unknown upgrade (RFC 6455, section 4.4).
+        # Refuse another version of WebSocket like an unknown upgrade (RFC 6455, section 4.4).
         if _only(fields, websocket.VERSION_FIELD.lower().encode()) != websocket.VERSION.encode():
             transport = None
     return TunnelRequest(
@@ -268,7 +268,7 @@ def _parse_session(fields: _Fields) -> str | None:
     value = _only(fields, SESSION_FIELD.lower().encode()) if _resumes(fields) else None
     if value is None:
         return None
-    # A session of another form is a session that is not known.
+    # An id that is too long cannot be one of ours. Treat it like that of any unknown session.
     return _text(value) if len(value) <= _MAX_SESSION else ""
 
 
@@ -278,7 +278,7 @@ def _offers_capsules(fields: _Fields) -> bool:
 
 
 def _only(fields: _Fields, name: bytes) -> bytes | None:
-    """The value of a field that may not be repeated; None where it is absent."""
+    """Return the value of a field, or None if it is absent. Raise BadRequest if the field is repeated."""
     values = fields.get(name, [])
     if len(values) > 1:
         raise BadRequest
@@ -290,11 +290,11 @@ def _parse_target(request_target: bytes) -> tuple[str, str | None, tuple[str, st
         raise BadRequest
     path, _, query = request_target.decode("ascii").partition("?")
     try:
-        # Parameters that are not ours may contain bytes that are not UTF-8. In an address they fail later.
+        # Parameters that are not ours may contain bytes that are not UTF-8. An address with such bytes fails later.
         pairs = parse_qsl(query, keep_blank_values=True, errors="surrogateescape", max_num_fields=MAX_FIELDS)
     except ValueError:
         raise BadRequest from None
-    # An empty addr counts as none: movsb/http2tcp sends it for "no destination", and so can a template.
+    # An empty addr counts as absent: movsb/http2tcp sends it for "no destination", and a template can produce it.
     values = {name: value for name, value in pairs if name in _TARGET_PARAMETERS}
     if len(values) < sum(name in _TARGET_PARAMETERS for name, _ in pairs):
         raise BadRequest
@@ -356,13 +356,13 @@ CONTINUE = b"HTTP/1.1 100 Continue\r\n\r\n"
 def accept(
     request: TunnelRequest, session: str, *, keepalive: float, dial_time: float | None = None, resumes: bool = False
 ) -> bytes:
-    """The head that opens the tunnel: a 101, or a 200 for CONNECT. All bytes after it are the tunnel's.
+    """Make the head that opens the tunnel: a 101, or a 200 for CONNECT. All bytes after it belong to the tunnel.
 
     Times are in seconds.
     """
     own = [("Proxy-Status", PROXY_NAME), (SESSION_FIELD, session)]
     if request.is_connect:
-        # HTTP/1.1 and these exact words, even for HTTP/1.0: some clients compare the line with them.
+        # Send HTTP/1.1 and these exact words even in answer to HTTP/1.0: some clients compare the whole status line.
         return _head("200 Connection established", own)
     fields = [("Connection", "Upgrade"), ("Upgrade", request.upgrade), *own]
     if request.transport is Transport.WEBSOCKET:
@@ -383,7 +383,7 @@ def accept(
 
 
 def refuse(refusal: Refusal, session: str) -> bytes:
-    """The whole answer to a request that gets no tunnel. The connection is closed after it."""
+    """Make the whole answer to a request that gets no tunnel. The connection is closed after it."""
     body = str(refusal).encode() + b"\n"
     fields = [
         ("Connection", "close"),

@@ -1,8 +1,8 @@
 """Sans-IO SOCKS5 (RFC 1928), both sides. Never blocks, never logs, never dials.
 
-`Negotiation` is the server's side, for -D: CONNECT only, and no login. Every program on this machine can connect to it,
-and so can a web page in a browser; anything but SOCKS5 is refused at its first byte, and the format bounds the length
-of a request. `Socks5` is the client's side, for a proxy on the way, with the login of RFC 1929.
+`Negotiation` is the server's side, for -D: CONNECT only, and no login. Every program on this machine can connect to the
+port of -D, and so can a web page in a browser. So anything but SOCKS5 is refused at its first byte. The format limits
+the length of a request. `Socks5` is the client's side, for a proxy on the way, with the login of RFC 1929.
 """
 
 from __future__ import annotations
@@ -23,16 +23,16 @@ _UNKNOWN_COMMAND, _UNKNOWN_ADDRESS_TYPE = 7, 8
 
 
 def _reply(code: int) -> bytes:
-    # The field for the address from which the target is reached. We do not know it, so it is 0.0.0.0:0.
+    # A reply has a field for the address from which the target is reached. We do not know it, so send 0.0.0.0:0.
     return bytes([_VERSION, code, 0, _IPV4]) + bytes(6)
 
 
-#: The target has accepted; what follows is the tunnel's.
+#: The reply for a tunnel that is open. All bytes after it belong to the tunnel.
 ACCEPTED = _reply(0)
 
 
 def refuse(error: TunnelError) -> bytes:
-    """The reply for a tunnel that could not be opened. The connection is closed after it."""
+    """Make the reply for a tunnel that could not be opened. The connection is closed after it."""
     if isinstance(error, DestinationForbidden):
         return _reply(_NOT_ALLOWED)
     if isinstance(error, TargetFailed):
@@ -41,7 +41,7 @@ def refuse(error: TunnelError) -> bytes:
 
 
 class SocksError(Exception):
-    """A request that is not served here. `reply` has the bytes to send before closing."""
+    """The request cannot be served. `reply` has the bytes to send before the connection is closed."""
 
     def __init__(self, words: str, reply: bytes = b"") -> None:
         super().__init__(words)
@@ -49,7 +49,7 @@ class SocksError(Exception):
 
 
 class Negotiation:
-    """Reads what a client wants. Feed it with `receive`, ask it with `next_event`, send what `take_outgoing` gives."""
+    """Reads a client's request. Feed bytes to `receive`, call `next_event`, and send what `take_outgoing` returns."""
 
     def __init__(self) -> None:
         self._buffer = bytearray()
@@ -61,7 +61,7 @@ class Negotiation:
         self._buffer += data
 
     def take_outgoing(self) -> bytes:
-        """The bytes to send to the client now, which are returned once; b"" if there are none."""
+        """Return the bytes to send to the client now, and forget them; b"" if there are none."""
         outgoing, self._outgoing = self._outgoing, b""
         return outgoing
 
@@ -71,7 +71,7 @@ class Negotiation:
         return bytes(self._buffer)
 
     def next_event(self) -> TCPAddress | None:
-        """The destination that the client asks for, or None if more bytes are needed. Raises SocksError."""
+        """Return the destination that the client asks for, or None if more bytes are needed. Raises SocksError."""
         if not self._greeted:
             methods = self._take_greeting()
             if methods is None:
@@ -85,7 +85,7 @@ class Negotiation:
         try:
             return self._take_request()
         except SocksError as error:
-            # A client may send its request before our answer to its greeting. It still gets that answer first.
+            # A client may send its request before it has our answer to its greeting. Send that answer first.
             error.reply = self.take_outgoing() + error.reply
             raise
 
@@ -143,15 +143,15 @@ def _other_protocol(first: int) -> str:
 
 
 class SocksRefusal(ProxyProtocolError):
-    """The proxy refuses to connect us."""
+    """The proxy refuses the connection to the endpoint."""
 
     def __init__(self, words: str, *, elsewhere: bool) -> None:
         super().__init__(words)
-        #: Another address of the same name may succeed.
+        #: Whether another address of the same name may succeed.
         self.elsewhere = elsewhere
 
 
-# The bytes that we send, and how many we then wait for.
+# The bytes that we send, and the number of bytes that we then wait for.
 _Step = tuple[bytes, int]
 
 
@@ -173,18 +173,18 @@ _ELSEWHERE = (1, 3, 4, 5, 6, 8)
 class Socks5:
     """Asks a SOCKS5 proxy for a connection.
 
-    Send `outgoing`. While `needed` is not 0, read at most that many bytes (those after them are the endpoint's), give
-    them to `receive`, and send `outgoing` again.
+    Send `outgoing`. While `needed` is not 0, read at most `needed` bytes (any bytes after them come from the endpoint),
+    give them to `receive`, and send `outgoing` again.
     """
 
     def __init__(self, host: str, port: int, *, credentials: tuple[bytes, bytes] | None = None) -> None:
-        """`host` is a name, which the proxy looks up, or an IP address."""
+        """`host` is an IP address, or a name that the proxy looks up."""
         self._steps = _converse(host, port, credentials)
         self._received = b""
         self.outgoing, self.needed = next(self._steps)
 
     def receive(self, data: bytes) -> None:
-        """Take bytes from the wire; b"" is their end. Raises ProxyProtocolError, or SocksRefusal."""
+        """Take bytes from the wire; b"" means that no more come. Raises ProxyProtocolError, or SocksRefusal."""
         if not data:
             raise ProxyProtocolError(_CLOSED)
         assert len(data) <= self.needed
@@ -218,9 +218,9 @@ def _converse(host: str, port: int, credentials: tuple[bytes, bytes] | None) -> 
     if version != 5:
         raise ProxyProtocolError("does not speak SOCKS5: its answer makes no sense")
     if reply != 0:
-        # The address that follows means nothing now, so it is not read.
+        # The address in a reply that refuses has no meaning, so do not read it.
         raise SocksRefusal(_REPLIES.get(reply, f"reply {reply}"), elsewhere=reply in _ELSEWHERE)
-    # Read the address that the proxy connects from, which we do not need.
+    # Read the address that the proxy connects from, and ignore it: the endpoint's bytes come after it.
     if kind == 3:
         (length,) = yield b"", 1
     elif kind in (1, 4):

@@ -1,4 +1,4 @@
-"""The transports, that is, what travels after the 101; and the header fields that client and server agree on."""
+"""The transports (the protocols that can follow the 101), and the header fields that client and server agree on."""
 
 from __future__ import annotations
 
@@ -7,24 +7,25 @@ from enum import Enum
 #: Our name in Proxy-Status (RFC 9209, section 2). An answer without it does not come from an http2tcp server.
 PROXY_NAME = "http2tcp"
 
-#: The field for the token where the front end uses `Authorization` for its own login.
+#: The field for the token if the front end uses `Authorization` for its own login.
 TOKEN_FIELD = "Http2tcp-Token"  # noqa: S105
 
-#: The sender of this field promises to send something at least once in so many seconds. Only a peer that promised is
-#: given up when it stays silent.
+#: An interval in seconds. The sender of this field promises to send something at least once in each interval. Only a
+#: peer that has promised this is given up when it stays silent.
 KEEPALIVE_FIELD = "Http2tcp-Keepalive"
 #: "?1": the sender says in a capsule when everything has arrived, and closes only after the other side has said so too.
 CONFIRM_FIELD = "Http2tcp-Confirm"
-# A day, in seconds. A longer interval is as good as none.
+# The longest interval in seconds: a day. A longer one is as good as none, so it is ignored.
 MAX_KEEPALIVE = 86400.0
-#: Shorter intervals would only cost. A peer is given up after three intervals, and a busy or distant one needs 3 s.
+#: The shortest interval in seconds. A peer is given up after three intervals of silence, and a busy or distant peer may
+#: need 3 s. So shorter intervals would only cost traffic.
 MIN_KEEPALIVE = 1.0
 
 #: How long the server's dial took, in milliseconds: https://www.w3.org/TR/server-timing/.
 TIMING_FIELD = "Server-Timing"
 DIAL_METRIC = "dial"
 
-#: `?1`: its sender can resume tunnels. In an answer: the first capsule is HELLO, CHALLENGE or RESET.
+#: `?1`: the sender can resume tunnels. In an answer: the first capsule is HELLO, CHALLENGE or RESET.
 RESUME_FIELD = "Http2tcp-Resume"
 
 #: The id of the session in the server's log. In a request: the session to resume.
@@ -45,7 +46,7 @@ class Transport(Enum):
 
     @classmethod
     def named(cls, token: str) -> Transport | None:
-        """The transport of an Upgrade token, in upper or lower case; None where the token is unknown."""
+        """Return the transport of an Upgrade token, in upper or lower case; None if the token is unknown."""
         return _BY_TOKEN.get(token.lower())
 
     @property
@@ -63,7 +64,7 @@ TOKENS = tuple(sorted(_BY_TOKEN))
 
 
 def parse_keepalive(value: str) -> float | None:
-    """The seconds of a Keepalive field, at least MIN_KEEPALIVE; None where the value is not a sensible number."""
+    """Parse the seconds of a keepalive field. Return at least MIN_KEEPALIVE, or None if the value is not sensible."""
     digits = value.replace(".", "", 1)
     if not (value.isascii() and digits.isdigit()) or len(value) > 8:
         return None

@@ -1,9 +1,9 @@
 """Sans-IO WebSocket frames, by wsproto: RFC 6455, sections 5 to 7. The opening handshake is not here.
 
-`WebSocket.receive` takes bytes as they come, and `payload` gives the contents of binary messages without waiting for
-whole messages or frames, so memory stays bounded by what the caller feeds. Message boundaries mean nothing. When the
-peer expects an answer (a pong, a Close), the caller asks `answer` for it, at a time when it can send.
-Import this only if it is needed: it loads wsproto, which takes as long as the rest of the client's start.
+`WebSocket.receive` takes bytes as they come, and `payload` returns the contents of binary messages without waiting for
+whole messages or frames, so memory stays bounded by what the caller feeds. Message boundaries have no meaning. If the
+peer expects an answer (a pong, a Close), `answer` makes it: the caller calls this when it is able to send.
+Import this module only when it is needed: it loads wsproto, which takes as long as the rest of the client's start.
 """
 
 from __future__ import annotations
@@ -21,14 +21,14 @@ from wsproto.frame_protocol import CloseReason, RsvBits
 from http2tcp.errors import Http2tcpError
 from http2tcp.printable import printable
 
-# The largest message that we send. Some servers take no larger one by default (Jetty).
+# The largest message that we send. Some servers (Jetty) do not accept larger ones by default.
 MAX_SENT = 64 * 1024
 # The largest message that we accept. We never hold a whole one, but a message has to end at some point. Browsers and
 # tools send a file as one message.
 MAX_MESSAGE = 16 * 1024 * 1024
 _TOO_BIG = f"a message of more than {MAX_MESSAGE // 1024**2} MiB came"
-# How many frames are handled before other tasks get their turn. 32 take 0.3 ms, as much as 128 KiB in long frames: a
-# peer that sends single bytes or pings delays others no more than one that uploads.
+# How many frames are handled before other tasks get their turn. 32 short frames take 0.3 ms, as much as 128 KiB in long
+# frames. So a peer that sends single bytes or pings delays others no more than a peer that uploads.
 _AT_ONCE = 32
 
 _BINARY_FINAL = 0x82
@@ -53,7 +53,7 @@ _NO_CODE = 1005
 
 
 class WebSocketError(Http2tcpError):
-    """The peer broke the rules, or gave up. `code` is for the Close frame that we send."""
+    """The peer broke the rules, or closed with an error. `code` is for the Close frame that we send."""
 
     def __init__(self, code: int, words: str) -> None:
         super().__init__(words)
@@ -61,7 +61,7 @@ class WebSocketError(Http2tcpError):
 
 
 class _FrameLimit(Extension):
-    """Refuses a frame that is too long by its head. It is offered to nobody: wsproto shows heads only to extensions."""
+    """Refuses a too long frame when its head comes. wsproto shows heads only to extensions; no peer is offered this."""
 
     name = "http2tcp-limit"
 
@@ -98,21 +98,21 @@ class WebSocket:
         self._ping: Ping | None = None
         self._close: CloseConnection | None = None
         self._error: WebSocketError | None = None
-        #: The peer has sent Close, with a code for a good end: nothing more will come.
+        #: The peer has sent Close, with a code that means a good end. It sends nothing more.
         self.ended = False
-        #: `close` has made our Close, after which nothing may be sent. Whether it was sent, only the caller knows.
+        #: `close` has made our Close, and nothing may be sent after a Close. Only the caller knows whether it was sent.
         self.closed = False
 
     # --- receiving ---
 
     def receive(self, data: bytes) -> None:
-        """Take bytes from the wire, once `payload` has nothing left."""
+        """Take bytes from the wire. Call this only when `payload` has nothing left to return."""
         self._connection.receive_data(data)
 
     def payload(self) -> bytes | None:
-        """The payload since the last call. None: feed more bytes. b"": the peer has `ended`, or else ask again.
+        """Return the payload since the last call. None: feed more bytes. b"": call again, unless the peer has `ended`.
 
-        Raises WebSocketError, and does so at each later call: all that is left then is to `close`.
+        Raises WebSocketError. After that, each later call raises it again, and the caller can only `close`.
         """
         if self._error is not None:
             raise self._error
@@ -127,7 +127,7 @@ class WebSocket:
         return None if done and not (parts or self.ended) else b"".join(parts)
 
     def _take(self, parts: list[bytes | bytearray]) -> bool:
-        """Put the payload of the next frames into `parts`; whether these were all."""
+        """Put the payload of the next frames into `parts`. Return whether these were all the frames that have come."""
         for seen, event in enumerate(self._connection.events(), 1):
             match event:
                 case BytesMessage():
@@ -162,14 +162,14 @@ class WebSocket:
             self.ended = True
             return
         words = f"the peer closed it with code {int(event.code)}"
-        # A server's words are for the user. A client's words do not get into the server's log.
+        # Show a server's words to the user, but keep a client's words out of the server's log.
         if self._client and event.reason:
             words += f": {printable(event.reason)}"
         raise WebSocketError(event.code, words)
 
     @property
     def complaint(self) -> str:
-        """What the peer did wrong, or why it gave up; empty if neither."""
+        """What the peer did wrong, or why it closed with an error; empty if it did neither."""
         return str(self._error or "")
 
     @property
@@ -188,18 +188,19 @@ class WebSocket:
         """Whether messages may still be sent."""
         return not (self.closed or self._answers_close)
 
-    # --- sending: all of it is for the wire, whole and in this order ---
+    # --- sending: the caller must send all bytes that these methods return, in the same order ---
 
     def messages(self, data: bytes | bytearray | memoryview) -> Iterator[bytearray]:
-        """Binary messages that carry `data`, one at a time. Only while it `can_send`."""
-        # Without wsproto, which copies the data four times. This is twice as fast.
+        """Make the binary messages that carry `data`, one at a time. Call this only while `can_send` is true."""
+        # Do this without wsproto, which copies the data four times: so it is twice as fast.
         with memoryview(data) as view:
             for start in range(0, len(view), MAX_SENT):
                 part = view[start : start + MAX_SENT]
                 if not self._client:
                     yield bytearray().join((self._header(len(part)), part))
                     continue
-                # Section 10.3: a random key, so that whoever chooses the payload cannot choose the bytes on the wire.
+                # Section 10.3: the key is random, so that a program that chooses the payload cannot choose the bytes
+                # on the wire.
                 key = os.urandom(4)
                 message = bytearray().join((self._header(len(part)), key, part))
                 _mask(message, len(message) - len(part), key)
@@ -214,11 +215,11 @@ class WebSocket:
         return bytes((_BINARY_FINAL, mask | 127)) + length.to_bytes(8, "big")
 
     def ping(self) -> bytes:
-        """A ping; b"" once either side has sent Close."""
+        """Make a ping; b"" once either side has sent Close."""
         return b"" if self.closed or self._close is not None else self._connection.send(Ping())
 
     def answer(self) -> bytes:
-        """The answer that the peer expects: a pong, or a Close in answer to its own. b"" if it expects none."""
+        """Make the answer that the peer expects: a pong, or a Close in answer to its Close. b"" if it expects none."""
         if not self.owes:
             return b""
         if self._ping is None:
@@ -227,7 +228,7 @@ class WebSocket:
         return self._connection.send(ping.response())
 
     def close(self, code: int, reason: str = "") -> bytes:
-        """A Close, or the answer to the peer's own; b"" if we have sent one. The reason is cut to the limit, 123 bytes.
+        """Make a Close, or the answer to the peer's Close; b"" if this was done before. `reason` is cut to 123 bytes.
 
         The answer repeats the peer's code, as section 5.5.1 suggests, unless `code` says that this is not a good end.
         """

@@ -1,5 +1,5 @@
-"""The fields of WebSocket's opening handshake (RFC 6455, section 4). Frames have a module of their own, since it loads
-wsproto, which is slow to import."""
+"""The fields of WebSocket's opening handshake (RFC 6455, section 4). Frames are in another module, `websocket`, since
+it loads wsproto, which is slow to import."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ _GUID = b"258EAFA5-E914-47DA-95CA-C5AB0DC85B11"
 
 
 def new_key() -> str:
-    """A key for one request."""
+    """Make the random key of one request."""
     return b64encode(os.urandom(16)).decode("ascii")
 
 
@@ -37,6 +37,6 @@ def is_key(value: bytes) -> bool:
 
 
 def accept_value(key: str) -> str:
-    """The Sec-WebSocket-Accept for a key. It proves that the sender speaks WebSocket and has read this request."""
+    """Compute the Sec-WebSocket-Accept for a key. It proves that its sender speaks WebSocket and has read the key."""
     digest = hashlib.sha1(key.encode("ascii") + _GUID, usedforsecurity=False).digest()
     return b64encode(digest).decode("ascii")
