@@ -28,8 +28,8 @@ def main() -> None:
 
 
 def _ignore_signals() -> None:
-    # The exit status is decided. At its end the interpreter removes our signal handlers, and a signal that comes after
-    # that would kill the process and change its status.
+    # The exit status is decided by now. When it ends, the interpreter removes our signal handlers. A signal after that
+    # would kill the process and change its status.
     for name in ("SIGINT", "SIGTERM", "SIGUSR1"):
         number = getattr(signal, name, None)
         if number is not None and callable(signal.getsignal(number)):
@@ -48,7 +48,7 @@ def _drop_untaken_lines() -> None:
 
 
 def _fill_standard_descriptors() -> None:
-    # If stdin, stdout or stderr is closed, the next socket gets its number, and is then mistaken for it.
+    # If stdin, stdout or stderr is closed, the next socket gets its number, and would be used in its place.
     for fd, mode in (0, os.O_RDONLY), (1, os.O_RDONLY), (2, os.O_WRONLY):
         try:
             os.fstat(fd)

@@ -107,7 +107,7 @@ def request(
     """Make the request head. `resumes`: this client can resume tunnels. `session`: the id of the session to resume.
 
     `keepalive` is our interval in seconds. It is only sent on transports that can carry capsules. `headers` come last
-    and replace ours of the same name, `Host` included. `websocket_key` has to be new for each request on that transport.
+    and replace ours of the same name, `Host` included. `websocket_key` must be new for each request on that transport.
     """
     fields = [
         ("Host", endpoint.authority),

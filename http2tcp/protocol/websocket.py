@@ -53,7 +53,7 @@ _NO_CODE = 1005
 
 
 class WebSocketError(Http2tcpError):
-    """The peer broke the rules, or closed with an error. `code` is for the Close frame that we send."""
+    """The peer broke the rules, or closed with a code for a bad end. `code` is for the Close frame that we send."""
 
     def __init__(self, code: int, words: str) -> None:
         super().__init__(words)
@@ -61,7 +61,10 @@ class WebSocketError(Http2tcpError):
 
 
 class _FrameLimit(Extension):
-    """Refuses a too long frame when its head comes. wsproto shows heads only to extensions; no peer is offered this."""
+    """Refuses a frame that is too long as soon as its head comes.
+
+    wsproto shows heads only to extensions, so this class is one. It is never offered to a peer.
+    """
 
     name = "http2tcp-limit"
 
@@ -169,7 +172,7 @@ class WebSocket:
 
     @property
     def complaint(self) -> str:
-        """What the peer did wrong, or why it closed with an error; empty if it did neither."""
+        """What the peer did wrong, or why it closed with a code for a bad end; empty if it did neither."""
         return str(self._error or "")
 
     @property
@@ -192,7 +195,7 @@ class WebSocket:
 
     def messages(self, data: bytes | bytearray | memoryview) -> Iterator[bytearray]:
         """Make the binary messages that carry `data`, one at a time. Call this only while `can_send` is true."""
-        # Do this without wsproto, which copies the data four times: so it is twice as fast.
+        # This makes frames without wsproto, which copies the data four times, and is twice as fast.
         with memoryview(data) as view:
             for start in range(0, len(view), MAX_SENT):
                 part = view[start : start + MAX_SENT]
