@@ -85,7 +85,7 @@ class ResetCode(IntEnum):
     """Why one end broke the tunnel. A RESET with any other code breaks the tunnel too."""
 
     UNSPECIFIED = 0
-    #: The target reset the connection, or it broke.
+    #: The target reset its connection to the server, or that connection broke.
     TARGET = 1
     REVOKED = 2
     EXPIRED = 3
@@ -196,8 +196,8 @@ class CapsuleReader:
         yield payload
 
     def _read_head(self, view: memoryview) -> memoryview:
-        # A head has two integers of 8 bytes at most. If this takes bytes behind the head, the returned slice still has
-        # them.
+        # A head has two integers of 8 bytes at most. This may take more bytes than the head has: the returned slice
+        # begins right after the head, so it still contains those bytes.
         before = len(self._head)
         self._head += view[: 16 - before]
         first = decode_varint(self._head, 0)

@@ -32,7 +32,7 @@ from http2tcp.protocol.transport import (
 # A member of a list (RFC 8941, section 3.1). The pattern is only exact enough to split the list correctly.
 _MEMBER = re.compile(r'(?:[^,"]|"(?:[^"\\]|\\.)*"?)+')
 
-# A session's id. The client shows it on the terminal, so it must not contain any other characters.
+# A session's id. The client shows it on the terminal, so no other characters are accepted.
 _SESSION = re.compile(r"[0-9A-Za-z_-]{1,64}")
 
 # RFC 9113, sections 4.1 and 6.5: a SETTINGS frame's head without its length, that is, the type, no flags, and stream 0.

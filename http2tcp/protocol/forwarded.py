@@ -64,7 +64,7 @@ def _parse(hop: str) -> IPv4Address | IPv6Address | None:
     if node is not None:
         hop = node[1] or node[2]
     try:
-        # An address with a zone only has a meaning on the proxy's machine, so ignore it.
+        # An address with a zone only has a meaning on the proxy's machine. So it does not count as an address.
         return None if "%" in hop else unmapped(ip_address(hop))
     except ValueError:
         return None
