@@ -1,13 +1,13 @@
-"""The second listener: /metrics, /healthz and /readyz for the operator's tools, and never a tunnel.
+"""The second listener. It serves /metrics, /healthz and /readyz to the operator's tools, and never a tunnel.
 
 It asks for no token, so it belongs on loopback, on a Unix socket or in a network of the operator's own. No client
-can block it: a connection carries one request and has a few seconds for that, and when there are too many connections,
-the oldest is closed.
+can block it: a connection carries one request and has a few seconds for that. When there are too many connections,
+the oldest one is closed.
 
 A browser on the same machine or network can reach it too, and any web page can make the browser send a request. So
-requests from pages of another origin are refused. On loopback a Host with an unknown name is refused as well: a page
-can point its own name at 127.0.0.1 and so become the same origin (DNS rebinding). An IP address in Host is always fine,
-since a page cannot own one.
+requests from pages of another origin are refused. On loopback, a request with an unknown name in Host is refused as
+well: a page can point its own name at 127.0.0.1 and so become the same origin (DNS rebinding). An IP address in Host is
+always accepted, since a page cannot point an IP address elsewhere.
 """
 
 from __future__ import annotations
@@ -31,18 +31,20 @@ from http2tcp.server.rules import ip_like
 
 logger = logging.getLogger("http2tcp.admin")
 
-# Four are enough for a scraper, two kinds of probes and a person.
+# The most connections at once. A scraper, two kinds of probes and a person need only four.
 _CONNECTIONS = 32
-# How long a connection may take in all: request, answer and the client's close. Prometheus gives up after 10 s too.
+# How many seconds a connection may take in all: request, answer and the client's close. Prometheus gives up after 10 s
+# too.
 _PATIENCE = 10.0
-# How long an answered client may take to close.
+# How many seconds a client may take to close the connection after the answer.
 _LINGER = 1.0
-# Enough for a browser's request with a few cookies of other services on the same host.
+# The longest head of a request, in bytes. A browser may also send a few cookies of other services on the same host.
 _MAX_HEAD = 8 * 1024
 
-# Host, with an optional port (RFC 9110, section 7.2).
+# The value of Host: a host, with an optional port (RFC 9110, section 7.2).
 _HOST = re.compile(r"(\[[^\]]*\]|[^:]*)(?::[0-9]*)?", re.ASCII)
-# Values of Sec-Fetch-Site: the address was typed or bookmarked, or a page from this listener links here.
+# Accepted values of Sec-Fetch-Site: the user typed the address or used a bookmark, or the request comes from a page of
+# this listener.
 _OWN_SITES = (b"none", b"same-origin")
 
 _TEXT = "text/plain; charset=utf-8"
@@ -94,7 +96,8 @@ async def serve_admin(
         for listener in listeners:
             address = listener.address
             local = isinstance(address, TCPAddress) and is_loopback(address.host)
-            # Accept one connection at a time, so that its request is answered before later ones evict it.
+            # Accept one connection in each turn of the event loop, so that its request is answered before later
+            # connections evict it.
             nursery.start_soon(listener.accept_forever, partial(accepted, local), None, lambda: 1)
 
 
@@ -126,7 +129,7 @@ async def _exchange(stream: SocketStream, answer: Callable[[h11.Request], _Answe
     try:
         request = await _read_request(stream)
     except h11.RemoteProtocolError as error:
-        # The error's own text is not sent, since it quotes the request.
+        # Do not send the error's own text, since it quotes the request.
         status = 431 if error.error_status_hint == 431 else 400
         return _wire(_Answer(status, f"{_PHRASES[status].lower()}\n"))
     return _wire(answer(request), head_only=request.method == b"HEAD")
@@ -153,7 +156,7 @@ def _values(request: h11.Request, field: bytes) -> list[bytes]:
 
 
 def _foreign(request: h11.Request) -> str:
-    """Why the request is refused: a browser sent it for a page of another site. Empty where it is not refused."""
+    """Return why the request is refused if a browser sent it for a page of another site; "" if it is not refused."""
     own = {scheme + host.lower() for host in _values(request, b"host") for scheme in (b"http://", b"https://")}
     if any(origin.lower() not in own for origin in _values(request, b"origin")):
         return "web pages may not send requests here"
@@ -163,7 +166,7 @@ def _foreign(request: h11.Request) -> str:
 
 
 def _misnamed(request: h11.Request, hosts: Iterable[str]) -> str:
-    """Why the request is refused: Host is not a name of this listener. Empty where it is not refused."""
+    """Return why the request is refused if Host is not a name of this listener; "" if it is not refused."""
     known = {"localhost", *(_plain(host) for host in hosts)}
     for value in _values(request, b"host"):
         text = value.decode("ascii", "replace")
@@ -206,7 +209,7 @@ def _wire(answer: _Answer, *, head_only: bool = False) -> bytes:
         f"HTTP/1.1 {answer.status} {_PHRASES[answer.status]}",
         f"Content-Type: {answer.content_type}",
         f"Content-Length: {len(body)}",
-        # A cached answer would tell a probe about an earlier time.
+        # A cached answer would show a probe how the server was earlier.
         "Cache-Control: no-store",
         "Connection: close",
         *answer.fields,

@@ -1,11 +1,11 @@
-"""The audit log: one record when a tunnel opens and one when it ends, or one that says why there was no tunnel.
+"""The audit log: a record when a tunnel opens and another when it ends, or one record of why no tunnel opened.
 
-A record is a `Record`: keys and values for JSON, and a line of `key=value` pairs in the same order. It holds no
-token, no request line and no text that a client chose: addresses are parsed before they get here, and the name of
-a token is the operator's. docs/log.md is the reference.
+A record is a `Record`: keys and values for JSON, and a line of `key=value` pairs in the same order. It contains no
+token, no request line and no text that a client chose: addresses are parsed before they get here, and the operator
+chose the names of tokens. docs/log.md is the reference.
 
 A connection that ends before it has sent a request is logged with -v only, since scanners make thousands of them.
-`Refusals` decides which refusals of unauthenticated clients are logged; with -v all are.
+`Refusals` decides which refusals of unauthenticated clients are logged; with -v, all of them are logged.
 """
 
 from __future__ import annotations
@@ -33,32 +33,34 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger("http2tcp.audit")
 
-# 48 bits: among a million sessions, the chance that any two share an id is one in 560.
+# The size of a session id's random part. With 48 bits, the chance that any two of a million sessions share an id is one
+# in 560.
 _ID_BYTES = 6
-# How many wrong tokens of one address are logged in a minute. fail2ban and similar programs count these lines.
+# How many wrong tokens from one address are logged in a minute. fail2ban and similar programs count these lines.
 _FAILURES = 10
-# How many refusals of one kind are logged in a minute. At worst, with all kinds all the time, that is 60 MB a day.
+# How many refusals of one kind are logged in a minute. If all kinds reach this limit all day, the log grows by 60 MB.
 _REFUSALS = 20
-# How many addresses are counted at once. Beyond that the oldest is forgotten, and its wrong tokens are logged again.
+# How many addresses with wrong tokens are remembered. Beyond that the oldest address is forgotten, and its wrong tokens
+# are logged again.
 _ADDRESSES = 10_000
-# The values of these keys are sentences, and are quoted in a line of text.
+# The keys whose values are sentences. A line of text has quotes around these values.
 _PROSE = ("rule", "detail")
 _WORD = re.compile(r"[!-~]+")
 
 
 class Event(Enum):
-    """The kinds of records."""
+    """A kind of record."""
 
     OPENED = "opened"
     ENDED = "ended"
-    #: The client of a resumable tunnel was lost, and is waited for.
+    #: The client of a resumable tunnel was lost, and the server waits for it to come back.
     DETACHED = "detached"
-    #: It is back.
+    #: The client of a resumable tunnel came back.
     RESUMED = "resumed"
     #: A connection could not resume the tunnel that it asked for.
     NOT_RESUMED = "not_resumed"
     REFUSED = "refused"
-    #: Refused, because its token is unknown or has expired.
+    #: A request was refused because its token is unknown or has expired.
     AUTHENTICATION_FAILED = "authentication_failed"
     #: The connection ended with neither a tunnel nor an answer.
     ABANDONED = "abandoned"
@@ -83,8 +85,8 @@ class Record(dict[str, object]):
 class Refusals:
     """Decides which refusals of unauthenticated clients are logged. The others are summed up once a minute.
 
-    In a minute, ten wrong tokens are logged for each address, whatever other addresses do; and twenty refusals of each
-    other kind.
+    In a minute, ten wrong tokens are logged for each address, and twenty refusals of each other kind for all addresses
+    together.
     """
 
     __slots__ = ("_failures", "_kinds", "_unheard")
@@ -95,7 +97,7 @@ class Refusals:
         self._unheard: Counter[str] = Counter()
 
     def failed(self, client: str) -> bool:
-        """Count a wrong token from an address, or from `unix`, and return whether to log it."""
+        """Count a wrong token from the address `client` (or `unix`), and return whether to log it."""
         key = client if client == "unix" else group(unmapped(ip_address(client)))
         count = self._failures.pop(key, 0) + 1
         self._failures[key] = count
@@ -117,7 +119,7 @@ class Refusals:
         return self._kinds[kind] <= _REFUSALS
 
     def sum_up(self) -> None:
-        """A minute is over: log one line for all refusals that were not logged, and start counting anew."""
+        """At the end of a minute, log one line for all refusals that were not logged, and start counting anew."""
         if self._unheard:
             kinds = ", ".join(f"{kind} {count}" for kind, count in self._unheard.most_common())
             logger.info("%d more refused: %s", self._unheard.total(), kinds)
@@ -126,7 +128,7 @@ class Refusals:
 
 
 class SessionRecords:
-    """Writes the records of one connection, and keeps what they say."""
+    """Writes the records of one connection, and keeps the facts that they contain."""
 
     __slots__ = (
         *("id", "traffic", "_cause", "_client", "_dialled", "_has_token", "_is_stranger", "_opened_at"),
@@ -136,7 +138,7 @@ class SessionRecords:
     def __init__(self, peer: TCPAddress | None, refusals: Refusals | None = None, node: str = "") -> None:
         """`peer` is the address that connected; None for a peer on a Unix socket.
 
-        `refusals` is the server's; None: log each refusal.
+        `refusals` is shared by all connections of the server. None: this connection counts its refusals by itself.
         """
         self._refusals = Refusals() if refusals is None else refusals
         #: The session's id, in the logs of the server and of the client.
@@ -148,37 +150,40 @@ class SessionRecords:
         self._port = None if peer is None else peer.port
         self._via: str | None = None
         self._token = self._cause = self._target = self._dialled = self._transport = ""
-        #: Whether the client is not authenticated yet, by a token or by the server's needing none.
+        #: True until the client's token is accepted, or until a server that needs no token lets the client in.
         self._is_stranger = True
         #: Whether a token was accepted.
         self._has_token = False
         self._opened_at = 0.0
 
     def client_is(self, address: IPAddress, port: int | None = None) -> None:
-        """The peer is a proxy, and the client has this address."""
+        """Take the client's address from a proxy. The proxy's own address becomes `via` of later records."""
         if self._via is None:
             self._via = self._client if self._port is None else str(TCPAddress(self._client, self._port))
         self._client, self._port = str(address), port
 
     def authenticated(self, token_name: str | None = "") -> None:
-        """The token of this name was accepted; None: the server needs no token."""
+        """Note that the token of this name was accepted. None: the server needs no token."""
         self._is_stranger = False
         self._has_token = token_name is not None
         self._token = token_name or ""
 
     def failed_authentication(self, token_name: str | None = None) -> None:
-        """The token is unknown, or the one of this name has expired. A refusal follows."""
+        """Note that the token of this name has expired; None: the client's token is unknown.
+
+        The next record is that of the refusal.
+        """
         self._cause = "unknown" if token_name is None else "expired"
         self._token = token_name or ""
 
     def asked(self, target: Address) -> None:
-        """The client asks for this target; later records name it."""
+        """Note the target that the client asks for. Later records name it."""
         self._target = str(target)
 
     def opened(self, dialled: Address, carrier: str, dial_time: float) -> None:
-        """Write the first record: the target accepted after `dial_time` seconds.
+        """Write the first record: the target accepted the connection after `dial_time` seconds.
 
-        `carrier` is the transport, or `connect`.
+        `carrier` is the transport that carries the tunnel, or `connect`.
         """
         self._opened_at = time.monotonic()
         self._dialled = str(dialled)
@@ -189,19 +194,19 @@ class SessionRecords:
 
     @property
     def client(self) -> str:
-        """The newest address of the client; `unix` for one without."""
+        """The newest address of the client; `unix` if it has none."""
         return self._client
 
     def detached(self, why: str) -> None:
-        """Record that the client was lost, and why. The session waits for it."""
+        """Record that the client was lost, and why. The session waits for the client to come back."""
         record = self._record(Event.DETACHED)
         record["detail"] = why
         self._log(logging.INFO, record)
 
     def resumed(self, attempt: SessionRecords, transport: str, away: float, replayed: int) -> None:
-        """Record that the client is back, by the connection of `attempt`.
+        """Record that the client came back over the connection that `attempt` belongs to.
 
-        It was away for so many seconds, and so many bytes are sent to it again.
+        The client was away for `away` seconds, and `replayed` bytes are sent to it again.
         """
         self._client, self._port, self._via = attempt._client, attempt._port, attempt._via
         self._transport = transport
@@ -245,7 +250,7 @@ class SessionRecords:
         if isinstance(refusal, Forbidden) and refusal.rule:
             record["rule"] = refusal.rule
         if isinstance(refusal, ProxyHeaderRefused):
-            # The operator must change a setting. The words are our own and quote nothing of the peer's.
+            # Log the detail, since the operator must change a setting. Its words are our own and quote no peer.
             record["detail"] = str(refusal)
         self._log(logging.INFO if self._is_heard(refusal) else logging.DEBUG, record)
 
@@ -256,12 +261,12 @@ class SessionRecords:
         self._log(logging.DEBUG if self._is_stranger else logging.INFO, record)
 
     def _is_heard(self, refusal: Refusal) -> bool:
-        """Whether the refusal is logged without -v."""
+        """Count the refusal, and return whether it is logged without -v."""
         if self._has_token:
             return True
         if self._cause:
             return self._refusals.failed(self._client)
-        # 408: scanners often send no complete request, just as they often send nothing at all.
+        # Do not log a 408 (no complete request in time): scanners often send nothing, or no complete request.
         return refusal.status != 408 and self._refusals.refused(refusal)
 
     def _record(self, event: Event) -> Record:
@@ -281,11 +286,14 @@ class SessionRecords:
 
     def _log(self, level: int, record: Record) -> None:
         if logger.isEnabledFor(level):
-            # makeRecord, since logger.log would look for the calling line, which costs as much as everything else.
+            # Use makeRecord: logger.log would look for the calling line, which takes as long as all the rest.
             extra = {"expendable": True} if self._is_stranger else None
             logger.handle(logger.makeRecord(logger.name, level, "", 0, record, (), None, extra=extra))
 
 
 def _word(text: str) -> str:
-    """The text as one word. A blank ends a value, and a Unix socket's path or a token's name may contain one."""
+    """Return the text as one word: a blank would end the value, so it is escaped.
+
+    The path of a Unix socket and the name of a token may contain blanks.
+    """
     return text if _WORD.fullmatch(text) else quote(text, safe=string.punctuation, errors="replace")

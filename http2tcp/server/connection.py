@@ -1,7 +1,7 @@
-"""The story of a connection: accept → head → authorise → dial → switch → relay → record.
+"""The life of a connection: accept → head → authorise → dial → switch → relay → record.
 
-`Connection.run` is its whole life: `_serve` goes through the steps to one outcome, `run` records that and cleans up.
-What outlives the connection is its `Session`; what all connections share is the `State`.
+`Connection.run` is the whole of it: `_serve` goes through the steps to one outcome; `run` records the outcome and
+cleans up. A `Session` outlives its connection. All connections share the `State`.
 """
 
 from __future__ import annotations
@@ -57,8 +57,8 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger("http2tcp.connection")
 
-# The statuses of refusals that a client without a token can get. Such a client may not stay beyond the deadline of its
-# head, but always gets _SHORTEST_LINGER to read the refusal.
+# The statuses of refusals that a client without a token can get. Such a client may stay until the deadline of its
+# request's head, but always has at least _SHORTEST_LINGER seconds to read the refusal.
 _WITHOUT_TOKEN = (400, 401, 404, 407, 408, 426, 429, 431)
 _SHORTEST_LINGER = 0.1
 # Out of descriptors: how many seconds to wait until evicted connections have freed theirs.
@@ -70,18 +70,18 @@ class Connection:
 
     def __init__(self, state: State, stream: SocketStream, peer: TCPAddress | None) -> None:
         self._state = state
-        # The settings when the connection was accepted: its timeouts, its format and its trusted proxies stay the same
-        # for its whole life. Paths, tokens and rules are always read from `state`, since they may change while the
-        # connection waits for its request or its target.
+        # The settings when the connection was accepted. Use them for timeouts, wire format and trusted proxies, which
+        # stay the same for the connection's whole life. Always read paths, tokens and rules from `state`: they may
+        # change while the connection waits for its request or its target.
         self._settings = state.settings
         self._stream: SocketStream | ServerTLSStream = stream
-        #: The client, as far as it is known: at first the peer, later the address that a trusted proxy names.
+        #: The client's address: at first the peer's, later the address that a trusted proxy names.
         self._client: Peer = "unix" if peer is None else unmapped(ip_address(peer.host))
-        # False after a PROXY header without an address: then `_client` is still the proxy, which is trusted, so that a
-        # forwarded header would be believed although the client may have written it.
+        # Whether to read the forwarded header. False after a PROXY header without an address: then `_client` is still
+        # the address of the trusted proxy, so a forwarded header would be believed, but the client may have written it.
         self._reads_forwarded = bool(self._settings.trusted_proxies)
         self._session = Session(state, peer)
-        #: What an eviction cancels: the request, and later the delivery of its refusal.
+        #: The scope that an eviction cancels: that of the request, and later that of the delivery of a refusal.
         self._evictable = trio.CancelScope()
         self._accepted_at = trio.current_time()
         self._head_deadline = self._accepted_at + self._settings.head_timeout
@@ -94,17 +94,18 @@ class Connection:
             if isinstance(outcome, Refused):
                 await self._deliver(outcome.refusal)
         except Exception:
-            # Every client can reach the code that refuses, even without a token. A bug there must not end the server.
+            # A bug in the code that refuses must not end the server: every client can reach it, even without a token.
             self._log_bug()
         finally:
             self._stream.abort()
             self._state.unauthenticated.leave(self)
-            # Without an outcome it was cancelled.
+            # If there was no outcome, the connection was cancelled because the server stops: record that.
             self._session.stopped()
 
     async def _serve(self) -> Outcome:
-        """Go through a connection's steps, to the end of its tunnel or to the step that fails."""
-        # A front end that sends PROXY headers has no share of its own: the clients that it names have theirs.
+        """Go through a connection's steps, until its tunnel ends or a step fails."""
+        # With PROXY headers the peer is a front end, so do not count the connection for the peer's address. Once the
+        # header is read, the connection counts for the client that the header names.
         self._state.unauthenticated.enter(self, None if self._settings.proxy_protocol else self._address())
         try:
             with self._evictable:
@@ -134,17 +135,17 @@ class Connection:
         logger.exception("session %s failed; please report this", self._session.id)
 
     def evict(self) -> None:
-        """Close the connection, since others need its place."""
+        """Close the connection, since another connection needs its place."""
         self._evictable.cancel()
 
     def _address(self) -> IPAddress | None:
-        """The address for the per-address limits; None for an address that many clients share, as a front end's."""
+        """Return the address for the per-address limits; None if many clients share it (such as a front end's)."""
         if self._client == "unix" or self._client.is_loopback or self._is_proxy(self._client):
             return None
         return self._client
 
     def _is_proxy(self, peer: Peer) -> bool:
-        """Whether the peer is a trusted proxy, which names the client that it speaks for."""
+        """Return whether the peer is a trusted proxy, so that its word about the client's address is believed."""
         return is_trusted(peer, self._settings.trusted_proxies)
 
     def _comes_from(self, client: IPAddress, port: int | None = None) -> None:
@@ -154,8 +155,8 @@ class Connection:
         self._state.unauthenticated.comes_from(self, self._address())
 
     async def _read_proxy_header(self) -> None:
-        """Read the PROXY protocol's header, and not a byte of what follows it."""
-        # Without a list of trusted proxies, everyone who reaches the listener counts as one.
+        """Read the PROXY protocol's header, and not a byte beyond it."""
+        # Without a list of trusted proxies, every peer that reaches the listener counts as a trusted proxy.
         if self._settings.trusted_proxies and not self._is_proxy(self._client):
             raise ProxyHeaderRefused("it is not from a trusted proxy", proxy_error="http_request_denied")
         reader = ProxyHeaderReader()
@@ -183,7 +184,7 @@ class Connection:
         return data
 
     async def _secure(self, context: ssl.SSLContext) -> None:
-        """Put TLS on the stream."""
+        """Do the TLS handshake. From then on `_stream` is the TLS stream."""
         from http2tcp.net.tls_server import HandshakeFailed, accept_tls
 
         assert isinstance(self._stream, SocketStream)
@@ -199,7 +200,7 @@ class Connection:
         raise _Abandon(NoSession.TIMED_OUT, "the TLS handshake took too long")
 
     async def _read_head(self) -> TunnelRequest:
-        """Read the request. Bytes behind its head are given back to the stream."""
+        """Read the head of the request. Give bytes that came after it back to the stream."""
         forwarded_header = self._settings.forwarded_header if self._reads_forwarded else None
         reader = RequestReader(connect=self._settings.connect, forwarded_header=forwarded_header)
         with trio.move_on_at(self._head_deadline):
@@ -216,7 +217,10 @@ class Connection:
         raise HeadTimeout
 
     def _authorise(self, request: TunnelRequest) -> Admission:
-        """Where the request may go. The order of the checks decides what an attacker can learn from a refusal."""
+        """Check the path, the token and the destination, and return where the request may go. Raises Refusal.
+
+        The order of the checks decides what an attacker can learn from a refusal.
+        """
         self._check_path(request)
         grant = self._authenticate(request)
         return self._admit(request, grant)
@@ -227,11 +231,11 @@ class Connection:
         if path is not None and not request.is_connect and normal_path(path) != normal_path(request.path or ""):
             raise NotFound
         if request.is_connect and not settings.connect:
-            # CONNECT was turned off after the connection was accepted.
+            # A reload turned CONNECT off after the connection was accepted.
             raise BadRequest
 
     def _authenticate(self, request: TunnelRequest) -> Grant:
-        """What the request's token allows. A wrong token counts against the client's address."""
+        """Return what the request's token allows. A wrong token counts against the client's address."""
         grant = self._accept_token(request)
         self._state.unauthenticated.leave(self)
         return grant
@@ -252,9 +256,9 @@ class Connection:
         return grant
 
     async def _resume(self, request: TunnelRequest, session: str) -> Outcome:
-        """Let the client go on with a tunnel of its own that has lost its connection.
+        """Let the client resume a tunnel of its own that has lost its connection.
 
-        The connection counts as unauthenticated until the client has proved that it has the session's secret.
+        The connection counts as unauthenticated until the client has proved that it knows the session's secret.
         """
         self._check_path(request)
         grant = self._accept_token(request)
@@ -263,7 +267,7 @@ class Connection:
         if not request.capsules:
             raise BadRequest("a tunnel of raw bytes cannot be resumed")
         self._check_origin(request)
-        # Imported by the first attempt: many servers see none for days.
+        # Import it at the first attempt to resume: many servers see no such attempt for days.
         from http2tcp.server.attempt import Attempt
 
         found = self._state.resumption.find(session, grant.token)
@@ -285,7 +289,7 @@ class Connection:
             raise Forbidden("a web page may not open tunnels")
 
     def _admit(self, request: TunnelRequest, grant: Grant) -> Admission:
-        """Where an authenticated request may go. From now on it holds a place among the tunnels."""
+        """Return where an authenticated request may go, and take a place among the tunnels for it. Raises Refusal."""
         if request.transport is None:
             raise UpgradeRequired
         try:
@@ -302,9 +306,10 @@ class Connection:
         return self._session.admit(grant, destination)
 
     def _admit_again(self, request: TunnelRequest, admission: Admission, asked: ServerSettings) -> Admission:
-        """Where the request may go now that its target was dialled, under `asked`.
+        """Return where the request may go now, after the dial. Raises Refusal.
 
-        Meanwhile the rules may have changed, or the token may have expired. Raises Refusal.
+        `asked` is the server's settings from before the dial. Since then the rules may have changed, or the token may
+        have expired.
         """
         state, now = self._state, time.time()
         if state.settings.keep_sessions:
@@ -314,7 +319,7 @@ class Connection:
             return admission
         self._check_path(request)
         try:
-            # The token was right once, so a failure here is no guess: it does not count against the address.
+            # The token was right before, so the client did not guess it: do not count a failure against its address.
             grant = state.policy.authenticate(request.token, now)
         except Unauthorized as error:
             if request.is_connect:
@@ -324,9 +329,9 @@ class Connection:
         return self._admit(request, grant)
 
     async def _dial(self, request: TunnelRequest, admission: Admission) -> tuple[Dialled, float]:
-        """Connect to the target, and return how many seconds that took.
+        """Connect to the target. Return the connection, and how many seconds it took. Raises Refusal.
 
-        The rules are asked again once the target has accepted: they may have changed meanwhile. Raises Refusal.
+        After the dial, check the rules again: a reload may have changed them meanwhile.
         """
         try:
             if request.expects_continue:
@@ -346,8 +351,8 @@ class Connection:
             try:
                 newest = self._admit_again(request, admission, asked)
             except Refusal:
-                # Opened now, the session would outlive the reload that forbids it. And the client must not learn
-                # whether the target is up, so this refusal takes the place of the dial's own.
+                # The rules now forbid the tunnel, so do not open it. Raise this refusal even if the dial failed as
+                # well: the client must not learn whether the target is up.
                 if dialled is not None:
                     dialled.stream.abort()
                 raise
@@ -359,8 +364,8 @@ class Connection:
                     dial_time = trio.current_time() - started
                     self._state.metrics.dials.observe(dial_time)
                     return dialled, dial_time
-            # Dial again: the default destination has changed, or the new rules forbid this address of the target's
-            # name and may permit another.
+            # Dial again: the default destination has changed, or the new rules forbid the address that was dialled, but
+            # may permit another address of the same name.
             if dialled is not None:
                 dialled.stream.abort()
             admission = newest
@@ -395,7 +400,7 @@ class Connection:
             raise dial_refusal(admission, error.failure, str(error), closed) from error
 
     async def _switch_and_relay(self, request: TunnelRequest, target: Dialled, dial_time: float) -> Ended:
-        """Send the answer that opens the tunnel, and carry its bytes until it ends."""
+        """Send the answer that opens the tunnel, and relay the tunnel's bytes until it ends."""
         session = self._session
         session.open(target.address, request.carrier, dial_time)
         entry: Entry | None = None
@@ -408,7 +413,7 @@ class Connection:
             if resumable:
                 entry = self._resumable(request)
                 if request.transport is not Transport.WEBSOCKET:
-                    # HELLO goes with the answer, so it costs no packet.
+                    # Send HELLO together with the answer, so that it costs no packet of its own.
                     answer += entry.stream.machine.data_to_send()
             await self._stream.send_all(answer)
             self._state.metrics.handshakes.observe(trio.current_time() - self._accepted_at)
@@ -423,8 +428,8 @@ class Connection:
             target.stream.abort()
 
     def _resumable(self, request: TunnelRequest) -> Entry:
-        """The session as one that outlives this connection."""
-        # Imported by the first such tunnel: a server of raw tunnels alone does without them.
+        """Make the session resumable, so that it outlives this connection, and register it."""
+        # Import these for the first resumable tunnel: a server that has only raw tunnels does not need them.
         from http2tcp.net.resumable import ResumableStream
         from http2tcp.server.resumption import Entry
 
@@ -458,7 +463,10 @@ class Connection:
         return entry
 
     def _forget(self, entry: Entry, relayed: Relayed | None) -> None:
-        """The session is over. Its client may not know, so keep what it is told when it comes back."""
+        """Forget a resumable session that is over, but keep an answer for its client.
+
+        The client may not know that the session is over. If it comes back, it gets the code and the words kept here.
+        """
         code, words = ResetCode.GONE, "the session is over"
         if entry.stream.given_up:
             code, words = ResetCode.AWAY_TOO_LONG, "the client was away for too long"
@@ -474,7 +482,7 @@ class Connection:
         return target.stream if rate is None else PacedStream(target.stream.socket, rate)
 
     def _carrier(self, request: TunnelRequest) -> Stream:
-        """The stream that the tunnel's capsules travel on."""
+        """Return the stream that carries the tunnel's capsules."""
         return carrier(
             self._stream,
             request.transport,
@@ -484,7 +492,7 @@ class Connection:
         )
 
     def _framed(self, request: TunnelRequest) -> Stream:
-        """The stream of the tunnel's bytes, without the framing that the transport puts around them."""
+        """Return the stream of the tunnel's bytes, without the transport's framing around them."""
         return framed(
             self._stream,
             request.transport,
@@ -496,11 +504,11 @@ class Connection:
         )
 
     async def _deliver(self, refusal: Refusal) -> None:
-        """Send the refusal, and wait until the client has read it, for a second at most."""
+        """Send the refusal, and wait for the client to read it, for at most `LINGER` seconds."""
         if isinstance(refusal, ProxyHeaderRefused):
-            return  # whatever is at the other end does not speak as configured, so it may not even speak HTTP
+            return  # the peer does not send what the settings say, so it may not even speak HTTP
         with trio.move_on_after(LINGER) as linger:
-            # The connection still holds a descriptor, so it can be evicted again.
+            # The connection still has a descriptor open, so keep it evictable.
             self._evictable = linger
             self._state.unauthenticated.answered(self)
             if refusal.status in _WITHOUT_TOKEN:
@@ -525,7 +533,7 @@ _REASONS = {
 }
 
 
-# The code of the capsule that tells the client why its tunnel was ended.
+# The code of the RESET capsule that says why the tunnel was ended.
 _CODES: dict[object, int] = {
     End.TARGET_BROKE: ResetCode.TARGET,
     Reason.REVOKED: ResetCode.REVOKED,
@@ -539,7 +547,7 @@ _CODES: dict[object, int] = {
 
 
 def _ended(relayed: Relayed, session: Session, entry: Entry | None) -> Ended:
-    """How the tunnel ended; more is known of one that can be resumed."""
+    """Return how the tunnel ended. If it was resumable, `entry` says whether its client stayed away or bytes are lost."""
     if entry is not None and relayed.end is End.CLIENT_BROKE:
         return Ended(_broken_reason(entry.stream), relayed.words)
     return Ended(_reason(relayed.end, session), relayed.words)
@@ -553,7 +561,7 @@ def _broken_reason(stream: ResumableStream) -> Reason:
 
 
 def _reason(end: End, session: Session) -> Reason:
-    """Why the tunnel ended: how its relay ended, or what ended its lifetime."""
+    """Return why the tunnel ended: the reason for the relay's end, or the cause if the session's lifetime ended it."""
     if end is not End.TERMINATED:
         return _REASONS[end]
     assert isinstance(session.lifetime.cause, Reason)
@@ -561,5 +569,5 @@ def _reason(end: End, session: Session) -> Reason:
 
 
 def _permits(admission: Admission, dialled: Address) -> bool:
-    """Whether the address that was dialled is permitted. A Unix socket has no addresses to judge."""
+    """Return whether the address that was dialled is permitted. A Unix socket has no IP address to check."""
     return not isinstance(dialled, TCPAddress) or not admission.refusal(ip_address(dialled.host))

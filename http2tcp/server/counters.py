@@ -9,18 +9,19 @@ from http2tcp.protocol.transport import Transport
 from http2tcp.server.outcome import Abandoned, Ended, NoSession, Outcome, Reason, Refused, Resumed
 from http2tcp.server.prometheus import Counter, Histogram, Values
 
-# Bounds of the histograms, in seconds: from a target in the same rack to the time limit of a patient client.
+# Bounds of the histograms of dials and handshakes, in seconds: from a target in the same rack to the time limit of a
+# patient client.
 _SECONDS = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 20)
 
 
 # Bounds of the histogram of absences, in seconds: from a front end's reload to a laptop that sleeps for a night.
 _GAPS = (0.1, 0.5, 1, 5, 15, 60, 300, 900, 3600, 28800)
 
-#: What carries a tunnel, as `TunnelRequest.carrier` names it.
+#: All values of `TunnelRequest.carrier`: the transports, and CONNECT.
 CARRIERS = (*(transport.value for transport in Transport), "connect")
 
 
-#: Every refusal there is: its status, and its error in Proxy-Status.
+#: Every possible refusal: its status, and its error in Proxy-Status.
 REFUSALS = (
     ("400", "http_request_error"),
     ("400", "proxy_configuration_error"),
@@ -44,16 +45,16 @@ REFUSALS = (
 )
 
 
-#: How a connection's attempt to resume a tunnel went. `over`: the tunnel had ended, and the client did not know.
+#: Every result of an attempt to resume a tunnel. `over`: the tunnel had ended, and the client did not know that yet.
 RESUMES = ("resumed", "over", "gone", "denied", "stale", "busy", "gap", "violation", "left")
 
-#: Every `reason` of a tunnel that ended, and of a connection that was abandoned.
+#: Every `reason` why a tunnel ended, and every `reason` why a connection was abandoned.
 ENDINGS = tuple(reason.value for reason in Reason)
 ABANDONED = tuple(reason.value for reason in NoSession)
 
 
 class _Traffic(Protocol):
-    """What the counters need of `net.relay.Traffic`."""
+    """The part of `net.relay.Traffic` that the counters need."""
 
     @property
     def bytes_up(self) -> int: ...
@@ -63,10 +64,10 @@ class _Traffic(Protocol):
 
 
 class Metrics:
-    """What has happened since the server started."""
+    """Counts the events since the server started."""
 
     def __init__(self, now: float) -> None:
-        """`now` is the time of the start. All times here are POSIX times in seconds."""
+        """`now` is when the server starts. All times here are POSIX times in seconds."""
         self.accepted = Counter("http2tcp_connections_accepted_total", "Connections that were accepted.")
         self.sessions_opened = Counter(
             "http2tcp_sessions_opened_total",
@@ -131,19 +132,20 @@ class Metrics:
             ["result"],
             [("success",), ("failure",)],
         )
-        #: Whether the latest configuration was taken, and when the last valid one was; the first is that of the start.
+        #: Whether the latest configuration was valid and taken, and when the configuration in force was taken. The
+        #: first configuration is the one that the server starts with.
         self.reload_taken = True
         self.taken_at = now
         self._open: dict[_Traffic, str] = {}
         self._bytes_up = self._bytes_down = 0
 
     def opened(self, traffic: _Traffic, carrier: str) -> None:
-        """A tunnel opened. Its bytes are counted from now on."""
+        """Count a tunnel that opened. From now on `bytes` includes its bytes."""
         self.sessions_opened.add(carrier)
         self._open[traffic] = carrier
 
     def over(self, outcome: Outcome, traffic: _Traffic) -> None:
-        """Count how a connection ended, and the bytes that its tunnel had carried."""
+        """Count how a connection ended, and the bytes that its tunnel carried."""
         match outcome:
             case Refused(refusal):
                 self.refusals.add(str(refusal.status), refusal.proxy_error)
@@ -158,23 +160,23 @@ class Metrics:
                 self._bytes_down += traffic.bytes_down
 
     def reloaded(self, now: float) -> None:
-        """A reload succeeded: its configuration is in force."""
+        """Count a successful reload: the new configuration is in force."""
         self.reloads.add("success")
         self.reload_taken = True
         self.taken_at = now
 
     def reload_failed(self) -> None:
-        """A reload failed: the old configuration stays in force."""
+        """Count a failed reload: the old configuration stays in force."""
         self.reloads.add("failure")
         self.reload_taken = False
 
     def sessions_open(self) -> Mapping[Values, float]:
-        """How many tunnels are open, by what carries them."""
+        """Return how many tunnels are open, by carrier: the transport, or CONNECT."""
         carriers = list(self._open.values())
         return {(carrier,): carriers.count(carrier) for carrier in CARRIERS}
 
     def bytes(self) -> Mapping[Values, float]:
-        """The bytes carried in each direction, including those of open tunnels."""
+        """Return how many bytes all tunnels carried in each direction, open tunnels included."""
         return {
             ("up",): self._bytes_up + sum(traffic.bytes_up for traffic in self._open),
             ("down",): self._bytes_down + sum(traffic.bytes_down for traffic in self._open),

@@ -1,4 +1,4 @@
-"""The words of a refused destination: one that the rules do not allow, or that could not be reached. Pure."""
+"""The refusals for a destination that the rules do not allow, or that could not be reached, and their words. Pure."""
 
 from __future__ import annotations
 
@@ -14,12 +14,12 @@ from http2tcp.errors import (
     TargetUnreachable,
 )
 
-# Failures that say something about the target's name: whether it exists, and to which addresses it leads.
+# Failures that reveal something about the target's name: whether it exists, or to which addresses it resolves.
 _ABOUT_THE_NAME = (DialFailure.PROHIBITED, DialFailure.NAME, DialFailure.NAME_TEMPORARY)
 
 
 class Admission(Protocol):
-    """What is asked of an admitted destination: `http2tcp.server.policy.Admission`."""
+    """The part of `http2tcp.server.policy.Admission` (an admitted destination) that this module needs."""
 
     @property
     def destination(self) -> Address:
@@ -27,16 +27,16 @@ class Admission(Protocol):
 
     @property
     def by_name(self) -> bool:
-        """Whether a rule opens the destination's very name, so that the client may learn what becomes of it."""
+        """Whether the rules admit the name itself. If so, the client may learn whether it exists and where it leads."""
 
 
 def not_allowed(rule: str) -> Forbidden:
-    """The refusal of a destination that the rules do not allow. Only the operator gets to see the rule."""
+    """Return the refusal for a destination that the rules do not allow. Only the operator sees the rule, in the log."""
     return Forbidden("this destination is not allowed", rule=rule)
 
 
 def too_slow(admission: Admission, seconds: float, *, named: bool) -> Refusal:
-    """The refusal after `seconds` without a connection. `named`: the target's name had been looked up by then."""
+    """Return the refusal after `seconds` without a connection. `named`: the name was looked up within that time."""
     destination = admission.destination
     if not named and not admission.by_name:
         return _unnamed(f"no name server answered in {seconds:g} s")
@@ -47,9 +47,9 @@ def too_slow(admission: Admission, seconds: float, *, named: bool) -> Refusal:
 
 
 def dial_refusal(admission: Admission, failure: DialFailure, words: str, closed: str) -> Refusal:
-    """The refusal after a dial that failed, for a reason that `words` describe.
+    """Return the refusal after a failed dial. `words` say why it failed.
 
-    `closed` is the rule that forbids the first of the target's forbidden addresses; empty where none is forbidden.
+    `closed` says which rule forbids the first forbidden address of the target; "" if no address is forbidden.
     """
     destination = admission.destination
     if failure in _ABOUT_THE_NAME and not admission.by_name:
@@ -77,5 +77,8 @@ def dial_refusal(admission: Admission, failure: DialFailure, words: str, closed:
 
 
 def _unnamed(why: str) -> Forbidden:
-    """A token that may not use a name must not learn whether it exists or where it leads; the log's rule says why."""
+    """Return the refusal that hides the look-up's failure, and gives `why` only to the log.
+
+    A client must not learn whether a name exists or where it leads unless a rule admits that name.
+    """
     return not_allowed(f"no rule of allow names it, and {why}")

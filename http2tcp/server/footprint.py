@@ -1,6 +1,6 @@
-"""What this process uses of its machine, under the names that all Prometheus client libraries use.
+"""How much CPU, memory and descriptors this process uses, under the names that all Prometheus client libraries use.
 
-A figure that the system does not provide is left out: descriptors and memory are shown on Linux only.
+A figure that the system does not provide is left out. Descriptors and memory are shown on Linux only.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from http2tcp.server.prometheus import Family, Reading
 
 
 def footprint() -> list[Family]:
-    """The families to show on /metrics."""
+    """Return the families to show on /metrics."""
     started = time.time()
     families = [
         _reading("gauge", "process_start_time_seconds", "When the server started, in POSIX time.", lambda: started),
@@ -34,7 +34,7 @@ def _reading(kind: str, name: str, help: str, read: Callable[[], float]) -> Fami
         try:
             return {(): read()}
         except OSError:
-            return {}  # no /proc, or no descriptor left to read it with: the other families are shown all the same
+            return {}  # no /proc, or no descriptor left to read it with: still show the other families
 
     return Reading(kind, name, help, samples)
 
@@ -45,8 +45,8 @@ def _resident_memory() -> int:
 
 
 def open_descriptors() -> int:
-    """How many descriptors this process has open."""
-    # Since Linux 6.2 the size of the directory is the number of its entries. Listing thousands takes milliseconds.
+    """Return how many descriptors this process has open."""
+    # Since Linux 6.2 the directory's size is the number of its entries. Use it: to list thousands takes milliseconds.
     return os.stat("/proc/self/fd").st_size or len(os.listdir("/proc/self/fd")) - 1
 
 

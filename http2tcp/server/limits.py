@@ -1,8 +1,8 @@
-"""How much the server holds at most, and which connection it evicts when a limit is reached.
+"""How many tunnels and connections the server allows, and which connection it evicts when a limit is reached.
 
 Pure counting: no network and no clock; the caller gives the time. Every limit counts how often it was reached, for the
 metrics. The limits per address do not apply to addresses that many clients share (loopback, a Unix socket, a trusted
-proxy): for those the caller gives None.
+proxy): for such an address the caller passes None.
 """
 
 from __future__ import annotations
@@ -20,18 +20,18 @@ from http2tcp.errors import LimitReached, TooManyRequests
 from http2tcp.server.policy import Token
 from http2tcp.units import counted
 
-# Descriptors that are kept for things other than connections. First, the pipes of spliced flows: at most 64 pipes, and
-# at most an eighth of all descriptors (net/splice_pump.py). Then a reserve for further attempts of dials (32,
+# Descriptors that connections may not use. First, descriptors for the pipes of spliced flows: at most 64 pipes, and at
+# most an eighth of all descriptors (net/splice_pump.py). Then a reserve for further attempts of dials (32,
 # net/dial.py), the log, the listeners, epoll and look-ups.
 _PIPES = 128
 _PIPE_SHARE = 1 / 8
 _RESERVED_DESCRIPTORS = 64
 _RESERVED_SHARE = 1 / 16
-# Whoever has one IPv6 address has all of its /64 (RFC 6177, section 2), so a /64 counts as one client.
+# A client with one IPv6 address usually has the whole /64 (RFC 6177, section 2), so a /64 counts as one client.
 _IPV6_PREFIX = 64
-# Where there are several tokens, each of them leaves this part of all tunnels to the others.
+# If there are several tokens, each of them leaves this part of all tunnels to the other tokens.
 _KEPT_FOR_OTHERS = 1 / 8
-# How many addresses with wrong tokens are remembered. Beyond that the oldest one is forgotten.
+# How many addresses that sent wrong tokens are remembered. Beyond that the oldest one is forgotten.
 _MAX_FAILING = 10_000
 
 _L = TypeVar("_L")
@@ -39,38 +39,39 @@ _L = TypeVar("_L")
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class LimitOption:
-    """How a limit is given as an option, and explained wherever people meet it."""
+    """The option that sets a limit: its kind, and its words in the help, the documentation and the reports."""
 
     kind: Literal["count", "time", "rate"]
-    #: What --help says.
+    #: The text of --help.
     help: str
     #: A paragraph of docs/options.md, in Markdown.
     more: str = ""
-    #: The default in words, where the number does not say it.
+    #: The default in words; "" if the number is enough.
     shown: str = ""
-    #: Its line of `-s --check`, with `{}` for the number and its unit, and what a count is of.
+    #: The limit's line in `-s --check`. `{}` stands for the number with its unit; `noun` is the unit of a count.
     report: str
     noun: str = ""
-    #: A value for examples/http2tcp.toml, in TOML, where it is not the default; and a comment, where not `help`.
+    #: The value in examples/http2tcp.toml, in TOML, and the comment above it. Empty: the default, and `help`.
     sample: str = ""
     comment: str = ""
 
 
 def _limit(default: _L, option: LimitOption) -> _L:
-    """A field of `Limits` with its option."""
+    """Make a field of `Limits` that has this option."""
     made: _L = field(default=default, metadata={"option": option})
     return made
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Limits:
-    """Times are in seconds, rates in bytes a second. None: no limit, or for the tunnels, as the comment says.
+    """The limits of a server. Times are in seconds, rates in bytes a second.
 
-    A field is an option by itself: it is called as the option is, and from here the command line, the configuration
-    file, the documentation, a reload's report, `-s --check` and the gauge `http2tcp_limit` have it.
+    None means no limit; for the two numbers of tunnels, the comments say what it means. Each field defines an option of
+    the same name. The command line, the configuration file, the documentation, a reload's report, `-s --check` and the
+    gauge `http2tcp_limit` read the option from here.
     """
 
-    #: None: as many as the process's descriptors allow.
+    #: How many tunnels may be open at once. None: as many as the process's descriptors allow.
     max_tunnels: int | None = _limit(
         None,
         LimitOption(
@@ -84,7 +85,8 @@ class Limits:
             sample="1000",
         ),
     )
-    #: For a token that has no number of its own. None: `share` of all, where there are several tokens.
+    #: How many tunnels a token may have open, unless it has a number of its own. None: if there are several tokens, the
+    #: `share` of all tunnels.
     max_tunnels_per_token: int | None = _limit(
         None,
         LimitOption(
@@ -100,7 +102,7 @@ class Limits:
             "all; where there are several tokens, all but an eighth.",
         ),
     )
-    #: Connections whose token has not been accepted yet.
+    #: How many connections may be open whose token has not been accepted.
     max_unauthenticated: int = _limit(
         4096,
         LimitOption(
@@ -112,7 +114,7 @@ class Limits:
             noun="connection",
         ),
     )
-    #: … of one client address (IPv6: of its /64).
+    #: How many connections of one client address (IPv6: of its /64) may be open without an accepted token.
     max_unauthenticated_per_address: int = _limit(
         64,
         LimitOption(
@@ -124,7 +126,7 @@ class Limits:
             noun="connection",
         ),
     )
-    #: Wrong tokens a minute from one client address before it is told to wait.
+    #: How many wrong tokens a minute one client address may send. Further wrong tokens get 429.
     max_failures_per_minute: int = _limit(
         10,
         LimitOption(
@@ -136,7 +138,7 @@ class Limits:
             noun="wrong token",
         ),
     )
-    #: Silence in both directions.
+    #: End a tunnel that is silent in both directions for this long.
     idle_timeout: float | None = _limit(
         None,
         LimitOption(
@@ -147,7 +149,7 @@ class Limits:
             sample='"8h"',
         ),
     )
-    #: A session's whole life.
+    #: End a session that has lasted this long.
     max_session: float | None = _limit(
         None,
         LimitOption(
@@ -158,7 +160,7 @@ class Limits:
             sample='"1d"',
         ),
     )
-    #: Bytes a second of one tunnel in each direction.
+    #: How many bytes a second one tunnel may carry in each direction.
     max_rate: float | None = _limit(
         None,
         LimitOption(
@@ -172,7 +174,7 @@ class Limits:
     )
 
     def within(self, descriptors: int) -> Limits:
-        """The same limits, lowered until this many descriptors are enough. A tunnel takes two descriptors."""
+        """Return the same limits, lowered until this many descriptors are enough. A tunnel takes two descriptors."""
         reserved = _RESERVED_DESCRIPTORS + min(_PIPES, int(descriptors * _PIPE_SHARE))
         left = descriptors - max(reserved, int(descriptors * _RESERVED_SHARE))
         unauthenticated = max(1, min(self.max_unauthenticated, left // 4))
@@ -182,13 +184,13 @@ class Limits:
 
 
 def described_limits() -> list[tuple[str, float | None, LimitOption]]:
-    """Each limit's name, its default, and its option."""
+    """Return each limit's name, its default, and its option."""
     default = Limits()
     return [(each.name, getattr(default, each.name), each.metadata["option"]) for each in fields(Limits)]
 
 
 def share(total: int) -> int:
-    """How many of all tunnels, or look-ups, one of several tokens may take: all but an eighth, and at least one."""
+    """Return how many of `total` tunnels or look-ups one of several tokens may use: all but an eighth, at least one."""
     return max(1, total - math.ceil(total * _KEPT_FOR_OTHERS))
 
 
@@ -198,15 +200,15 @@ _C = TypeVar("_C")
 class Group(Enum):
     """What an unauthenticated connection has done so far."""
 
-    #: It was accepted, and has sent nothing.
+    #: The server accepted the connection, and its client has sent nothing yet.
     SILENT = "silent"
     SENT_SOMETHING = "sent something"
-    #: The server refused it, and its client may still be reading the answer.
+    #: The server refused the request, and the client may still be reading the answer.
     ANSWERED = "answered"
 
 
 def evict_from(silent: int, sent_something: int, answered: int) -> Group:
-    """The group whose oldest connection is evicted, by how many connections are in each.
+    """Return the group whose oldest connection is evicted. The arguments are how many connections each group has.
 
     | silent | sent something | answered | evict from | because |
     |---|---|---|---|---|
@@ -225,9 +227,9 @@ def evict_from(silent: int, sent_something: int, answered: int) -> Group:
     | 0 | 1 | 0 | sent something | there is no other |
     | 0 | 0 | 1 | answered | there is no other |
 
-    A login is silent for a moment, until its request arrives. Were silent connections always evicted first, then slow
-    clients that have sent one byte each could hold nearly all places, and logins would evict each other from the rest.
-    So each of the two groups keeps at least half of the places as long as it fills them.
+    A new client with a good token is silent for a moment, until its request arrives. If silent connections were always
+    evicted first, slow clients that send one byte each could hold nearly all places, and the new clients would evict
+    each other from the rest. So each of the two groups can keep half of the places, as long as it fills them.
     """
     if answered > 1:
         return Group.ANSWERED
@@ -239,17 +241,18 @@ def evict_from(silent: int, sent_something: int, answered: int) -> Group:
 
 
 class Unauthenticated(Generic[_C]):
-    """The connections without an accepted token: those that may still send one, and refused ones that are still there.
+    """The connections without an accepted token: some may still send one, others were refused and are still open.
 
-    When there are too many, the oldest one of a group is evicted; `evict_from` says of which. A client with a good
-    token needs a place for a moment only, and gets it.
+    When there are too many, the oldest connection of one group is evicted; `evict_from` chooses the group. A client
+    with a good token gets a place, and needs it only for a moment.
     """
 
     def __init__(self, limits: Limits, evict: Callable[[_C], None]) -> None:
-        """`evict` closes a connection. When it is called, the connection is no longer counted."""
+        """`evict` closes a connection. The connection is no longer counted when `evict` is called."""
         self.limits = limits
         self._close = evict
-        #: Each group's connections, the oldest first, with the address that they count for.
+        #: Each group's connections, the oldest first. The value is the key (`group`) of the address that a connection
+        #: counts for; None if the limit per address does not apply to it.
         self._groups: dict[Group, OrderedDict[_C, str | None]] = {each: OrderedDict() for each in Group}
         self._of_address: dict[str, OrderedDict[_C, None]] = {}
         #: How often each limit was reached.
@@ -260,10 +263,10 @@ class Unauthenticated(Generic[_C]):
         return sum(map(len, self._groups.values()))
 
     def at_once(self) -> int:
-        """How many connections to accept before other tasks run.
+        """Return how many connections to accept before other tasks run.
 
-        A new connection needs a few turns of the event loop to read its token. It must not be evicted before that,
-        even if all places and all of its address's places are filled again and again.
+        A new connection needs a few turns of the event loop until its token is read. It must not be evicted before
+        that, even if all places, or all places of its address, are filled again and again.
         """
         return max(1, min(self.limits.max_unauthenticated // 32, self.limits.max_unauthenticated_per_address // 4))
 
@@ -274,9 +277,9 @@ class Unauthenticated(Generic[_C]):
         self.comes_from(connection, address)
 
     def comes_from(self, connection: _C, address: IPAddress | None) -> None:
-        """Count a connection for an address; later perhaps for another, which a proxy's header names.
+        """Count a connection for an address. Call it again if a proxy's header names another address.
 
-        Nothing happens where it was evicted or answered.
+        Do nothing if the connection was evicted or answered.
         """
         members = self._group_of(connection)
         if members is None or members is self._groups[Group.ANSWERED]:
@@ -292,26 +295,29 @@ class Unauthenticated(Generic[_C]):
             self._evict(next(iter(same)))
 
     def sent_something(self, connection: _C) -> None:
-        """A connection has sent its first bytes."""
+        """Move a connection that has sent its first bytes to that group. Do nothing if it is no longer silent."""
         silent = self._groups[Group.SILENT]
         if connection in silent:
             self._groups[Group.SENT_SOMETHING][connection] = silent.pop(connection)
 
     def answered(self, connection: _C) -> None:
-        """A connection was refused. It stays to read that, until others need its place. It may have left before."""
+        """Count a refused connection. It may stay to read its answer until another connection needs its place.
+
+        It is counted again if it had left before.
+        """
         members = self._group_of(connection)
         key = None if members is None else members.pop(connection)
         self._groups[Group.ANSWERED][connection] = key
         self._make_room()
 
     def leave(self, connection: _C) -> None:
-        """A connection's token was accepted, or it is closed. It may have left before."""
+        """Stop counting a connection whose token was accepted, or that is closed. Do nothing if it has left before."""
         members = self._group_of(connection)
         if members is not None:
             self._forget_address(connection, members.pop(connection))
 
     def give_way(self) -> None:
-        """The process is out of descriptors: evict a quarter of the connections. The next login needs two."""
+        """Evict a quarter of the connections, since the process is out of descriptors. The next tunnel needs two."""
         for _ in range(math.ceil(len(self) / 4)):
             self._evict_oldest()
 
@@ -340,7 +346,7 @@ class Unauthenticated(Generic[_C]):
 
 
 class Tunnels:
-    """Counts tunnels, in all and for each token. A session takes its place before its target is dialled."""
+    """Counts tunnels, in total and for each token. A session takes its place before its target is dialled."""
 
     def __init__(self, limits: Limits, tokens: int = 0) -> None:
         """`tokens` is how many tokens are configured. A reload may change that and `limits`."""
@@ -368,7 +374,7 @@ class Tunnels:
         return share(self.limits.max_tunnels)
 
     def enter(self, token: Token | None) -> None:
-        """Count one tunnel more. Raises LimitReached or TooManyRequests."""
+        """Count one more tunnel, for its token as well. Raises LimitReached or TooManyRequests."""
         if self.full:
             self.reached += 1
             raise LimitReached
@@ -385,7 +391,7 @@ class Tunnels:
         self._all += 1
 
     def leave(self, token: Token | None) -> None:
-        """A tunnel that was counted is over."""
+        """Stop counting a tunnel that is over."""
         self._all -= 1
         if token is not None:
             held = self._of_token[token.digest] - 1
@@ -413,7 +419,7 @@ class Failures:
         per_minute = self.limits.max_failures_per_minute
         level = max(0.0, level - (now - since) * per_minute / 60)
         too_many = level + 1 > per_minute
-        # Tokens beyond the limit do not fill the bucket, so that the address may try again as soon as it slows down.
+        # A token beyond the limit does not fill the bucket, so the address may try again as soon as it slows down.
         self._buckets[key] = (level if too_many else level + 1, now)
         self.reached += too_many
         if len(self._buckets) > _MAX_FAILING:
@@ -422,7 +428,7 @@ class Failures:
 
 
 def group(address: IPAddress) -> str:
-    """The key under which an address is counted: the IPv4 address, or the /64 of the IPv6 address."""
+    """Return the key under which an address is counted: the IPv4 address, or the /64 of the IPv6 address."""
     if isinstance(address, IPv6Address):
         return f"{IPv6Address(int(address) >> _IPV6_PREFIX << _IPV6_PREFIX)}/{_IPV6_PREFIX}"
     return str(address)

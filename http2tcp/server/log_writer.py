@@ -1,7 +1,7 @@
 """A server's log: as text or JSON, to stderr, to the journal, or to a file that other programs rotate.
 
-A message that is a dict is a record of `http2tcp.server.audit`: JSON shows its keys, text shows its `str`. A log that
-cannot be written never stops the server. docs/log.md is the reference.
+A message that is a dict is a record of `http2tcp.server.audit`: JSON shows its keys, text shows its `str`. If the log
+cannot be written, the server goes on without it. docs/log.md is the reference.
 """
 
 from __future__ import annotations
@@ -18,17 +18,17 @@ from typing import Literal, TextIO
 from http2tcp.errors import SettingsError, os_reason
 from http2tcp.log import BackgroundHandler, HeldBack, logger, mark, marked, stderr_is_journal, warning
 
-# Not readable for everyone: the log says which client went where.
+# The mode of a new log file. Other users may not read it: the log says which client went where.
 _MODE = 0o640
-# At most once in so many seconds, say on stderr that the log cannot be written. A full disk may have room for every
-# second line, so without this limit there would be thousands of complaints.
+# How many seconds to wait before stderr says again that the log cannot be written. A full disk may have room for every
+# second line, so without this pause there would be thousands of complaints.
 _COMPLAINTS = 60.0
 
 
 def log_as_service(form: Literal["text", "json"], path: str | None) -> None:
-    """From now on log in this form, in a thread, to the file or else to stderr. Lines held back so far come first.
+    """From now on, log in this form to the file at `path`, or to stderr if it is None. A thread writes the lines.
 
-    Raises SettingsError where the file cannot be written.
+    Lines that were held back so far are written first. Raises SettingsError if the file cannot be written.
     """
     # The journal adds the time itself.
     timed = path is not None or not stderr_is_journal()
@@ -48,7 +48,7 @@ def log_as_service(form: Literal["text", "json"], path: str | None) -> None:
 
 
 class _StderrHandler(logging.StreamHandler[TextIO]):
-    """Counts the lines that could not be written."""
+    """Writes lines to stderr, and counts the lines that could not be written."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -56,7 +56,7 @@ class _StderrHandler(logging.StreamHandler[TextIO]):
         self.lost = 0
 
     def handleError(self, record: logging.LogRecord) -> None:
-        """Count the line. Only the metrics can show it, since stderr is what failed."""
+        """Count the line as lost. Only the metrics can show the loss, since stderr itself has failed."""
         self.lost += 1
 
 
@@ -64,14 +64,14 @@ class _StderrHandler(logging.StreamHandler[TextIO]):
 
 
 class _Clock:
-    """Writes times as RFC 3339 in UTC with milliseconds. The text of a second is made once and kept."""
+    """Formats times as in RFC 3339, in UTC with milliseconds. Keeps the text of the last second, which saves time."""
 
     def __init__(self) -> None:
         self._second = -1
         self._text = ""
 
     def read(self, record: logging.LogRecord) -> str:
-        """The time of the record."""
+        """Return the time of the record as text."""
         second = int(record.created)
         if second != self._second:
             self._second, self._text = second, time.strftime("%Y-%m-%dT%H:%M:%S", time.gmtime(second))
@@ -79,14 +79,14 @@ class _Clock:
 
 
 class TextFormatter(logging.Formatter):
-    """Formats a line as its time and its message, with a traceback below."""
+    """Formats a line as its time and its message. If there is a traceback, it comes below."""
 
     def __init__(self, *, timed: bool) -> None:
         super().__init__()
         self._clock = _Clock() if timed else None
 
     def formatMessage(self, record: logging.LogRecord) -> str:
-        """The line without a traceback."""
+        """Return the line without a traceback."""
         return record.message if self._clock is None else f"{self._clock.read(record)} {record.message}"
 
 
@@ -99,7 +99,10 @@ class JSONFormatter(logging.Formatter):
         self._encode = json.JSONEncoder(separators=(",", ":")).encode
 
     def format(self, record: logging.LogRecord) -> str:
-        """The time and the level, then the keys of an audit record. Any other line has `event` `log` and `message`."""
+        """Return the line: the time and the level, then the keys of an audit record.
+
+        A line that is not an audit record has `event`, which is `log`, and `message` instead of these keys.
+        """
         line: dict[str, object] = {"time": self._clock.read(record), "level": record.levelname.lower()}
         if isinstance(record.msg, dict):
             line |= record.msg
@@ -111,7 +114,7 @@ class JSONFormatter(logging.Formatter):
 
 
 def _unicode(text: str) -> str:
-    # A file name may not be UTF-8. Its escapes in JSON would be lone surrogates, which many readers reject.
+    # A file name that is not UTF-8 would become lone surrogates in JSON, which many readers reject.
     return text if text.isascii() else text.encode("utf-8", "replace").decode("utf-8")
 
 
@@ -119,7 +122,7 @@ def _unicode(text: str) -> str:
 
 
 def check_log_file(path: str) -> None:
-    """Raise SettingsError if a log could not be written there. The file is neither created nor opened."""
+    """Raise SettingsError if a log could not be written at this path. The file is neither created nor opened."""
     place = path if os.path.exists(path) else os.path.dirname(path) or os.curdir
     if os.path.isdir(path):
         code = errno.EISDIR
@@ -133,20 +136,21 @@ def check_log_file(path: str) -> None:
 
 
 class FileHandler(logging.Handler):
-    """Appends to a file that other programs may rename, truncate or remove. A file that was moved is opened anew.
+    """Appends lines to a file that other programs may rename, truncate or remove.
 
-    Lines that cannot be written are counted. stderr says so, and so does the file once it can be written again.
+    If the file was moved or removed, the handler opens the path again. It counts lines that cannot be written, and
+    reports them on stderr, and in the file once it can be written again.
     """
 
     def __init__(self, path: str) -> None:
-        """Raises SettingsError where the file cannot be opened."""
+        """Open the file. Raises SettingsError if it cannot be opened."""
         super().__init__()
         self._path = path
         self._fd = -1
         self._inode: tuple[int, int] | None = None
-        #: Whether the last line was written in part only.
+        #: Whether only a part of the last line was written.
         self._torn = False
-        #: How many lines could not be written, and how many of these the file mentions already.
+        #: How many lines could not be written, and how many of these the file has already reported.
         self.lost = self._told = 0
         self._why = ""
         self._complained_at = -_COMPLAINTS
@@ -160,7 +164,7 @@ class FileHandler(logging.Handler):
         try:
             text = self.format(record)
         except Exception:
-            # A line that cannot be formatted is a bug, which must not keep other lines from the file.
+            # A line that cannot be formatted is a bug. It must not stop the other lines of the log.
             self.handleError(record)
             return
         if lost := self.lost - self._told:
@@ -182,7 +186,7 @@ class FileHandler(logging.Handler):
         super().close()
 
     def _open(self) -> None:
-        # O_NONBLOCK, since opening a named pipe without a reader would block.
+        # Open with O_NONBLOCK, since opening a named pipe without a reader would block.
         fd = os.open(self._path, os.O_WRONLY | os.O_APPEND | os.O_CREAT | getattr(os, "O_NONBLOCK", 0), _MODE)
         if os.name == "posix":
             os.set_blocking(fd, True)
@@ -201,7 +205,7 @@ class FileHandler(logging.Handler):
             self._open()
 
     def _write(self, text: str) -> None:
-        # One write for the whole line, so that the lines of two processes that share the file do not mix.
+        # Write the whole line with one call, so that the lines of two processes that share the file do not mix.
         data = (("\n" if self._torn else "") + text + "\n").encode("utf-8", "backslashreplace")
         written = os.write(self._fd, data)
         while written < len(data):
@@ -216,10 +220,10 @@ class FileHandler(logging.Handler):
         if stderr_is_journal():
             words = mark(words, logging.ERROR)
         try:
-            # In a thread, since writing to stderr blocks when its reader has stopped reading.
+            # Write in a thread, since a write to stderr blocks if the program at the other end has stopped reading.
             threading.Thread(target=_say, args=(words,), name="log complaint", daemon=True).start()
         except RuntimeError:
-            return  # no further thread can be started; the next lost line tries again
+            return  # no further thread can be started: try again at the next lost line
         self._complained_at = time.monotonic()
 
 
@@ -228,4 +232,4 @@ def _say(words: str) -> None:
         if sys.stderr is not None:
             print(words, file=sys.stderr, flush=True)
     except (OSError, ValueError):
-        pass  # stderr cannot be written either
+        pass  # stderr cannot be written either, so the complaint is lost
