@@ -547,7 +547,10 @@ _CODES: dict[object, int] = {
 
 
 def _ended(relayed: Relayed, session: Session, entry: Entry | None) -> Ended:
-    """Return how the tunnel ended. If it was resumable, `entry` says whether its client stayed away or bytes are lost."""
+    """Return how the tunnel ended.
+
+    The entry of a resumable tunnel shows two more reasons: its client stayed away for too long, or bytes were lost.
+    """
     if entry is not None and relayed.end is End.CLIENT_BROKE:
         return Ended(_broken_reason(entry.stream), relayed.words)
     return Ended(_reason(relayed.end, session), relayed.words)

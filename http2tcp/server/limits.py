@@ -27,7 +27,7 @@ _PIPES = 128
 _PIPE_SHARE = 1 / 8
 _RESERVED_DESCRIPTORS = 64
 _RESERVED_SHARE = 1 / 16
-# A client with one IPv6 address usually has the whole /64 (RFC 6177, section 2), so a /64 counts as one client.
+# A client that has one IPv6 address has its whole /64 (RFC 6177, section 2), so a /64 counts as one client.
 _IPV6_PREFIX = 64
 # If there are several tokens, each of them leaves this part of all tunnels to the other tokens.
 _KEPT_FOR_OTHERS = 1 / 8
@@ -51,7 +51,7 @@ class LimitOption:
     #: The limit's line in `-s --check`. `{}` stands for the number with its unit; `noun` is the unit of a count.
     report: str
     noun: str = ""
-    #: The value in examples/http2tcp.toml, in TOML, and the comment above it. Empty: the default, and `help`.
+    #: The value in examples/http2tcp.toml, in TOML, and its comment there. Empty: the default, and `help`.
     sample: str = ""
     comment: str = ""
 
@@ -229,7 +229,7 @@ def evict_from(silent: int, sent_something: int, answered: int) -> Group:
 
     A new client with a good token is silent for a moment, until its request arrives. If silent connections were always
     evicted first, slow clients that send one byte each could hold nearly all places, and the new clients would evict
-    each other from the rest. So each of the two groups can keep half of the places, as long as it fills them.
+    each other from the rest. So each of the two groups keeps at least half of the places, as long as it fills them.
     """
     if answered > 1:
         return Group.ANSWERED

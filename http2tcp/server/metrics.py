@@ -1,6 +1,6 @@
-"""Everything that /metrics shows of a server: its counters, and gauges that are read from its state when asked for.
+"""Everything that /metrics shows of a server: its counters, and gauges that each request for /metrics reads anew.
 
-No label holds a destination, a client's address or anything else that a client chooses. Every label has a fixed set
+No label contains a destination, a client's address or anything else that a client chooses. Every label has a fixed set
 of values, except for the names that the operator gave to tokens. docs/metrics.md says what each family is for.
 """
 
@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 
 
 def families(state: State) -> list[Family]:
-    """All families of a server, in the order of docs/metrics.md."""
+    """Return all families of a server, in the order of docs/metrics.md."""
     metrics = state.metrics
     return [
         _gauge(
@@ -111,7 +111,7 @@ def _gauge(name: str, help: str, read: Callable[[], Mapping[Values, float]], lab
 def _limits(state: State) -> Mapping[Values, float]:
     limits, settings = state.limits, state.settings
     found = {each.name: getattr(limits, each.name) for each in fields(limits)}
-    # Show the limit in force. If none is set and there are several tokens, each may use its share of all tunnels.
+    # Show the limit in force: if none is set and there are several tokens, each may use its share of all tunnels.
     found["max_tunnels_per_token"] = state.tunnels.per_token
     found |= {"head_timeout": settings.head_timeout, "connect_timeout": settings.connect_timeout}
     return {(name,): math.inf if limit is None else limit for name, limit in found.items()}

@@ -1,8 +1,8 @@
-"""Who may go where. Pure: no network, no clock, no log.
+"""The policy: it decides which client may reach which destination. Pure: no network, no clock, no log.
 
-A token gives a `Grant`. A grant admits a destination as the client wrote it, and gives an `Admission`, which judges
-every address that the destination resolves to. `deny` wins over `allow`, and the built-in list (`forbidden`) wins over
-both.
+A token gives a `Grant`. A grant admits a destination as the client wrote it, and gives an `Admission`, which then
+checks every address that the destination resolves to. `deny` wins over `allow`, and the built-in list (`forbidden`)
+wins over both.
 """
 
 from __future__ import annotations
@@ -18,14 +18,14 @@ from http2tcp.errors import TokenExpired, Unauthorized
 from http2tcp.server.destination_refusals import not_allowed
 from http2tcp.server.rules import Rule, literal
 
-#: Networks that nobody can reach through the server.
+#: Networks that no client can reach through the server, whatever the rules say.
 BUILT_IN: tuple[IPv4Network | IPv6Network, ...] = (
     IPv4Network("169.254.0.0/16"),  # link-local (RFC 3927), and the metadata service of most clouds
     IPv4Network("100.100.100.200/32"),  # Alibaba Cloud
     IPv4Network("168.63.129.16/32"),  # Azure's WireServer
     IPv4Network("192.0.0.192/32"),  # Oracle Cloud
     IPv6Network("fe80::/10"),  # link-local (RFC 4291, section 2.5.6)
-    # Metadata services where IPv6 is spoken.
+    # Metadata services on IPv6.
     IPv6Network("fd00:ec2::254/128"),  # Amazon EC2
     IPv6Network("fd00:ec2::23/128"),  # Amazon EKS, the credentials of pods
     IPv6Network("fd20:ce::254/128"),  # Google Cloud
@@ -49,16 +49,16 @@ _TEREDO = IPv6Network("2001::/32")  # RFC 4380, section 4
 _ISATAP = (0x00005EFE, 0x02005EFE)  # RFC 5214, section 6.1: these 32 bits, then the IPv4 address
 _LOOPBACK: dict[int, IPAddress] = {4: IPv4Address("127.0.0.1"), 6: IPv6Address("::1")}
 
-#: How an operator names the token without a name, or a client without a token. No token may have this name.
+#: What an operator writes for the token without a name, or for a client without a token. No token may have this name.
 UNNAMED = "-"
 
-# Reasons for the operator; clients do not see them.
+# Reasons for a refusal that only the operator sees, in the log.
 _NOT_OPENED = "no rule of allow opens it"
 _NOT_NAMED = "no rule of allow names this Unix socket"
 
 
 def forbidden(address: IPAddress) -> bool:
-    """Whether the built-in list closes the address: link-local or cloud metadata."""
+    """Return whether the built-in list closes the address, as link-local or cloud metadata."""
     return any(
         address_there in network
         for address_there in _leads_to(address)
@@ -68,8 +68,9 @@ def forbidden(address: IPAddress) -> bool:
 
 
 def _leads_to(address: IPAddress) -> Iterator[IPAddress]:
-    """All addresses that a connection to this one may reach: itself, embedded IPv4 addresses, and loopback for 0.0.0.0
-    or ::.
+    """Yield all addresses that a connection to `address` may reach.
+
+    These are `address` itself, any IPv4 addresses embedded in it, and loopback for 0.0.0.0 or ::.
     """
     for each in _embedded(address):
         yield each
@@ -86,7 +87,8 @@ def _embedded(address: IPAddress) -> Iterator[IPAddress]:
     if any(address in network for network in _LAST_32_BITS) or (bits >> 32) & 0xFFFFFFFF in _ISATAP:
         yield IPv4Address(bits & 0xFFFFFFFF)
     if address in _NAT64_LOCAL:
-        # RFC 6052, section 2.2: in a /48, /56 or /64 the zero octet comes after 16, 8 or no bits of the IPv4 address.
+        # The prefix may be a /48, a /56 or a /64. Then 16, 8 or no bits of the IPv4 address come before the zero octet
+        # (RFC 6052, section 2.2).
         yield IPv4Address((bits >> 64 & 0xFFFF) << 16 | bits >> 40 & 0xFFFF)
         yield IPv4Address((bits >> 64 & 0xFF) << 24 | bits >> 32 & 0xFFFFFF)
         yield IPv4Address(bits >> 24 & 0xFFFFFFFF)
@@ -99,31 +101,32 @@ def _embedded(address: IPAddress) -> Iterator[IPAddress]:
 
 @dataclass(frozen=True, slots=True)
 class Token:
-    """A credential, of which the server keeps the digest only."""
+    """A client's credential. The server keeps only its digest."""
 
-    #: Its name in records; empty for a token given without one.
+    #: The token's name in records; empty for a token without a name.
     name: str
     digest: bytes = field(repr=False)
-    #: From this POSIX time on, in seconds, it is refused.
+    #: The POSIX time, in seconds, from which on the token is refused.
     expires: float = math.inf
-    #: What it may reach; None: what the server's own `allow` says.
+    #: What the token may reach; None: the server's own `allow` applies.
     allow: Sequence[Rule] | None = None
-    #: What it may not reach, in addition to the server's own `deny`.
+    #: What the token may not reach, in addition to the server's own `deny`.
     deny: Sequence[Rule] = ()
-    #: How many tunnels it may have open at once; None: as many as other tokens.
+    #: How many tunnels the token may have open at once; None: the limit for all tokens applies.
     max_tunnels: int | None = None
 
 
 def digest(token: str) -> bytes:
-    """The SHA-256 of a token. Tokens are random, so a slow hash as for passwords would gain nothing."""
+    """Return the SHA-256 of a token. Tokens are random, so a slow hash, as for passwords, would gain nothing."""
     return hashlib.sha256(token.encode("utf-8", "surrogateescape")).digest()
 
 
 class Policy:
     """The tokens, the rules for all of them, and the default destination.
 
-    Without any token, everyone may reach the default destination and nothing else. `allow` applies to tokens without an
-    `allow` of their own; without either, everything but the built-in list is open. `deny` applies to all tokens.
+    If no token is configured, every client may reach the default destination and nothing else. `allow` applies to
+    tokens without an `allow` of their own. If neither is given, everything but the built-in list is open. `deny`
+    applies to all tokens.
     """
 
     def __init__(
@@ -151,13 +154,14 @@ class Policy:
         return bool(self._by_digest)
 
     def authenticate(self, token: str | None, now: float) -> Grant:
-        """The grant of a token at a POSIX time. Where no token is configured, everyone has the same grant.
+        """Return the grant of a token at a POSIX time. If no token is configured, all clients have the same grant.
 
         Raises Unauthorized, or TokenExpired, which looks the same to the client.
         """
         if not self._by_digest:
             return Grant(None, self._default, pinned=True, allow=self._allow, deny=self._deny)
-        # The look-up is by digest. How long it takes may reveal something of the digest, but nothing of the token.
+        # Look the token up by its digest: the time that this takes may reveal something about the digest, but nothing
+        # about the token.
         known = None if token is None else self._by_digest.get(digest(token))
         if known is None:
             raise Unauthorized
@@ -166,12 +170,12 @@ class Policy:
         return self.grant(known)
 
     def grant(self, token: Token) -> Grant:
-        """What one of the configured tokens may do. Its expiry is not checked."""
+        """Return what one of the configured tokens may do. Its expiry is not checked."""
         allow = self._allow if token.allow is None else token.allow
         return Grant(token, self._default, pinned=False, allow=allow, deny=(*self._deny, *token.deny))
 
     def find(self, known: Token) -> Token | None:
-        """The token as this policy has it; None where it was removed."""
+        """Return this policy's version of a token from an older policy; None if the token was removed."""
         return self._by_digest.get(known.digest)
 
 
@@ -183,20 +187,20 @@ class Grant:
     token: Token | None
     #: The server's default destination.
     default: Address | None
-    #: Whether only the default destination may be reached.
+    #: Whether the client may reach only the default destination.
     pinned: bool
-    #: None: everything but the built-in list.
+    #: What the client may reach. None: everything but the built-in list.
     allow: Sequence[Rule] | None = None
     deny: Sequence[Rule] = ()
 
     def admit(self, destination: Address) -> Admission:
-        """Admit the destination as the client wrote it. Its addresses are still to be judged. Raises Forbidden."""
+        """Admit the destination as the client wrote it. The admission then checks its addresses. Raises Forbidden."""
         if self.pinned and destination != self.default:
             raise not_allowed("without a token, the default destination alone is open")
         if (rule := _about(self.deny, destination)) is not None:
             raise not_allowed(f"deny {rule}")
         if self.allow is None:
-            # "Everything" means the network. A Unix socket is open only where a rule, or -d, names it.
+            # "Everything" means the network. A Unix socket is open only if a rule or -d names it.
             if isinstance(destination, UnixAddress) and destination != self.default:
                 raise not_allowed(_NOT_NAMED)
             return Admission(destination, None, self.deny, by_name=True)
@@ -220,20 +224,20 @@ def _about(rules: Sequence[Rule], destination: Address) -> Rule | None:
 
 @dataclass(frozen=True, slots=True)
 class Admission:
-    """A destination that was admitted: by its name, or on the condition that a rule opens its address."""
+    """A destination that was admitted: by its name, or on the condition that a rule opens the address to dial."""
 
     destination: Address
-    #: An address must match one of these rules; None: any address will do.
+    #: The address to dial must match one of these rules. None: it need not match any rule of `allow`.
     networks: Sequence[Rule] | None
     deny: Sequence[Rule]
     #: Whether a rule, or the absence of rules, admits the name itself. If not, the client must not learn whether the
     #: name exists or where it leads.
     by_name: bool
-    #: The rule that admitted the name.
+    #: The rule of `allow` that admits the name; None if no rule does.
     rule: Rule | None = None
 
     def refusal(self, address: IPAddress) -> str:
-        """Why this address of the destination may not be dialled; "" where it may."""
+        """Return why this address of the destination may not be dialled; "" if it may be dialled."""
         if forbidden(address):
             return "link-local and metadata addresses are closed to everybody"
         if (rule := self.refusing(address)) is not None:
@@ -243,15 +247,16 @@ class Admission:
         return ""
 
     def refusing(self, address: IPAddress) -> Rule | None:
-        """The rule of `deny` that closes an address, also where it is embedded in another one."""
+        """Return the rule of `deny` that closes the address or an IPv4 address embedded in it; None if no rule does."""
         assert not isinstance(self.destination, UnixAddress), "it has no addresses"
         inside = list(_leads_to(address))
         return next((rule for rule in self.deny if rule.matches_address(inside, self.destination.port)), None)
 
     def admitting(self, address: IPAddress) -> Rule | None:
-        """The rule of `networks` that opens an address.
+        """Return the rule of `networks` that opens the address; None if no rule does.
 
-        An IPv4-mapped address counts as its IPv4 address. Other embedded ones do not: they lead through a gateway.
+        An IPv4-mapped address counts as its IPv4 address. Other addresses that embed an IPv4 address do not count as
+        that: they lead through a gateway.
         """
         assert not isinstance(self.destination, UnixAddress), "it has no addresses"
         port = self.destination.port

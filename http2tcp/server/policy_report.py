@@ -1,4 +1,4 @@
-"""What a server's settings allow, in words: for its first line, for `-s --check` and for `--as`. Pure."""
+"""Says in words what a server's settings allow: for its first log line, for `-s --check` and for `--as`. Pure."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from datetime import datetime
 
 LABEL_WIDTH = 18
-# How many of the tokens that may go anywhere are named; the rest are counted.
+# How many tokens that may go anywhere are named. The rest are only counted.
 _NAMES = 5
 # How many networks of the built-in list fit on a line.
 _A_LINE = 4
@@ -29,11 +29,11 @@ _FIRST, _LAST = -62135596800, 253402300799
 Rows = list[tuple[str, Sequence[str]]]
 
 
-# --- in a line --------------------------------------------------------------------------------
+# --- the report in one line -------------------------------------------------------------------
 
 
 def reach(settings: ServerSettings, policy: Policy, now: float) -> str:
-    """What the server is open to, for the line that it logs when it starts. `now` is POSIX time in seconds."""
+    """Say which destinations the server opens, and with which tokens, for its first log line. `now` is POSIX time."""
     tokens = [token for token in policy.tokens if token.expires > now]
     if policy.tokens and not tokens:
         return "nothing: every token has expired"
@@ -56,7 +56,7 @@ def reach(settings: ServerSettings, policy: Policy, now: float) -> str:
 
 
 def _admits(grant: Grant, settings: ServerSettings) -> bool:
-    """Whether the grant admits the default destination by its name. The addresses are not looked up here."""
+    """Return whether the grant admits the default destination by its name. The addresses are not looked up here."""
     assert settings.destination is not None, "a server without a token has one"
     try:
         grant.admit(settings.destination)
@@ -69,7 +69,7 @@ def _admits(grant: Grant, settings: ServerSettings) -> bool:
 
 
 def describe(settings: ServerSettings, policy: Policy, limits: Limits, now: float) -> str:
-    """The whole policy for a person to read. `limits` are those in force; `now` is POSIX time in seconds."""
+    """Return the whole policy as text. `limits` are the limits in force; `now` is POSIX time in seconds."""
     tokens = [_token(settings, token, now) for token in policy.tokens]
     per_token = Tunnels(limits, len(policy.tokens)).per_token
     parts = [_doors(settings), _limits(settings, limits, per_token), *tokens, _everybody(settings, policy)]
@@ -172,11 +172,11 @@ def _shown(rows: Rows) -> str:
 
 
 def expiry(token: Token, now: float) -> str:
-    """When the token expires or expired, in words."""
+    """Say when the token expires or expired."""
     if token.expires == math.inf:
         return "never expires"
     over = token.expires <= now
-    # An expiry at midnight is shown as the end of the day before.
+    # Show an expiry at midnight as the end of the day before.
     if token.expires % _DAY == 0:
         day = _utc(token.expires - _DAY).date()
         words = f"expired at the end of {day} (UTC)" if over else f"good to the end of {day} (UTC)"
@@ -187,9 +187,9 @@ def expiry(token: Token, now: float) -> str:
 
 
 def _utc(seconds: float) -> datetime:
-    from datetime import UTC, datetime  # imported here to keep it out of most servers' start
+    from datetime import UTC, datetime  # imported here, since most servers start without needing it
 
-    # An expiry with an offset from UTC can lie beyond the first or last year of a datetime.
+    # If an expiry was given with an offset from UTC, its time in UTC can be outside the years that a datetime can have.
     return datetime.fromtimestamp(min(max(seconds, _FIRST), _LAST), UTC)
 
 
@@ -197,13 +197,13 @@ _UNITS = ((_DAY, "d"), (3600, "h"), (60, "min"), (1, "s"))
 
 
 def _time(seconds: float) -> str:
-    """A time, exactly, in the largest unit that divides it."""
+    """Write a time exactly, in the largest unit that divides it."""
     unit, name = next((each for each in _UNITS if seconds % each[0] == 0), (1, "s"))
     return f"{seconds / unit:g} {name}"
 
 
 def _about(seconds: float) -> str:
-    """A time, rounded down, in the largest unit that is not larger."""
+    """Write a time rounded down, in the largest unit that is not larger than the time."""
     unit, name = next((each for each in _UNITS if seconds >= each[0]), (1, "s"))
     return f"{int(seconds // unit)} {name}"
 
@@ -219,7 +219,7 @@ def _bytes(number: float) -> str:
 
 
 def who(grant: Grant) -> str:
-    """Whose grant it is, in words."""
+    """Say whose grant it is: the token's name, or words for a client or token that has none."""
     if grant.token is None:
         return "a client"
     return grant.token.name or "the token without a name"

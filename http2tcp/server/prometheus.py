@@ -1,4 +1,4 @@
-"""Counters, gauges and histograms, and their text for Prometheus. Pure: no clock, and no lock, for one thread only.
+"""Counters, gauges and histograms, and their text for Prometheus. Pure: no clock. Not thread-safe: there is no lock.
 
 The text is version 0.0.4 of https://prometheus.io/docs/instrumenting/exposition_formats/, which Prometheus and all
 compatible collectors read. Figures are in base units, and the name of a counter ends in `_total`.
@@ -14,7 +14,7 @@ from typing import NamedTuple, Protocol
 
 CONTENT_TYPE = "text/plain; version=0.0.4; charset=utf-8"
 
-#: The values of a series' labels, in the order of its family's.
+#: The values of a series' labels, in the order of its family's `labels`.
 Values = tuple[str, ...]
 
 
@@ -27,7 +27,7 @@ class Sample(NamedTuple):
 
 
 class Family(Protocol):
-    """All series of one name."""
+    """All series that have one name."""
 
     name: str
     kind: str
@@ -35,7 +35,7 @@ class Family(Protocol):
     labels: Sequence[str]
 
     def samples(self) -> Iterator[Sample]:
-        """Its present samples."""
+        """Return the samples at this moment."""
 
 
 class Counter:
@@ -44,7 +44,7 @@ class Counter:
     kind = "counter"
 
     def __init__(self, name: str, help: str, labels: Sequence[str] = (), known: Iterable[Values] = ()) -> None:
-        """The combinations in `known` exist from the start, as 0, so that Prometheus sees the first increase."""
+        """Set the combinations in `known` to 0 from the start, so that Prometheus sees their first increase."""
         self.name = name
         self.help = help
         self.labels = labels
@@ -55,7 +55,7 @@ class Counter:
         self._values[values] = self._values.get(values, 0) + amount
 
     def of(self, *values: str) -> float:
-        """The number for these values of the labels."""
+        """Return the number for these values of the labels."""
         return self._values.get(values, 0)
 
     def samples(self) -> Iterator[Sample]:
@@ -64,7 +64,7 @@ class Counter:
 
 
 class Reading:
-    """Numbers that are read from elsewhere whenever /metrics is requested."""
+    """A family whose numbers are read from elsewhere whenever /metrics is requested."""
 
     def __init__(
         self,
@@ -74,7 +74,7 @@ class Reading:
         read: Callable[[], Mapping[Values, float]],
         labels: Sequence[str] = (),
     ) -> None:
-        """`kind` is gauge or counter. What `read` returns for a counter must never become smaller."""
+        """`kind` is gauge or counter. For a counter, the numbers that `read` returns must never become smaller."""
         self.kind = kind
         self.name = name
         self.help = help
@@ -87,13 +87,13 @@ class Reading:
 
 
 class Histogram:
-    """Counts observations by size: for each of some bounds, how many were at most as large."""
+    """Counts observations by size: for each bound, how many observations were at most as large as the bound."""
 
     kind = "histogram"
     labels: Sequence[str] = ()
 
     def __init__(self, name: str, help: str, bounds: Sequence[float]) -> None:
-        """`bounds` are in rising order. Observations above the last one are counted as well."""
+        """`bounds` are in rising order. Observations above the last bound are counted as well, up to infinity."""
         self.name = name
         self.help = help
         self._bounds = (*bounds, math.inf)
@@ -106,7 +106,7 @@ class Histogram:
         self._sum += value
 
     def samples(self) -> Iterator[Sample]:
-        """The buckets, each including all smaller ones; then the sum and the number of all observations."""
+        """Yield the buckets, each including all smaller ones; then the sum and the number of all observations."""
         for bound, count in zip(self._bounds, accumulate(self._counts), strict=True):
             yield Sample("_bucket", (("le", _number(bound)),), count)
         yield Sample("_sum", (), self._sum)
@@ -114,7 +114,7 @@ class Histogram:
 
 
 def exposition(families: Iterable[Family]) -> str:
-    """The text of all families at this moment."""
+    """Return the text of all families at this moment."""
     return "".join(line for family in families for line in _lines(family))
 
 
@@ -133,5 +133,5 @@ def _escaped(text: str, *, quote: bool = False) -> str:
 def _number(value: float) -> str:
     if math.isinf(value):
         return "+Inf" if value > 0 else "-Inf"
-    # Whole numbers are written exactly, whatever their size. Go's parser reads what repr writes for a float.
+    # Write whole numbers exactly, whatever their size. For other numbers use repr, which Go's parser can read.
     return str(int(value)) if value == int(value) else repr(value)

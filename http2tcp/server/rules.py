@@ -1,15 +1,15 @@
-"""Rules of `allow` and `deny`: how they are written, and what they match. Pure.
+"""Rules of `allow` and `deny`: how an operator writes them, and what they match. Pure.
 
     bastion:22          a name, as the client writes it
     *.prod.svc:22       every name below prod.svc
-    10.20.0.0/16:5432   a network of addresses, also where a name resolves to them; or a single address
+    10.20.0.0/16:5432   a network of addresses, also if a name resolves to one of them; or a single address
     [fd00::/8]:22
     db:5432-5439        ports: one, a range, or * for all
     *:443               every host
     unix:/run/x.sock    a Unix socket, which no other rule matches
 
-A rule with a name matches names only, and a rule with a network matches addresses only. Addresses are judged after the
-look-up, so `deny = ["10.0.0.0/8:*"]` holds for every name that resolves to such an address.
+A rule with a name matches only names, and a rule with a network matches only addresses. Addresses are checked after the
+look-up, so `deny = ["10.0.0.0/8:*"]` applies to every name that resolves to such an address.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ from http2tcp.address import (
 from http2tcp.errors import AddressError
 
 _MAX_PORT = 65535
-# Words that mean every host in other programs. No machine is called so, so a rule with one of them is an error.
+# Words that mean every host in other programs. No machine has such a name, so a rule with one of them is an error.
 _EVERYWHERE = ("any", "all", "0.0.0.0", "[::]")  # noqa: S104  (nothing is bound)
 _PORTS = re.compile(r"([0-9]{1,5})(?:-([0-9]{1,5}))?", re.ASCII)
 
@@ -51,7 +51,7 @@ class Rule(NamedTuple):
 
     text: str
     kind: _Kind
-    #: The name, the suffix with its dot, or the path.
+    #: The name, the suffix with the dot before it, or the path; empty for any host and for addresses.
     name: str = ""
     network: IPNetwork | None = None
     first_port: int = 0
@@ -61,7 +61,7 @@ class Rule(NamedTuple):
         return self.text
 
     def matches_name(self, destination: Address) -> bool:
-        """Whether the rule matches the name, or the Unix socket, that the client wrote. `*` matches every host."""
+        """Return whether the rule matches the name or the Unix socket that the client wrote. `*` matches every host."""
         if isinstance(destination, UnixAddress):
             return self.kind is _Kind.UNIX and destination.path == self.name
         if not self.first_port <= destination.port <= self.last_port:
@@ -71,11 +71,11 @@ class Rule(NamedTuple):
         host = _without_dot(destination.host)
         if self.kind is _Kind.NAME:
             return host == self.name
-        # The scope of an IPv6 address could look like the end of a name: fe80::1%a.example.com.
+        # Do not match an IPv6 address, whose scope could look like the end of a name: fe80::1%a.example.com.
         return self.kind is _Kind.SUFFIX and host.endswith(self.name) and literal(destination) is None
 
     def matches_address(self, addresses: Sequence[IPAddress], port: int) -> bool:
-        """Whether the rule matches one of these addresses."""
+        """Return whether the rule matches one of these addresses at this port."""
         if not self.first_port <= port <= self.last_port:
             return False
         if self.kind is _Kind.ANY:
@@ -86,12 +86,15 @@ class Rule(NamedTuple):
         )
 
     def is_about_addresses_at(self, port: int) -> bool:
-        """Whether the rule has a network and this port, so that a name must be looked up to know if it matches."""
+        """Return whether the rule has a network and includes this port.
+
+        If so, a name must be looked up to know whether the rule matches it.
+        """
         return self.kind is _Kind.NETWORK and self.first_port <= port <= self.last_port
 
 
 def literal(destination: TCPAddress) -> IPAddress | None:
-    """The destination's address where its host is one; None for a name."""
+    """Return the destination's IP address if its host is one; None if its host is a name."""
     try:
         return ip_address(destination.host.partition("%")[0])
     except ValueError:
@@ -99,7 +102,7 @@ def literal(destination: TCPAddress) -> IPAddress | None:
 
 
 def _without_dot(name: str) -> str:
-    # One dot at the end stands for the DNS root and does not change the name (RFC 1034, section 3.1).
+    # A single dot at the end stands for the DNS root and does not change the name (RFC 1034, section 3.1).
     return name.removesuffix(".")
 
 
@@ -113,10 +116,10 @@ def parse_rule(text: str) -> Rule:
         return Rule(text, _Kind.UNIX, path.path)
     host, colon, ports = text.rpartition(":")
     if _is_ipv6(text):
-        # Without the brackets, an IPv6 address and a port could be read as another address.
+        # Without brackets, an IPv6 address with a port could be mistaken for another address.
         meant = f"[{host}]:{ports}, or [{text}]:* for every port" if _is_ipv6(host) else f"[{text}]:PORT"
         raise AddressError(f"{text!a}: an IPv6 address needs brackets, so that its port is clear: {meant}")
-    # With a bracket or a mask behind the last colon, that colon is the address's own, and there is no port.
+    # If a bracket or a mask comes after the last colon, the colon belongs to the address, and there is no port.
     if not colon or not host or "]" in ports or "/" in ports or "//" in host:
         raise AddressError(
             f"{text!a}: expected HOST:PORT, such as bastion:22, 10.0.0.0/8:*, [fd00::/8]:22; or unix:/PATH"
@@ -153,7 +156,7 @@ def _parse_name(name: str, text: str) -> str:
 
 
 def ip_like(host: str) -> bool:
-    """Whether a resolver may read the host as an IPv4 address, in any spelling. No real name ends in a number."""
+    """Return whether a resolver may read the host as an IPv4 address in any spelling. No real name ends in a number."""
     last = host.rpartition(".")[2]
     return last.isdecimal() or last.startswith("0x")
 

@@ -1,7 +1,7 @@
 """The server: it listens, starts a `Connection` for each client, and drains.
 
-The nurseries give draining its shape: the accepting nursery lies inside the nursery of the connections. To drain,
-the inner one is cancelled, and the outer one gets a deadline.
+Draining needs two nurseries: the nursery that accepts connections lies inside the nursery that serves them. To drain,
+the server cancels the inner nursery and gives the outer one a deadline.
 """
 
 from __future__ import annotations
@@ -22,11 +22,12 @@ from http2tcp.server.state import State
 
 logger = logging.getLogger("http2tcp.server")
 
-# How often open sessions are compared with the wall clock. Tokens expire by that, and it may be set forward.
+# How many seconds pass between checks of open sessions against the wall clock. Tokens expire by the wall clock, which
+# may be set forward.
 _WALL_CLOCK = 30.0
-# How often the refusals that got no line of their own are summed up in one line.
+# How many seconds pass between log lines that sum up the refusals without a line of their own.
 _SUM = 60.0
-# How long a relay may take after the grace to tell its two sides why it ends.
+# After the grace, how many seconds a relay may take to tell client and target why the tunnel ends.
 _LAST_WORDS = 1.0
 
 
@@ -38,9 +39,9 @@ async def serve(
 ) -> None:
     """Serve tunnels until cancelled, or until `drain` is set and the sessions are over.
 
-    Start it with `nursery.start`, which returns the listening addresses once connections are accepted.
-    After `drain`, connections that wait in the kernel's queue are still accepted, and no later ones. All connections
-    are served as usual and have `settings.grace` seconds to end. Raises ListenError.
+    Start it with `nursery.start`, which returns the listening addresses once connections are accepted. After `drain`,
+    the server still accepts the connections that wait in the kernel's queue, but no later ones. It serves all of them
+    as usual, and they have `settings.grace` seconds to end. Raises ListenError.
     """
     await Server(settings).run(drain=drain, task_status=task_status)
 
@@ -51,7 +52,11 @@ class Server:
     def __init__(
         self, settings: ServerSettings, *, listeners: Sequence[Listener] = (), admin_listeners: Sequence[Listener] = ()
     ) -> None:
-        """`listeners` and `admin_listeners`, where given, replace those of the settings. They are closed at the end."""
+        """`listeners`, if given, replace the listening addresses of the settings.
+
+        `admin_listeners` serve metrics and health, in addition to `settings.admin`. The server closes all listeners at
+        the end.
+        """
         self._listeners, self._admin_listeners = list(listeners), list(admin_listeners)
         self.state = State(settings)
         self.admin_addresses: Sequence[Address] = ()
@@ -62,7 +67,7 @@ class Server:
         drain: trio.Event | None = None,
         task_status: trio.TaskStatus[Sequence[Address]] = trio.TASK_STATUS_IGNORED,
     ) -> None:
-        """See `serve`."""
+        """Serve tunnels: see the function `serve`."""
         drain = trio.Event() if drain is None else drain
         listeners = self._listeners
         try:
@@ -90,7 +95,7 @@ class Server:
                     if listener.accept_queued(accepted):
                         listener.close()
                     else:
-                        # Out of descriptors: accept the queued connections as sessions end and free descriptors.
+                        # Out of descriptors: accept the queued connections later, as sessions end and free descriptors.
                         sessions.start_soon(listener.accept_rest, accepted)
                 self.state.ends_at = trio.current_time() + self.state.settings.grace
                 for session in self.state.sessions:
@@ -103,7 +108,7 @@ class Server:
 
     @asynccontextmanager
     async def _watched(self) -> AsyncIterator[None]:
-        """Run what is due periodically, until the last session has ended."""
+        """Run the periodic tasks until the last session has ended."""
         async with trio.open_nursery() as nursery:
             nursery.start_soon(self._follow_wall_clock)
             nursery.start_soon(self._sum_up_refusals)
@@ -118,7 +123,7 @@ class Server:
             await trio.sleep(_WALL_CLOCK)
             for session in list(self.state.sessions):
                 session.limit_by_expiry()
-            # Those that are away begin to count after a while.
+            # A session whose client is away counts against the limits only after a while, so check them regularly.
             self.state.resumption.make_room()
 
     async def _sum_up_refusals(self) -> None:
@@ -128,7 +133,7 @@ class Server:
 
     @asynccontextmanager
     async def _observed(self) -> AsyncIterator[None]:
-        """Serve the admin listener, where there is one, until the last session has ended. Raises ListenError."""
+        """Serve the admin listener, if there is one, until the last session has ended. Raises ListenError."""
         listeners = self._admin_listeners
         if self.state.settings.admin is None and not listeners:
             yield

@@ -1,7 +1,8 @@
 """A server as a service: it obeys signals, and reports its state to the service manager.
 
-SIGTERM and SIGINT drain the server; a second one ends it at once. SIGHUP rereads the settings, or keeps the old ones
-and logs why. SIGUSR1 only logs a line. What is logged of a reload are counts and names of settings, never values.
+SIGTERM and SIGINT drain the server; a second one ends it at once. SIGHUP rereads the settings; if they are invalid, the
+server keeps the old settings and logs why. SIGUSR1 only logs a line. After a reload, the log has counts and names of
+the settings that have changed, never their values.
 """
 
 from __future__ import annotations
@@ -30,7 +31,8 @@ from http2tcp.server.systemd import Notifier, inherited_sockets
 
 logger = logging.getLogger("http2tcp.service")
 
-# How many look-ups run at once, each in a thread. A name takes two, one for each family. A waiting thread costs 30 kB.
+# How many look-ups may run at once, each in a thread. A name takes two look-ups: one for IPv4, one for IPv6. A waiting
+# thread costs 30 kB.
 _LOOK_UPS = 256
 # FileDescriptorName= of the admin listener's socket in a socket unit.
 _ADMIN = "admin"
@@ -41,7 +43,7 @@ class Service:
     """A server's process from its start to its end."""
 
     def __init__(self, settings: ServerSettings, reread: Reread | None = None) -> None:
-        """`reread` returns the settings as they are now, or raises Http2tcpError. It is called in a thread.
+        """`reread` reads the settings again and returns them, or raises Http2tcpError. It is called in a thread.
 
         Raises ListenError or SettingsError.
         """
@@ -54,13 +56,14 @@ class Service:
         self._drain = trio.Event()
         self._hung_up = trio.Event()
         self._notifier = Notifier()
-        # Why the last reload failed; "" where it did not.
+        # Why the last reload failed; "" if it did not fail.
         self._complaint = ""
         self._terminals = [fd for fd in (0, 1, 2) if os.isatty(fd)]
 
     async def run(self) -> None:
         """Serve until drained or cancelled. Raises ListenError."""
-        # Each look-up takes a thread. Many threads, so that look-ups without an answer do not soon block the others.
+        # Allow many threads, since each look-up takes one: otherwise a few look-ups without an answer would block all
+        # other look-ups.
         trio.to_thread.current_default_thread_limiter().total_tokens = _LOOK_UPS
         failure: Http2tcpError | None = None
         try:
@@ -82,7 +85,8 @@ class Service:
         if number == getattr(signal, "SIGHUP", None) and not self._terminal_is_gone():
             self._hung_up.set()
         elif number == getattr(signal, "SIGUSR1", None):
-            # Programs that rotate logs send it. The log needs no signal: it notices by itself that its file was moved.
+            # Programs that rotate logs send SIGUSR1. The log needs no signal: it notices by itself that its file was
+            # moved.
             logger.info("%s: nothing to do; a log file that was moved is reopened without a signal", number.name)
         elif self._drain.is_set():
             logger.warning("%s again: ending at once", number.name)
@@ -93,11 +97,17 @@ class Service:
             self._notifier.tell("STOPPING=1", f"STATUS={self._status()}")
 
     def _terminal_is_gone(self) -> bool:
-        """Whether the server was started in a terminal that is closed now, so that nobody can press Ctrl-C any more."""
+        """Return whether the server was started in a terminal that is now closed.
+
+        Then a SIGHUP must drain the server, since nobody can press Ctrl-C any more.
+        """
         return bool(self._terminals) and not any(map(os.isatty, self._terminals))
 
     def started(self, addresses: Sequence[Address] | None = None) -> None:
-        """The server calls this, as its TaskStatus, once it listens."""
+        """Log the addresses and any warnings, and report READY.
+
+        The service is the server's TaskStatus: the server calls this once it listens.
+        """
         settings = self._server.state.settings
         reached = reach(settings, self._server.state.policy, time.time())
         how = "" if settings.tls is None else " for https"
@@ -132,7 +142,7 @@ class Service:
         if not self._drain.is_set():
             return 0.0
         if self._server.state.ends_at == math.inf:
-            return self._server.state.settings.grace  # draining has not begun yet, but will at once
+            return self._server.state.settings.grace  # draining has not begun yet, but will begin at once
         return max(0.0, self._server.state.ends_at - trio.current_time())
 
     # --- reload -----------------------------------------------------------------------------------
@@ -141,7 +151,8 @@ class Service:
         await self._ready.wait()
         while True:
             await self._hung_up.wait()
-            # A SIGHUP during the reload means one more reload, since the files may have changed after they were read.
+            # Renew the event first: a SIGHUP during the reload starts one more reload, since the files may have changed
+            # after they were read.
             self._hung_up = trio.Event()
             # While draining, do not tell systemd about a reload; but do reload, so that a revoked token stops working.
             if not self._drain.is_set():
@@ -151,10 +162,11 @@ class Service:
                 self._notifier.tell("READY=1", f"STATUS={self._status()}")
 
     async def _reload(self) -> str:
-        """Reread the settings and take them. Returns why that failed, or ""."""
+        """Reread the settings and put them in force. Return why that failed, or ""."""
         old = self._server.state.settings
         try:
-            # In a thread, since disks may be slow; with its own limiter, since look-ups may occupy all other threads.
+            # Read in a thread, since disks may be slow. The thread has its own limiter, since look-ups may occupy all
+            # threads of the default limiter.
             prepared = await trio.to_thread.run_sync(
                 lambda: prepare(self._reread() if self._reread else old),
                 abandon_on_cancel=True,
@@ -165,14 +177,15 @@ class Service:
         except Http2tcpError as error:
             self._server.state.metrics.reload_failed()
             logger.error("SIGHUP: %s; everything stays as it was", error)
-            # As one line, even with line breaks in a file's name: systemd would read a second line as another variable.
+            # Return one line, even if a file's name contains a line break: systemd would read a second line as another
+            # variable.
             return " ".join(str(error).split())
         except Exception:
             # A bug in the code that reads the settings must not end the sessions.
             self._server.state.metrics.reload_failed()
             logger.exception("SIGHUP: the settings could not be reread; please report this")
             return "see the log"
-        # A renewed certificate changes its file and no setting, so "nothing has changed" would be wrong with TLS.
+        # With TLS, do not say "nothing has changed": a renewed certificate changes its file, but no setting.
         what, nothing = ("reread, the certificate too", "nothing else") if new.tls else ("reread", "nothing")
         logger.info("SIGHUP: %s; %s", what, "; ".join(_changes(old, new)) or f"{nothing} has changed")
         fixed = [option_of(name) for name in RESTART if getattr(new, name) != getattr(self._started_with, name)]
@@ -182,7 +195,7 @@ class Service:
 
 
 def _inherited_listeners(settings: ServerSettings) -> tuple[list[Listener], list[Listener]]:
-    """The listeners that the service manager opened: for tunnels, and those that the unit calls `admin`."""
+    """Return the listeners that the service manager opened: first those for tunnels, then those named `admin`."""
     inherited = inherited_sockets()
     tunnels = [Listener(each.socket, shared=True) for each in inherited if each.name != _ADMIN]
     admin = [Listener(each.socket, shared=True) for each in inherited if each.name == _ADMIN]
@@ -198,7 +211,8 @@ def _inherited_listeners(settings: ServerSettings) -> tuple[list[Listener], list
 
 
 def _check_alone(option: str, ours: Sequence[Address], theirs: Sequence[Listener]) -> None:
-    # The operator may believe that either of them is in force. A guess could leave a port open or closed by mistake.
+    # Refuse to start if both the options and the socket unit name addresses: the operator may expect either of them to
+    # be in force, and a wrong guess could leave a port open or closed by mistake.
     if ours and theirs:
         listening = _and([listener.address for listener in theirs])
         raise SettingsError(
@@ -212,7 +226,7 @@ def _and(addresses: Sequence[Address]) -> str:
 
 
 def _changes(old: ServerSettings, new: ServerSettings) -> list[str]:
-    """What differs between the settings, as counts and names."""
+    """Say what differs between the settings, as counts of tokens and names of options."""
     words = []
     tokens, before = _tokens(new), _tokens(old)
     counts = {
@@ -235,5 +249,5 @@ def _differing(old: ServerSettings | Limits, new: ServerSettings | Limits, but: 
 
 
 def _tokens(settings: ServerSettings) -> dict[str | bytes, Token]:
-    """The tokens by their names; a token without a name by its digest."""
+    """Return the tokens by their names. The key of a token without a name is its digest."""
     return {token.name or token.digest: token for token in Policy(settings.tokens).tokens}

@@ -1,7 +1,7 @@
 """A session: a client's tunnel, apart from the connection that carries it.
 
-It has what makes the tunnel this client's: the id, the token, what that token allows, and how long the tunnel may live.
-It knows its records, its byte counts and the place that it holds among the tunnels. It does not know its connection.
+It has the tunnel's id, the client's token, what that token allows, and how long the tunnel may live. It knows its
+records, its byte counts and the place that it holds among the tunnels. It does not know its connection.
 """
 
 from __future__ import annotations
@@ -24,18 +24,18 @@ if TYPE_CHECKING:
 
 
 class Phase(Enum):
-    """How far a session has come. It goes through these in their order, and may leave out the second."""
+    """How far a session has come. A session goes through the phases in this order, but may never be open."""
 
     #: There is no tunnel yet.
     REQUESTED = "requested"
     #: The target has accepted, and the tunnel carries bytes.
     OPEN = "open"
-    #: Its outcome is recorded.
+    #: The session has ended, and its outcome is recorded.
     OVER = "over"
 
 
 class Session:
-    """Begins with a connection, and ends with one outcome."""
+    """A client's tunnel, or its attempt to get one. It begins with a connection, and ends with one outcome."""
 
     __slots__ = ("_in_tunnels", "_opened_at", "_state", "grant", "lifetime", "phase", "records", "token")
 
@@ -43,19 +43,19 @@ class Session:
         """`peer` is the address that connected; None for a peer on a Unix socket."""
         self._state = state
         self.records = SessionRecords(peer, state.refusals, state.settings.node)
-        #: What ends the tunnel from outside.
+        #: Ends the tunnel from outside the relay: at a deadline, or at once.
         self.lifetime = Lifetime()
         self.phase = Phase.REQUESTED
-        #: What the client may do, once a destination was admitted.
+        #: What the client may do; None until a destination is admitted.
         self.grant: Grant | None = None
-        #: The token of that grant, with the expiry that it has after the last reload; None on a server without tokens.
+        #: The client's token, as the last reload left it; None until a destination is admitted, or without tokens.
         self.token: Token | None = None
         self._in_tunnels = False
         self._opened_at = 0.0
 
     @property
     def id(self) -> str:
-        """The id that the logs of both sides have."""
+        """The session's id, in the logs of the server and of the client."""
         return self.records.id
 
     @property
@@ -64,14 +64,18 @@ class Session:
         return self.records.traffic
 
     def admit(self, grant: Grant, destination: Address) -> Admission:
-        """Check the destination, and take a place among the tunnels. It may be called again. Raises Refusal."""
+        """Check the destination, and take a place among the tunnels. Raises Refusal.
+
+        It may be called again, with another grant or destination, if a reload changes the rules.
+        """
         admission = grant.admit(destination)
-        # After a reload this may be another grant, whose token has its own places.
+        # Give up the place of an earlier call: the new grant may have another token, for which tunnels are counted
+        # separately.
         self._leave_tunnels()
         try:
             self._state.tunnels.enter(grant.token)
         except (LimitReached, TooManyRequests):
-            # A tunnel that waits for a client that may never come back is worth less than a new one.
+            # End a tunnel that waits for an absent client: it may never come back, so the new tunnel is worth more.
             if not self._state.resumption.give_place(grant.token, self.records.client):
                 raise
             self._state.tunnels.enter(grant.token)
@@ -80,7 +84,7 @@ class Session:
         return admission
 
     def open(self, dialled: Address, carrier: str, dial_time: float) -> None:
-        """The target has accepted, after so many seconds. From now on the limits of a session count."""
+        """Open the session: the target accepted after `dial_time` seconds. From now on a session's limits apply."""
         self.phase = Phase.OPEN
         self.records.opened(dialled, carrier, dial_time)
         self._state.metrics.opened(self.traffic, carrier)
@@ -92,7 +96,7 @@ class Session:
             self.lifetime.idle(idle, f"no byte went either way for {idle:g} s", Reason.IDLE)
 
     def over(self, outcome: Outcome) -> None:
-        """Record and count the outcome, and give up the place. Only the first outcome counts."""
+        """Record and count the outcome, and give up the place among the tunnels. Only the first outcome counts."""
         if self.phase is Phase.OVER:
             return
         self.phase = Phase.OVER
@@ -102,11 +106,11 @@ class Session:
         self.records.over(outcome)
 
     def stopped(self) -> None:
-        """Record that the server stopped, where nothing else ended the session before."""
+        """Record that the server stopped, unless the session has an outcome already."""
         self.over(Ended(Reason.STOPPED) if self.phase is Phase.OPEN else Abandoned(NoSession.STOPPED))
 
     def settings_changed(self) -> None:
-        """Apply new settings: end an open session that they no longer allow, and take new times."""
+        """Apply new settings: end an open session that they no longer allow, and compute its deadlines anew."""
         state = self._state
         if not state.settings.keep_sessions:
             if self.token is not None:
@@ -130,17 +134,17 @@ class Session:
         self.limit_by_expiry()
 
     def limit_by_expiry(self) -> None:
-        """End the session when its token expires, by what the wall clock says now.
+        """End the session when its token expires, according to the wall clock's present time.
 
-        Called again and again, since the wall clock may be set: forward, the session ends earlier; back, it does not
-        end later.
+        The server calls this regularly, since the wall clock may be set. If it is set forward, the session ends
+        earlier; if it is set back, the session does not end later.
         """
         if self.token is not None and not self._state.settings.keep_sessions:
             left = self.token.expires - time.time()
             self.lifetime.until(trio.current_time() + left, "the token has expired", Reason.EXPIRED)
 
     def give_up_place(self) -> None:
-        """Give up the place among the tunnels: others need it, and the session is about to end."""
+        """Give up the place among the tunnels, since a new tunnel needs it and this session is about to end."""
         self._leave_tunnels()
 
     def _leave_tunnels(self) -> None:

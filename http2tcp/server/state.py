@@ -1,7 +1,7 @@
-"""What the connections of one server share: its settings, limits, counters and open sessions.
+"""The state that all connections of one server share: its settings, limits, counters and open sessions.
 
-Connections read and change it, and do not know the server that started them. `reload` replaces the settings and
-everything made from them, and tells each open session.
+Connections read and change the state, and do not know the server that started them. `reload` replaces the settings and
+everything made from them, and then applies them to each open session.
 """
 
 from __future__ import annotations
@@ -28,36 +28,36 @@ logger = logging.getLogger("http2tcp.server")
 
 
 class Evictable(Protocol):
-    """A connection, as far as the limit of unauthenticated connections goes."""
+    """The part of a connection that the limit of unauthenticated connections needs."""
 
     def evict(self) -> None:
-        """Close it, since others need its place."""
+        """Close the connection, since another connection needs its place."""
 
 
 class OpenSession(Protocol):
-    """A session, as far as reloads and the clock go."""
+    """The part of an open session that reloads, draining and the wall clock need."""
 
     def limit_lifetime(self) -> None:
-        """Set the latest time at which it ends, from everything that may end it."""
+        """Set the latest time at which the session ends, from everything that may end it."""
 
     def limit_by_expiry(self) -> None:
-        """Compare its token's expiry with the wall clock again."""
+        """Compare the expiry of the session's token with the wall clock again."""
 
     def settings_changed(self) -> None:
-        """End it where the new settings no longer allow it, and take new times."""
+        """End the session if the new settings no longer allow it, and compute its deadlines anew."""
 
 
 class Prepared(NamedTuple):
-    """Settings, and what is made from them for new connections."""
+    """Settings, and the policy and the TLS context made from them, which new connections use."""
 
     settings: ServerSettings
     policy: Policy
-    #: For the TLS handshake; None: connections speak plain http.
+    #: The context for the TLS handshake. None: connections speak plain http.
     tls: ssl.SSLContext | None
 
 
 def prepare(settings: ServerSettings) -> Prepared:
-    """Make the policy, and read the certificate. Call it in a thread where a server runs: disks may be slow.
+    """Make the policy, and read the certificate. While a server runs, call it in a thread: disks may be slow.
 
     Raises SettingsError.
     """
@@ -66,10 +66,10 @@ def prepare(settings: ServerSettings) -> Prepared:
 
 
 class State:
-    """What connections share."""
+    """The state that all connections of one server share."""
 
     def __init__(self, settings: ServerSettings) -> None:
-        """Raises SettingsError."""
+        """Make the state of a new server. Raises SettingsError."""
         self.limits = _limits(settings)
         self.unauthenticated: Unauthenticated[Evictable] = Unauthenticated(
             self.limits, lambda connection: connection.evict()
@@ -78,7 +78,8 @@ class State:
         self.failures = Failures(self.limits)
         #: The open sessions.
         self.sessions: set[OpenSession] = set()
-        #: When open sessions end because the server stops: after the grace that begins with draining.
+        #: When open sessions must end because the server stops, on trio's clock: when draining begins, the end of the
+        #: grace; until then, infinity.
         self.ends_at = math.inf
         self.draining = False
         self.metrics = Metrics(time.time())
@@ -91,10 +92,10 @@ class State:
         self.resumption = Resumption(settings)
 
     def reload(self, prepared: Prepared) -> None:
-        """Take new settings. The listening addresses stay.
+        """Put new settings in force. The listening addresses stay the same.
 
-        Open sessions: `max_session` and the tokens' expiries apply to them too. A session ends where its token was
-        removed, or where it has no token and one is needed now, unless `settings.keep_sessions`. The rules and all
+        `max_session` and the tokens' expiries apply to open sessions, too. An open session ends if its token was
+        removed, or if it has no token and needs one now; with `settings.keep_sessions` it goes on. The rules and all
         other limits apply to sessions that open later, that is, whose target accepts later. The certificate, timeouts
         and trusted proxies apply to connections that are accepted later.
         """
@@ -108,14 +109,14 @@ class State:
         self.metrics.reloaded(time.time())
 
     def look_up_limiter(self, token: Token | None) -> LookUpLimiter | None:
-        """The limiter of one token's look-ups; None where they are limited by the shared threads only."""
+        """Return the limiter of one token's look-ups; None if only the number of shared threads limits them."""
         if token is None or self.tunnels.tokens < 2:
             return None
         total = trio.to_thread.current_default_thread_limiter().total_tokens
         return self.look_ups.of(token.digest, share(int(min(total, sys.maxsize))))
 
     def unready(self) -> str:
-        """Why the server takes no new tunnel now; "" where it does."""
+        """Return why the server opens no new tunnel now; "" if it does open new tunnels."""
         if self.draining:
             return "draining"
         if self.tunnels.full:
@@ -124,7 +125,7 @@ class State:
 
 
 def _tls(settings: ServerSettings) -> ssl.SSLContext | None:
-    """Raises SettingsError."""
+    """Read the certificate and make the TLS context; None for plain http. Raises SettingsError."""
     if settings.tls is None:
         return None
     from http2tcp.net.tls_server import server_context

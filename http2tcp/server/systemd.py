@@ -1,7 +1,7 @@
-"""A service's side of systemd: the sockets that it inherits (sd_listen_fds(3)), and its reports (sd_notify(3)).
+"""The service's interface to systemd: it inherits sockets (sd_listen_fds(3)), and reports its state (sd_notify(3)).
 
-All of this is environment variables, inherited descriptors and datagrams, so no library of systemd's is needed. The
-variables are removed from the environment once read, since they are meant for this process only.
+This takes only environment variables, inherited descriptors and datagrams, so systemd's own library is not needed. The
+variables are removed from the environment once they are read, since they are meant for this process only.
 """
 
 from __future__ import annotations
@@ -26,7 +26,8 @@ _FIRST = 3
 _UNNAMED = "unknown"
 # How often the status line is updated, in seconds. People read it in `systemctl status`.
 _STATUS_PERIOD = 5.0
-# systemd drops datagrams of more than 4,096 bytes (NOTIFY_BUFFER_MAX). A longer assignment, such as a status, is cut.
+# The longest assignment in bytes; a longer one, such as a status, is cut. systemd drops datagrams of more than 4,096
+# bytes (NOTIFY_BUFFER_MAX).
 _MAX_ASSIGNMENT = 2048
 
 
@@ -38,9 +39,9 @@ class InheritedSocket(NamedTuple):
 
 
 def inherited_sockets() -> list[InheritedSocket]:
-    """The listening sockets that the service manager opened for this process; an empty list where it opened none.
+    """Return the listening sockets that the service manager opened for this process; an empty list if it opened none.
 
-    The caller closes them. Raises ListenError for a descriptor that is no listening stream socket.
+    The caller must close them. Raises ListenError if a descriptor is not a listening stream socket.
     """
     pid, count = os.environ.pop("LISTEN_PID", ""), os.environ.pop("LISTEN_FDS", "")
     names = os.environ.pop("LISTEN_FDNAMES", "")
@@ -88,17 +89,17 @@ def _listening_socket(fd: int, name: str) -> socket.socket:
 
 
 class Notifier:
-    """Reports to the service manager. Does nothing where there is none."""
+    """Reports to the service manager. Does nothing if there is no service manager."""
 
     def __init__(self) -> None:
-        """Reads its variables from the environment: sd_notify(3), sd_watchdog_enabled(3)."""
+        """Read the service manager's variables from the environment: sd_notify(3), sd_watchdog_enabled(3)."""
         address = os.environ.pop("NOTIFY_SOCKET", "")
         microseconds, pid = os.environ.pop("WATCHDOG_USEC", ""), os.environ.pop("WATCHDOG_PID", "")
         self._socket: socket.socket | None = None
         self._address = ""
-        # Datagrams for which the service manager's socket had no room yet, in order.
+        # Datagrams that are not sent yet, because the service manager's socket had no room; the oldest first.
         self._untold: deque[bytes] = deque()
-        #: Within how many seconds the watchdog must hear from us; None: there is no watchdog.
+        #: The watchdog must hear from us at least once in this many seconds. None: there is no watchdog.
         self.watchdog: float | None = None
         if not address:
             return
@@ -107,14 +108,14 @@ class Notifier:
             return
         # An abstract socket's name begins with a zero octet.
         self._address = "\0" + address[1:] if address.startswith("@") else address
-        # The socket stays open, so that the watchdog can be fed even when the process is out of descriptors.
+        # Keep the socket open, so that the watchdog can be fed even if the process is out of descriptors.
         self._socket = socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM)
         self._socket.setblocking(False)
         if microseconds.isdecimal() and int(microseconds) > 0 and pid in ("", str(os.getpid())):
             self.watchdog = int(microseconds) / 1e6
 
     def tell(self, *assignments: str) -> None:
-        """Send the assignments in one datagram, now or as soon as there is room. Never blocks."""
+        """Send the assignments in one datagram, now or when there is room for it. Never blocks."""
         if self._socket is not None:
             self._untold.append(b"\n".join(map(_encoded, assignments)))
             self._flush()
@@ -132,7 +133,8 @@ class Notifier:
     async def keep_telling(self, status: Callable[[], str], extend: Callable[[], float]) -> None:
         """Report `status()` when it has changed, and feed the watchdog, until cancelled.
 
-        This runs in the event loop of the server, so that a stuck loop stops feeding the watchdog and is restarted.
+        This runs in the event loop of the server: if the loop is stuck, the watchdog gets no message, and systemd
+        restarts the server.
         While `extend()` is above 0, ask the service manager to wait this many seconds for the server to stop.
         """
         if self._socket is None:
@@ -146,7 +148,8 @@ class Notifier:
             if (line := status()) != said:
                 assignments.append(f"STATUS={line}")
             if (seconds := extend()) > 0:
-                # Ask for little more time than until the next report, so that a process that hangs gets no more.
+                # Ask for little more time than there is until the next report, so that a process that hangs is soon
+                # stopped.
                 assignments.append(f"EXTEND_TIMEOUT_USEC={int((min(seconds, period) + _STATUS_PERIOD) * 1e6)}")
             self._flush()
             if assignments and not self._untold:
@@ -167,5 +170,6 @@ class Notifier:
 
 
 def _encoded(assignment: str) -> bytes:
-    # A status may contain a file name that is not UTF-8, and an error message of any length.
+    # Replace what is not UTF-8, and cut the text: a status may contain a file name in another encoding, or a long error
+    # message.
     return assignment.encode("utf-8", "replace")[:_MAX_ASSIGNMENT].decode("utf-8", "ignore").encode()
