@@ -250,7 +250,7 @@ class SessionRecords:
         if isinstance(refusal, Forbidden) and refusal.rule:
             record["rule"] = refusal.rule
         if isinstance(refusal, ProxyHeaderRefused):
-            # Log the detail, since the operator must change a setting. Its words are our own and quote no peer.
+            # Log the detail, since the operator must change a setting. It quotes nothing that the peer sent.
             record["detail"] = str(refusal)
         self._log(logging.INFO if self._is_heard(refusal) else logging.DEBUG, record)
 

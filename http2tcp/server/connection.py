@@ -78,7 +78,8 @@ class Connection:
         #: The client's address: at first the peer's, later the address that a trusted proxy names.
         self._client: Peer = "unix" if peer is None else unmapped(ip_address(peer.host))
         # Whether to read the forwarded header. False after a PROXY header without an address: then `_client` is still
-        # the address of the trusted proxy, so a forwarded header would be believed, but the client may have written it.
+        # the address of the trusted proxy, so a forwarded header would be believed, although the client may have
+        # written it.
         self._reads_forwarded = bool(self._settings.trusted_proxies)
         self._session = Session(state, peer)
         #: The scope that an eviction cancels: that of the request, and later that of the delivery of a refusal.

@@ -46,7 +46,7 @@ def _resident_memory() -> int:
 
 def open_descriptors() -> int:
     """Return how many descriptors this process has open."""
-    # Since Linux 6.2 the directory's size is the number of its entries. Use it: to list thousands takes milliseconds.
+    # Since Linux 6.2 the directory's size is the number of its entries. Use it: listing thousands takes milliseconds.
     return os.stat("/proc/self/fd").st_size or len(os.listdir("/proc/self/fd")) - 1
 
 

@@ -295,7 +295,7 @@ class Unauthenticated(Generic[_C]):
             self._evict(next(iter(same)))
 
     def sent_something(self, connection: _C) -> None:
-        """Move a connection that has sent its first bytes to that group. Do nothing if it is no longer silent."""
+        """Move a connection that has sent its first bytes to SENT_SOMETHING. Do nothing if it is no longer SILENT."""
         silent = self._groups[Group.SILENT]
         if connection in silent:
             self._groups[Group.SENT_SOMETHING][connection] = silent.pop(connection)

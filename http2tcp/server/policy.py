@@ -183,7 +183,7 @@ class Policy:
 class Grant:
     """What a client may do once its token is accepted."""
 
-    #: None on a server without tokens.
+    #: The client's token; None on a server without tokens.
     token: Token | None
     #: The server's default destination.
     default: Address | None

@@ -59,7 +59,7 @@ class Counter:
         return self._values.get(values, 0)
 
     def samples(self) -> Iterator[Sample]:
-        """One sample for each combination of values."""
+        """Return one sample for each combination of values."""
         return (Sample("", tuple(zip(self.labels, values, strict=True)), n) for values, n in self._values.items())
 
 
@@ -82,7 +82,7 @@ class Reading:
         self._read = read
 
     def samples(self) -> Iterator[Sample]:
-        """One sample for each combination of values."""
+        """Return one sample for each combination of values."""
         return (Sample("", tuple(zip(self.labels, values, strict=True)), n) for values, n in self._read().items())
 
 

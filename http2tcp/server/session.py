@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 
 
 class Phase(Enum):
-    """How far a session has come. A session goes through the phases in this order, but may never be open."""
+    """How far a session has come. A session goes through the phases in this order, but may skip OPEN."""
 
     #: There is no tunnel yet.
     REQUESTED = "requested"
@@ -48,7 +48,8 @@ class Session:
         self.phase = Phase.REQUESTED
         #: What the client may do; None until a destination is admitted.
         self.grant: Grant | None = None
-        #: The client's token, as the last reload left it; None until a destination is admitted, or without tokens.
+        #: The client's token, as the last reload left it. None until a destination is admitted, or if the server needs
+        #: no token.
         self.token: Token | None = None
         self._in_tunnels = False
         self._opened_at = 0.0
@@ -75,7 +76,8 @@ class Session:
         try:
             self._state.tunnels.enter(grant.token)
         except (LimitReached, TooManyRequests):
-            # End a tunnel that waits for an absent client: it may never come back, so the new tunnel is worth more.
+            # End a tunnel that waits for an absent client. The client may never come back, so the new tunnel is worth
+            # more.
             if not self._state.resumption.give_place(grant.token, self.records.client):
                 raise
             self._state.tunnels.enter(grant.token)
