@@ -1,4 +1,5 @@
-"""The client: how it gets to the server through whatever is on the way, and what it tells its user when it does not.
+"""The client: it reaches the server through whatever is on the way, and explains to its user why it could not.
 
-It imports `net`, `protocol` and the ground files, and never `server`. Start with `connector`, which opens a tunnel.
+It imports `net`, `protocol` and the modules at the top of the package, but never `server`. Start with `connector`,
+which opens a tunnel.
 """

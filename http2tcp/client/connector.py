@@ -1,8 +1,8 @@
 """The client's story: dial → (proxy) → TLS → upgrade → relay with stdio.
 
-`connect` opens a tunnel. `run_stdio` is ssh's ProxyCommand, and `hand_over` the same with ProxyUseFdpass;
-`open_tunnel` is for programs. Local listeners are `http2tcp.client.forwarder`'s.
-Each phase has a deadline of its own, which the message names when it has passed.
+`connect` opens a tunnel, and `open_tunnel` does so for Python programs. ssh's ProxyCommand is in
+`http2tcp.client.proxy_command`, and the local listeners are in `http2tcp.client.forwarder`.
+Each phase has a deadline of its own. When one passes, the message names it.
 """
 
 from __future__ import annotations
@@ -54,7 +54,7 @@ if TYPE_CHECKING:
     from http2tcp.net.tls_over import TLSOverStream
 
 _LOST = "connection lost: the tunnel was cut (a restart, timeout or reset on the way"
-# How the relay's words begin when they only say that the tunnel ended, and not why.
+# How the relay's description of an end begins if it only says that the tunnel ended, and not why.
 _BARE_ENDS = ("it ended ", "the connection broke")
 # How many seconds to wait for the body of a refusal once its head has arrived.
 _PAGE_PATIENCE = 1.0
@@ -67,9 +67,10 @@ class Tunnel(NamedTuple):
 
     stream: Stream
     transport: Transport
-    #: An http2tcp server has answered, and it connects to the target before it answers. The original answers first.
+    #: Whether an http2tcp server answered: it connects to the target before it answers. The original http2tcp answers
+    #: first and connects then.
     target_accepted: bool
-    #: Its id in the server's log, or empty.
+    #: The tunnel's session id in the server's log; empty if the server sent none.
     session: str = ""
 
 
@@ -104,16 +105,18 @@ async def open_tunnel(
     proxy: str | Literal[False] | None = None,
     resume: bool = False,
 ) -> Stream:
-    """Open a tunnel and give it as a trio stream.
+    """Open a tunnel and return it as a trio stream.
 
-    `endpoint` is the URL of the server's location, or a ClientSettings, which says all the rest as well and takes only
-    a `destination` beside it. `destination` is what it is to reach ("host:port"; None:
-    the server's default); `transport` what carries it (None: the first that gets through);
-    `proxy` the URL of a proxy to go through (None: what the environment says; False: none). Returns once
-    the target has accepted, on `http2tcp/1.0` once the server has. `resume`: bring a lost connection back,
-    where the server and the transport can; whoever sends or receives then waits. `send_eof` half-closes, but for raw
-    transports over https, where it raises HalfCloseUnsupported. Raises TunnelError, whose subclasses are
-    the hops, AddressError or SettingsError.
+    `endpoint` is the URL of the server's location, or a ClientSettings. A ClientSettings holds all the other
+    parameters, so only `destination` may be given with it.
+    `destination` is the target's address ("host:port"; None: the server's default destination).
+    `transport` carries the tunnel (None: the first transport that gets through).
+    `proxy` is the URL of a proxy to go through (None: the environment's proxy; False: no proxy).
+    `resume`: bring a lost connection back, if the server and the transport can. Meanwhile, sending and receiving wait.
+
+    Returns when the target has accepted the connection; on `http2tcp/1.0`, when the server has. The stream's `send_eof`
+    half-closes, except on raw transports over https, where it raises HalfCloseUnsupported.
+    Raises AddressError, SettingsError or TunnelError, which has a subclass for each hop that can fail.
     """
     load_failure_words()
     destination = parse_destination(destination) if isinstance(destination, str) else destination
@@ -141,7 +144,8 @@ async def open_tunnel(
         headers=headers,
         user_agent=user_agent,
         proxy=_proxy(proxy, endpoint),
-        # Only the command's relay sends keepalives. A server gives up a client that announces some and sends none.
+        # Announce no keepalive: only the command's relay sends them, and a server drops a client that announces
+        # keepalives and sends none.
         keepalive=None,
         resume=RESUME_OF_PROGRAMS if resume else 0.0,
     )
@@ -149,10 +153,10 @@ async def open_tunnel(
 
 
 def load_failure_words() -> None:
-    """Import now what `connect` imports only when it fails.
+    """Import now the modules that `connect` otherwise imports only after a failure.
 
-    For a process that lives long. At the failure it may be out of descriptors, or its files may have been replaced by
-    those of another release.
+    For a process that lives long: by the time of the failure it may be out of descriptors, or an upgrade may have
+    replaced the modules' files by those of another release.
     """
     import http2tcp.client.diagnosis
     import http2tcp.client.front_ends
@@ -167,23 +171,23 @@ def _proxy(proxy: str | Literal[False] | None, endpoint: Endpoint) -> Proxy | No
     return parse_proxy(proxy, "open_tunnel")
 
 
-# What is tried if no transport is chosen, in this order: the first has half-close and a keepalive on every way.
+# The transports to try, in this order, if the user chose none. The first has half-close and a keepalive everywhere.
 AUTO = (Transport.CONNECT_TCP, Transport.TCP, Transport.HTTP2TCP, Transport.WEBSOCKET)
 
 
-# While a server restarts, something else answers for it (404, a redirect, 403), or the connection is closed. So the
-# best transport is tried again after each of these pauses, in seconds, before a lesser one is used.
+# While a server restarts, something else answers in its place (404, a redirect, 403), or the connection is closed. So
+# try the best transport again after each of these pauses, in seconds, before falling back to a lesser one.
 REPEATS = (0.3, 1.0)
-# How many seconds a lesser transport is used before a better one is looked for. A forwarder runs for weeks, and the
-# front end may be mended meanwhile.
+# How many seconds to use a lesser transport before looking for a better one. A forwarder runs for weeks, and meanwhile
+# somebody may fix the front end's configuration.
 LESSER_HOLDS = 600.0
 
 
 class Connector:
-    """Opens tunnels as `settings` say, and remembers which transport gets through.
+    """Opens tunnels by `settings`, and remembers which transport gets through.
 
-    The best transport is remembered for good, and a lesser one for `LESSER_HOLDS` seconds. After that, one connection
-    looks for a better one, while the others go on with the known one.
+    It remembers the best transport for good, and a lesser one for `LESSER_HOLDS` seconds. After that, one connection
+    looks for a better transport, while the others still use the known one.
     """
 
     def __init__(
@@ -191,9 +195,9 @@ class Connector:
     ) -> None:
         self.settings = settings
         self._progress = progress
-        #: The connection to the endpoint that was begun before trio was loaded, for the first attempt only.
+        #: The connection to the endpoint that began before trio was loaded. Only the first attempt can use it.
         self._head_start = head_start
-        #: The transport that got through, and until when it is used without looking for a better one.
+        #: The transport that got through, and until when to use it without looking for a better one.
         self._found: Transport | None = None
         self._holds_until = -math.inf
         self._looking = False
@@ -204,7 +208,7 @@ class Connector:
         if settings.transport is not None:
             return await self._attempt(settings, settings.transport)
         if self._found is AUTO[0]:
-            # The best transport has got through before, so a failure of it will probably pass.
+            # The best transport has worked before, so its failure is probably temporary: do not try the others.
             return await self._best(settings, [])
         if self._found is not None and (self._looking or trio.current_time() < self._holds_until):
             return await self._attempt(settings, self._found)
@@ -213,7 +217,7 @@ class Connector:
             tunnel = await self._first_through(settings)
         finally:
             self._looking = False
-        # Another connection that looked meanwhile may have found the best one.
+        # Another connection may have found the best transport meanwhile: do not overwrite that with a lesser one.
         if self._found is not AUTO[0]:
             self._found = tunnel.transport
             self._holds_until = trio.current_time() + LESSER_HOLDS
@@ -238,9 +242,10 @@ class Connector:
                 logger.debug("%s: %s: %s", transport.value, error.hop, error)
                 original = isinstance(error, OriginalServer)
                 continue
-            # Warn once: of several connections that begin together, only the first to get through finds none known.
+            # Warn only once: if several connections begin together, only the first to get through still has no
+            # known transport here.
             if self._progress is None and self._found is None:
-                # Imported here and at the failures below: a login where all goes well does not pay for it.
+                # Imported here, and where failures are handled below: a login that succeeds need not load it.
                 from http2tcp.client.diagnosis import explain_detour
 
                 seen = [error.seen for error in (*failures, failure)]
@@ -253,7 +258,7 @@ class Connector:
     async def _best(self, settings: ClientSettings, failures: list[UpgradeNotPassed | OriginalServer]) -> Tunnel:
         """Open a tunnel by the best transport. Try it again if it may have failed only because a server was restarting.
 
-        The failures of the tries that were repeated are added to `failures`; that of the last try is raised.
+        The failure of each try that is repeated is added to `failures`; the failure of the last try is raised.
         """
         best = AUTO[0]
         for pause in REPEATS:
@@ -270,7 +275,7 @@ class Connector:
     async def _attempt(
         self, settings: ClientSettings, transport: Transport, *, any_transport: bool = False, repeats: bool = False
     ) -> Tunnel:
-        """One try. `repeats`: the caller tries again if the failure may be a passing one."""
+        """Try once to open a tunnel. `repeats`: the caller tries again if the failure may be temporary."""
         head_start, self._head_start = self._head_start, None
         if self._progress is None:
             return await _attempt(settings, transport, head_start, any_transport=any_transport)
@@ -296,7 +301,7 @@ async def _attempt(
     *,
     any_transport: bool,
 ) -> Tunnel:
-    """A connection to the endpoint, TLS on https, the upgrade. Raises TunnelError."""
+    """Connect to the endpoint, do TLS if it is https, and upgrade. Raises TunnelError."""
     stream = await dial_endpoint(settings, head_start, progress)
     try:
         if settings.endpoint.tls:
@@ -304,7 +309,8 @@ async def _attempt(
         answer = await _upgrade(settings, transport, stream, stream.receive_some, progress, any_transport=any_transport)
         stream.unread(answer.trailing_data)
         stream = await _agree(settings, stream, answer) if answer.resumes else _framed(settings, stream, answer)
-        # The original's server answers before it connects to the target. If that fails, all we see is an EOF at once.
+        # A server of the original http2tcp answers before it connects to the target. If that connection fails, all
+        # that we see is an immediate EOF.
         if answer.transport is Transport.HTTP2TCP and not answer.from_http2tcp:
             stream.ends = stream.ends._replace(empty_is_broken=True)
         return Tunnel(stream, answer.transport, answer.from_http2tcp, answer.session)
@@ -336,7 +342,7 @@ def _carrier(settings: ClientSettings, stream: Stream, answer: Switched) -> Stre
 
 
 async def _agree(settings: ClientSettings, stream: Stream, answer: Switched) -> Stream:
-    """A tunnel that outlives its connections, where the server's first capsule is HELLO. Raises TunnelCut."""
+    """Return a stream that can resume on a new connection. Reads the server's HELLO first. Raises TunnelCut."""
     from http2tcp.net.resume_handshake import read_first
     from http2tcp.protocol.resume import Resumable, Terms
     from http2tcp.protocol.resume_wire import Hello, Violation
@@ -357,7 +363,7 @@ async def _agree(settings: ClientSettings, stream: Stream, answer: Switched) -> 
             hello = await read_first(capsules)
         if not isinstance(hello, Hello):
             raise TunnelCut(f"{_LOST}: its first capsule is not the server's)")
-        # The server needs an interval from every client that it waits for.
+        # `keepalive` is never None here: a server waits for a lost client only if it knows the client's interval.
         terms = Terms(keepalive=int(keepalive * 1000), window=settings.resume_window, grace=int(settings.resume))
         machine = Resumable.agree(hello, terms)
     except (Violation, trio.TooSlowError, trio.BrokenResourceError) as error:
@@ -384,9 +390,9 @@ async def _agree(settings: ClientSettings, stream: Stream, answer: Switched) -> 
 
 
 async def _another(settings: ClientSettings, transport: Transport, session: str) -> Stream:
-    """Another connection for a session, by either transport that has capsules. Raises TunnelError."""
+    """Open another connection for a session, by `transport` or the other one with capsules. Raises TunnelError."""
     if settings.read_token is not None:
-        # In a thread: the file may lie on a disk that has gone to sleep.
+        # In a thread: the file may be on a disk that has gone to sleep, and the read would block every task.
         token = await trio.to_thread.run_sync(settings.read_token, abandon_on_cancel=True)
         settings = replace(settings, token=token)
     try:
@@ -429,7 +435,7 @@ async def _resuming(settings: ClientSettings, transport: Transport, session: str
 async def dial_endpoint(
     settings: ClientSettings, head_start: HeadStart | None = None, progress: Progress | None = None
 ) -> Stream:
-    """A connection to the endpoint, by the proxy if there is one. Raises TunnelError."""
+    """Connect to the endpoint, through the proxy if there is one. Raises TunnelError."""
     if settings.proxy is not None:
         from http2tcp.client.through_proxy import dial_through
 
@@ -465,7 +471,7 @@ async def dial_endpoint(
 
 
 async def _secure(settings: ClientSettings, stream: Stream, progress: Progress | None) -> Stream:
-    # Imported here: plain http does without it.
+    # Imported here: plain http does not need it.
     from http2tcp.net.tls import PinMismatch, beginnings, client_context, open_tls, unusable_authorities
 
     endpoint, tls = settings.endpoint, settings.tls
@@ -546,7 +552,7 @@ async def _upgrade(
             await stream.send_all(head)
             while (answer := reader.next_event()) is None:
                 if reader.refusing and not waits_for_page:
-                    # The status is known. Its page may help, but is not worth a long wait.
+                    # The status is known. The error page may help to explain it, but is not worth a long wait.
                     waits_for_page = True
                     scope.deadline = min(scope.deadline, trio.current_time() + _PAGE_PATIENCE)
                 reader.receive(await receive())
@@ -582,7 +588,7 @@ async def _upgrade(
 
 
 def why_it_ended(tunnel: Tunnel, outcome: Outcome, traffic: Traffic) -> TunnelError | None:
-    """The failure that ended a relay; None after a good end, and when our own side left."""
+    """Return the failure that ended a relay; None if it ended well, or if our own side broke the connection."""
     if outcome.end is End.CLIENT_BROKE:
         return None
     if traffic.bytes_down == 0 and tunnel.transport is Transport.HTTP2TCP and not tunnel.target_accepted:
@@ -597,7 +603,7 @@ def why_it_ended(tunnel: Tunnel, outcome: Outcome, traffic: Traffic) -> TunnelEr
                 f"which {carrier} cannot pass on: use connect-tcp"
             )
         case End.CLIENT_SILENT:
-            # On raw bytes, a front end sends the same FIN whatever it was that ended the tunnel.
+            # On raw bytes, a front end sends the same FIN, no matter what ended the tunnel.
             raw = tunnel.transport.raw
             ending = "the target, or something on the way, has ended the tunnel" if raw else "the target has ended"
             sentence = (
@@ -610,7 +616,7 @@ def why_it_ended(tunnel: Tunnel, outcome: Outcome, traffic: Traffic) -> TunnelEr
 
 
 def cut_off(tunnel: Tunnel, words: str) -> TunnelCut:
-    """The failure of a tunnel that broke. `words` say how; they are left out of the sentence if they name no cause."""
+    """Return the failure of a tunnel that broke. `words` say how; the sentence omits them if they name no cause."""
     logger.debug("the tunnel was cut: %s", words)
     if tunnel.stream.peer_reason:
         sentence = tunnel.stream.peer_reason
@@ -632,5 +638,5 @@ def _named(session: str) -> str:
 
 
 def target_refused() -> TargetFailed:
-    """The failure of a tunnel that ended before its first byte, if the server answers before it dials."""
+    """Return the failure of a tunnel that ended before its first byte, for a server that answers before it dials."""
     return TargetFailed("closed before its first byte: it probably refused the server's connection")

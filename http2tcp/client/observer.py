@@ -13,25 +13,25 @@ from http2tcp.protocol.transport import Transport
 
 
 class Progress(Protocol):
-    """Each call reports that a hop was passed. What a peer wrote is not yet safe to print."""
+    """Each call reports one event of an attempt. Text that a peer wrote is not yet safe to print."""
 
     def attempting(self, transport: Transport) -> None:
-        """A connection of its own begins for this transport."""
+        """An attempt by this transport begins, with a new connection."""
 
     def resolved(self, host: str, addresses: Sequence[str]) -> None:
-        """The endpoint's name was looked up, or it is an address. Not called if a proxy looks the name up."""
+        """The endpoint's name was looked up, or the endpoint is an address. Not called if a proxy looks the name up."""
 
     def connected(self, address: Address) -> None:
-        """TCP to this address of the endpoint."""
+        """The TCP connection to this address of the endpoint is open."""
 
     def proxied(self, proxy: Proxy, address: Address) -> None:
         """The proxy, at this address, has connected us to the endpoint."""
 
     def secured(self, version: str | None, certificate: bytes | None) -> None:
-        """A TLS session with the endpoint; its certificate in DER."""
+        """The TLS session with the endpoint is open. `certificate` is the endpoint's, in DER."""
 
     def answered(self, answer: Answer, fields: Sequence[tuple[str, str]]) -> None:
-        """The endpoint's answer and the fields of its head, names in lower case."""
+        """The endpoint answered. `fields` are the header fields of its answer, with their names in lower case."""
 
     def failed(self, error: TunnelError, *, again: bool) -> None:
-        """The attempt has failed. `again`: the same one will be made once more, after a pause."""
+        """The attempt failed. `again`: the client will repeat it after a pause."""

@@ -1,8 +1,8 @@
 """A proxy's URL, and which proxy the environment names for an endpoint. Pure.
 
-The variables are those of curl: HTTPS_PROXY for https endpoints, HTTP_PROXY for http ones, ALL_PROXY if that is not
-set, and NO_PROXY for the endpoints that need no proxy. Lower case beats upper case, and an empty variable counts as
-unset.
+The variables are the same as curl's: HTTPS_PROXY for https endpoints, HTTP_PROXY for http ones, ALL_PROXY if the one
+for the scheme is not set, and NO_PROXY for the endpoints that need no proxy. Lower case beats upper case, and an empty
+variable counts as unset.
 """
 
 from __future__ import annotations
@@ -32,12 +32,12 @@ class Proxy(NamedTuple):
     port: int
     username: str | None = None
     password: str | None = None
-    #: What named it: an option, an environment variable or a parameter.
+    #: Where the proxy's URL came from: the name of an option, an environment variable or a parameter.
     source: str = ""
 
     @property
     def tls(self) -> bool:
-        """Whether the proxy itself is spoken to over TLS."""
+        """Whether the connection to the proxy itself uses TLS."""
         return self.scheme == "https"
 
     @property
@@ -46,7 +46,7 @@ class Proxy(NamedTuple):
 
     @property
     def resolves(self) -> bool:
-        """Whether the endpoint's name is looked up by the proxy."""
+        """Whether the proxy looks the endpoint's name up, not this machine."""
         return self.scheme != "socks5"
 
     @property
@@ -68,9 +68,9 @@ def _bytes(text: str | None) -> bytes:
 
 
 def parse_proxy(text: str, source: str) -> Proxy:
-    """`http://`, `https://`, `socks5://` or `socks5h://[USER:PASSWORD@]HOST[:PORT]`; http where there is no scheme.
+    """Parse `http://`, `https://`, `socks5://` or `socks5h://[USER:PASSWORD@]HOST[:PORT]`. Without a scheme: http.
 
-    Raises AddressError, which never quotes the text: it may hold a password.
+    Raises AddressError. Its message never quotes the text, which may hold a password.
     """
     if _CONTROL_OR_BLANK.search(text):
         raise AddressError(f"the proxy's URL holds a blank or a control character: {_EXPECTED}")
@@ -105,16 +105,16 @@ def _check_credentials(proxy: Proxy, username: bytes, password: bytes) -> None:
         if not username or max(len(username), len(password)) > _MAX_SOCKS_CREDENTIAL:
             raise AddressError("SOCKS5 wants a user and a password of at most 255 bytes each")
     elif b":" in username:
-        # RFC 7617, section 2: the first colon ends the user's name.
+        # RFC 7617, section 2: the first colon ends the user name.
         raise AddressError("the user of an http proxy cannot hold a colon")
 
 
 def choose(endpoint: Endpoint, environ: Mapping[str, str]) -> tuple[Proxy | None, str]:
-    """The proxy that `environ` names for an endpoint, and the name of its variable; or None, and why there is none.
+    """Return the proxy that `environ` names for an endpoint, and its variable's name; or None, and why there is none.
 
-    Raises AddressError where the variable is not understood.
+    Raises AddressError if the variable's value is not a proxy's URL.
     """
-    # On Windows, os.environ ignores case; a dict tells http_proxy and HTTP_PROXY apart.
+    # On Windows, os.environ ignores case. A dict distinguishes http_proxy from HTTP_PROXY.
     environ = dict(environ)
     if is_loopback(endpoint.host):
         return None, f"{endpoint.host} is this machine"
@@ -132,17 +132,17 @@ def choose(endpoint: Endpoint, environ: Mapping[str, str]) -> tuple[Proxy | None
 
 def _names(tls: bool, environ: Mapping[str, str]) -> list[str]:
     names = ["https_proxy", "HTTPS_PROXY"] if tls else ["http_proxy", "HTTP_PROXY"]
-    # For a CGI program, HTTP_PROXY is the `Proxy` field of a stranger's request: https://httpoxy.org/.
+    # In a CGI program, HTTP_PROXY holds the `Proxy` header field of a stranger's request: https://httpoxy.org/.
     if "REQUEST_METHOD" in environ and not tls:
         names.remove("HTTP_PROXY")
     return [*names, "all_proxy", "ALL_PROXY"]
 
 
 def is_exception(no_proxy: str, host: str, port: int) -> bool:
-    """Whether NO_PROXY names this endpoint, by curl's rules.
+    """Return whether NO_PROXY names this endpoint, by curl's rules.
 
-    `*` is every endpoint. A name is this host and all names below it, with a dot before it or not. An address or a
-    network (CIDR) is these addresses. With a port at its end, an entry is about that port only.
+    `*` matches every endpoint. A name, with or without a leading dot, matches that host and all names below it. An
+    address or a network (CIDR) matches its addresses. An entry that ends with a port matches that port only.
     """
     return any(_has(entry, host.rstrip("."), port) for entry in re.split(r"[\s,]+", no_proxy.strip()))
 
@@ -170,7 +170,7 @@ def _has(entry: str, host: str, port: int) -> bool:
 
 def _address(host: str) -> IPv4Address | IPv6Address | None:
     try:
-        # A scope such as %eth0 names a link and is no part of the address.
+        # A scope such as %eth0 names a network interface; it does not belong to the address.
         return ip_address(host.partition("%")[0])
     except ValueError:
         return None
