@@ -363,7 +363,7 @@ async def _agree(settings: ClientSettings, stream: Stream, answer: Switched) -> 
             hello = await read_first(capsules)
         if not isinstance(hello, Hello):
             raise TunnelCut(f"{_LOST}: its first capsule is not the server's)")
-        # `keepalive` is never None here: a server waits for a lost client only if it knows the client's interval.
+        # Send an interval even without a keepalive setting: the server needs one from every client that it waits for.
         terms = Terms(keepalive=int(keepalive * 1000), window=settings.resume_window, grace=int(settings.resume))
         machine = Resumable.agree(hello, terms)
     except (Violation, trio.TooSlowError, trio.BrokenResourceError) as error:

@@ -1,6 +1,6 @@
 """The forwarder's story: listen → (SOCKS5) → open a tunnel → relay, for each local connection.
 
-`forward` listens on all of its addresses, or on none. `_Connection.run` is a local connection's whole life.
+`forward` listens on all of its addresses, or, if one fails, on none. `_Connection.run` handles one local connection.
 """
 
 from __future__ import annotations
@@ -25,11 +25,12 @@ from http2tcp.protocol.socks5 import ACCEPTED, Negotiation, SocksError, refuse
 
 logger = logging.getLogger("http2tcp.forwarder")
 
-# Seconds. The client is a program on this machine, which says at once where it wants to go.
+# Seconds. The SOCKS client is usually a program on this machine, which names its destination at once.
 _SOCKS_TIMEOUT = 10.0
-# The longest greeting and the longest request together.
+# The longest SOCKS5 greeting and the longest request together, in bytes.
 _SOCKS_READ = 2 + 255 + 4 + 1 + 255 + 2
-# Anybody on this machine can reach a loopback port. A socket file has an owner: as with ssh, nobody else gets in.
+# The mode of a Unix socket's file. Like ssh's forwards, only the file's owner can connect to it, while any user of this
+# machine can connect to a loopback port.
 _UNIX_MODE = 0o600
 
 
@@ -38,9 +39,9 @@ async def forward(
 ) -> None:
     """Listen for all of `settings.forwards` and give each connection a tunnel of its own, until cancelled.
 
-    A tunnel that fails is logged and its connection reset, by SOCKS5 refused; the listeners live on. Start it
-    with `nursery.start`, which returns the forwards with the addresses that are really listened on.
-    Raises ListenError, and then nothing is listened on.
+    If a tunnel fails, log the failure and reset its local connection (with SOCKS5: send a refusal first). The listeners
+    stay open. Start this with `nursery.start`, which returns the forwards with the actual addresses of the listeners.
+    Raises ListenError, and then listens on no address.
     """
     load_failure_words()
     listeners = await _listen(settings.forwards)
@@ -85,7 +86,7 @@ class _Connection:
         self._peer = peer
 
     async def run(self) -> None:
-        """A local connection's whole life."""
+        """Open the connection's tunnel, relay until it ends, and log a failure. Never raises one."""
         try:
             tunnel = await self._open_tunnel()
             traffic = Traffic()
@@ -147,7 +148,7 @@ class _Connection:
         return destination
 
     async def _answer(self, reply: bytes) -> None:
-        """Send the reply, and wait until the program has read it, for a second at most."""
+        """Send the reply, and wait until the program has read it, for at most `LINGER` seconds."""
         with trio.move_on_after(LINGER):
             await send_last_answer(self._stream, reply)
 

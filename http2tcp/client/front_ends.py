@@ -1,8 +1,8 @@
-"""Front ends: how each is recognised by its answers, and the lines with which it passes a tunnel. Pure data.
+"""Front ends: how to recognise each by its answers, and the lines of configuration that make it pass a tunnel. No I/O.
 
-Loaded only when something has failed, or for a check. The lines let every Upgrade token through that the server knows.
-If the front end would pass any token, they let no other through. They drop the fields in which a client could claim
-another address. A test compares them with the files in `examples/`.
+Loaded only after a failure, or for a check. The lines let through every Upgrade token that the server knows. If the
+front end passes any token by default, the lines also block all other tokens. They drop the header fields in which a
+client could claim another address. A test compares them with the files in `examples/`.
 """
 
 from __future__ import annotations
@@ -22,19 +22,20 @@ class FrontEnd(NamedTuple):
     """A kind of front end."""
 
     name: str
-    #: Matches its `Server` or `Via` field.
+    #: Matches the `Server` or `Via` field of the front end's answers.
     marks: re.Pattern[str]
-    #: Where the lines go; or what to do, if there are no lines.
+    #: Where to put the lines of `template`; or what to do, if there are no lines.
     note: str
-    #: Lines of its configuration, with @PATH@ and @SERVER@, and @TOKEN@ in a line that is repeated for each.
+    #: Lines of the front end's configuration. `lines` replaces @PATH@, @SERVER@ and the like, and repeats a line with
+    #: @TOKEN@ for each Upgrade token.
     template: str = ""
 
 
 class Recognised(NamedTuple):
-    """The front end that an answer probably came by."""
+    """The front end that probably made or passed an answer."""
 
     front_end: FrontEnd
-    #: The answer names it. Otherwise, the answer only looks like one of its own.
+    #: True: the answer names the front end. False: it only looks like one of the front end's own pages.
     certain: bool
 
     def __str__(self) -> str:
@@ -208,7 +209,7 @@ UNKNOWN_NOTE = (
 
 
 def recognise(fields: Sequence[tuple[str, str]]) -> Recognised | None:
-    """The front end that has made or passed an answer, by its fields. Their names are in lower case."""
+    """Return the front end that made or passed an answer, by the answer's `fields` (names in lower case), or None."""
     values = dict(reversed(fields))
     for name in ("server", "via"):
         for front_end in FRONT_ENDS:
@@ -217,17 +218,17 @@ def recognise(fields: Sequence[tuple[str, str]]) -> Recognised | None:
     if "server" in values:
         return None
     kind = (values.get("content-type"), values.get("cache-control"), values.get("x-content-type-options"))
-    # HAProxy's own pages are the only ones with these two fields and neither Server nor Date.
+    # Only HAProxy's own pages have these two fields and neither Server nor Date.
     if kind == ("text/html", "no-cache", None) and "date" not in values:
         return Recognised(HAPROXY, certain=False)
-    # "404 page not found" (19 bytes) is Go's page, which Traefik sends if it has no such route.
+    # "404 page not found" (19 bytes) is the page of Go's standard library, which Traefik sends if it has no such route.
     if kind == ("text/plain; charset=utf-8", None, "nosniff") and values.get("content-length") == "19":
         return Recognised(TRAEFIK, certain=False)
     return None
 
 
 def lines(front_end: FrontEnd, path: str = DEFAULT_PATH) -> list[str]:
-    """The lines of its configuration that lead `path` to the server; an empty list if there is nothing to write."""
+    """Return the front end's lines of configuration that lead `path` to the server; an empty list if it has none."""
     values = {
         "@PATH@": path,
         "@SERVER@": SERVER,

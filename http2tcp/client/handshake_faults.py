@@ -1,6 +1,6 @@
-"""Why a TLS handshake failed, read from Python's and OpenSSL's errors. The one place that knows their codes.
+"""Why a TLS handshake failed, read from Python's and OpenSSL's errors. Only this module knows their codes.
 
-`diagnosis` has the sentences about the site, `through_proxy` those about a proxy.
+`diagnosis` has the sentences about the site, and `through_proxy` has the sentences about a proxy.
 """
 
 from __future__ import annotations
@@ -14,14 +14,14 @@ from http2tcp.printable import safe
 
 
 class HandshakeFault(Enum):
-    """Why there is no TLS session."""
+    """Why a TLS handshake failed."""
 
     EXPIRED = auto()
     NOT_YET_VALID = auto()
     OTHER_NAME = auto()
-    #: The certificate, or the last one of its chain, is signed by itself, and is not known here.
+    #: The certificate, or the last one of its chain, is self-signed, and this machine does not trust it.
     SELF_SIGNED = auto()
-    #: The issuer is neither in the chain that came nor known here.
+    #: The issuer's certificate is neither in the chain that the peer sent nor among the authorities trusted here.
     UNKNOWN_ISSUER = auto()
     #: The certificate is not valid for another reason.
     INVALID = auto()
@@ -29,11 +29,11 @@ class HandshakeFault(Enum):
     NOT_TLS = auto()
     #: The peer closed the connection during the handshake.
     ENDED = auto()
-    #: The peer takes none of our protocols, which is http/1.1 alone (ALPN).
+    #: The peer refused http/1.1, the only protocol that we offer (ALPN).
     NO_HTTP_1 = auto()
-    #: Another error of OpenSSL's.
+    #: Another OpenSSL error.
     OTHER = auto()
-    #: The connection broke: a system error, not one of TLS.
+    #: The connection broke: the error is the system's, not OpenSSL's.
     BROKEN = auto()
 
 
@@ -51,7 +51,7 @@ _BY_VERIFY_CODE = {
 
 
 def fault_of(error: OSError) -> HandshakeFault:
-    """Why the handshake that raised this has failed."""
+    """Return why the handshake that raised `error` failed."""
     if isinstance(error, ssl.SSLCertVerificationError):
         return _BY_VERIFY_CODE.get(error.verify_code, HandshakeFault.INVALID)
     if not isinstance(error, ssl.SSLError):
@@ -60,20 +60,20 @@ def fault_of(error: OSError) -> HandshakeFault:
         return HandshakeFault.NOT_TLS
     if isinstance(error, ssl.SSLEOFError) or error.reason == "UNEXPECTED_EOF_WHILE_READING":
         return HandshakeFault.ENDED
-    # Before Python 3.13, this alert has no `reason`.
+    # Before Python 3.13, the error for this alert has no `reason`.
     if "no application protocol" in str(error):
         return HandshakeFault.NO_HTTP_1
     return HandshakeFault.OTHER
 
 
 def words_of(error: OSError) -> str:
-    """OpenSSL's or the system's own words for it, safe to print."""
+    """Return OpenSSL's or the system's own words for the error, safe to print."""
     if isinstance(error, ssl.SSLCertVerificationError):
         return safe(error.verify_message)
     if not isinstance(error, ssl.SSLError):
         return os_reason(error)
     if error.reason:
         return error.reason.lower().replace("_", " ")
-    # Python has no name for some errors. Their text is like "[SSL] unknown error (_ssl.c:1006)".
+    # Python has no name for some OpenSSL errors. Their text is like "[SSL] unknown error (_ssl.c:1006)".
     words = re.search(r"\] (.+?) \(_ssl\.c:", str(error))
     return safe(words[1]) if words else "unknown error"

@@ -1,4 +1,4 @@
-"""The client's settings, checked. Frozen; the command line or a program makes them."""
+"""The client's settings, checked and frozen. The command line or a Python program makes them."""
 
 from __future__ import annotations
 
@@ -25,33 +25,34 @@ _PROXY_VARIABLES = ("https_proxy", "HTTPS_PROXY", "http_proxy", "HTTP_PROXY", "a
 
 logger = logging.getLogger("http2tcp.client")
 
-# Fields that the handshake sets. With another value, the request would no longer ask for a tunnel.
+# The header fields that the handshake sets. With other values, the request would no longer ask for a tunnel.
 _OWN_FIELDS = {"connection", "upgrade", "content-length", "transfer-encoding", TOKEN_FIELD.lower()}
 _OWN_FIELDS |= {f"sec-websocket-{name}" for name in ("key", "version", "protocol", "extensions")}
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class TLSSettings:
-    """How the client verifies an https endpoint, and how it names itself there."""
+    """How the client verifies an https endpoint, and which certificate it shows there."""
 
-    #: A file of authorities (PEM), in place of the system's.
+    #: A file of certificate authorities (PEM), used in place of the system's.
     ca_file: str | None = None
     client_cert: str | None = None
     client_key: str | None = None
-    #: The name to ask for and to verify, in place of the endpoint's host.
+    #: The name to send (SNI) and to verify, in place of the endpoint's host.
     server_name: str | None = None
-    #: SHA-256 digests of public keys. The server's key has to match one of them, besides having a valid certificate.
+    #: SHA-256 digests of public keys. If not empty, the server's key must match one of them, and its certificate must
+    #: still be valid.
     pins: Sequence[bytes] = ()
-    #: False trusts any certificate.
+    #: False: trust any certificate.
     verify: bool = True
 
 
-#: For how many seconds a tunnel is tried to be brought back: one on stdin and stdout, which is a login; one of a local
-#: listener, whose program can connect again; one of a program, by `open_tunnel`.
+#: For how many seconds the client tries to bring a lost tunnel back. STDIO: a tunnel on stdin and stdout, which is a
+#: login. LISTENERS: a tunnel of a local listener, whose program can connect again. PROGRAMS: a tunnel of `open_tunnel`.
 RESUME_OF_STDIO = 900.0
 RESUME_OF_LISTENERS = 60.0
 RESUME_OF_PROGRAMS = 60.0
-#: Seconds between our own signs of life.
+#: Seconds between the keepalives that the client sends.
 DEFAULT_KEEPALIVE = 25.0
 
 
@@ -62,33 +63,33 @@ class ClientSettings:
     endpoint: Endpoint
     #: None: the server's default destination.
     destination: Address | None = None
-    #: Where to listen, and where the connections go. Empty: tunnel stdin and stdout.
+    #: Where to listen, and where the connections lead. Empty: tunnel stdin and stdout.
     forwards: Sequence[Forward] = ()
     token: str | None = field(default=None, repr=False)
     #: None: the first transport that gets through.
     transport: Transport | None = None
     user_agent: str = DEFAULT_USER_AGENT
-    #: Further header fields of the request.
+    #: Header fields to add to the request.
     headers: Sequence[tuple[str, str]] = field(default=(), repr=False)
     tls: TLSSettings = TLSSettings()
-    #: The proxy on the way to the endpoint. `environment_proxy` finds the environment's.
+    #: The proxy on the way to the endpoint. `environment_proxy` finds the one that the environment names.
     proxy: Proxy | None = None
-    #: Hand the connection to ssh (ProxyUseFdpass) and leave.
+    #: Hand the connection to ssh (ProxyUseFdpass) and exit.
     fdpass: bool = False
-    #: Send something after this much silence of our own, if the transport can. None: do not announce a keepalive.
+    #: Send a keepalive after sending nothing for this long, if the transport can. None: do not announce a keepalive.
     keepalive: float | None = 25.0
-    #: For how many seconds a tunnel that lost its connection is tried to be brought back; 0: it is not resumable.
+    #: For how many seconds to try to bring a tunnel back that lost its connection. 0: tunnels are not resumable.
     resume: float = 0.0
-    #: How many bytes are kept toward the server until it has acknowledged them.
+    #: How many bytes sent to the server the client keeps, to send them again, until the server acknowledges them.
     resume_window: int = 4 * 1024 * 1024
-    #: Reads the token again, for a tunnel that comes back long after it was opened. Raises SettingsError.
+    #: Reads the token again when a tunnel resumes, which may be long after it was opened. Raises SettingsError.
     read_token: Callable[[], str | None] | None = field(default=None, repr=False, compare=False)
-    #: The time for the look-up of the name and the TCP connection together.
+    #: The limit for looking the endpoint's name up and connecting to it, together.
     connect_timeout: float = 10.0
-    #: The time for the look-up of a proxy's name, its TCP connection, its TLS and its answer together.
+    #: The limit for the proxy's name look-up, TCP connection, TLS handshake and answer, together.
     proxy_timeout: float = 10.0
     tls_timeout: float = 10.0
-    #: The time for the server's answer. It is longer than the server's own limit for reaching the target.
+    #: The limit for the server's answer. It is longer than the server's own limit for reaching the target.
     answer_timeout: float = 20.0
 
     def __post_init__(self) -> None:
@@ -122,7 +123,7 @@ class ClientSettings:
 
 
 def environment_proxy(endpoint: Endpoint) -> Proxy | None:
-    """The proxy that HTTPS_PROXY and its like name for an endpoint. Raises AddressError."""
+    """Return the proxy that HTTPS_PROXY or a similar variable names for an endpoint. Raises AddressError."""
     if not any(name in os.environ for name in _PROXY_VARIABLES):
         return None
     from http2tcp.client.proxy_choice import choose
