@@ -1,8 +1,8 @@
 """What a failure at a hop means, and what the user can do about it. No I/O.
 
-Only here do errors of the system and answers of other programs become a `TunnelError`. An answer with a
-Proxy-Status of http2tcp comes from the http2tcp server; any other was made by a front end. What a peer wrote is
-stripped of control characters before it becomes part of a sentence.
+This module turns TLS errors and refusals into a `TunnelError`. An answer whose Proxy-Status names http2tcp comes from
+the http2tcp server; a front end made any other answer. Control characters are removed from a peer's text before it
+becomes part of a sentence.
 """
 
 from __future__ import annotations
@@ -38,20 +38,20 @@ from http2tcp.units import repeated
 
 # How many characters of an error page a message quotes. The quote is part of a sentence, so it must be short.
 _MAX_PAGE = 100
-# Fields of the request that hold no secret.
+# Header fields of the request that hold no secret.
 _OPEN_FIELDS = ("host", "user-agent", "connection", "upgrade", "capsule-protocol")
-# Shorter words of a request may stand on a page by chance.
+# Ignore words of the request that are shorter than this: they may be on a page by chance.
 _SHORTEST_SECRET = 4
 
-# In seconds: less than this is not worth a word.
+# Seconds. A delay shorter than this is not worth a mention.
 _NOTICEABLE = 0.1
-# The statuses that something else gives while a server restarts: a default backend, a maintenance page, a mesh that has
-# lost the route. Redirects count as well.
+# The statuses of answers that may come from something else while a server restarts: a default backend, a maintenance
+# page, or a service mesh that has lost the route. Redirects count as well.
 _PASSING = (403, 404, 405)
 
 
 def quotes_credentials(page: str, head: bytes, token: str | None) -> bool:
-    """Whether a page repeats a secret that the request `head` may hold, as debugging pages do."""
+    """Return whether a page repeats a possible secret of the request `head`, as debugging pages do."""
     _, *lines = head.decode("utf-8", "replace").split("\r\n")
     fields = (line.partition(":") for line in lines)
     words = [word for name, _, value in fields if name.lower() not in _OPEN_FIELDS for word in value.split()]
@@ -62,7 +62,7 @@ def quotes_credentials(page: str, head: bytes, token: str | None) -> bool:
 def explain_refusal(
     refused: Refused, endpoint: Endpoint, destination: Address | None, transport: Transport, *, with_token: bool
 ) -> TunnelError:
-    """The error for an answer other than 101."""
+    """Return the error for an answer other than 101."""
     if refused.proxy_error is None:
         error = _explain_front_end(refused, endpoint, destination, transport)
         if isinstance(error, UpgradeNotPassed):
@@ -80,7 +80,8 @@ def explain_refusal(
         case 400 if refused.text == TLSRequired.text:
             return ServerRefused("the server serves https: write https:// in the endpoint")
         case 400 if refused.text == BadRequest.text:
-            # This is also the answer if a front end makes a websocket of every upgrade. That transport gets through.
+            # The server also answers 400 if a front end turns every upgrade into websocket. Then the websocket
+            # transport gets through.
             return UpgradeNotPassed(
                 f"{endpoint} reached the http2tcp server with a changed request (400)",
                 _hint(refused, transport),
@@ -122,16 +123,16 @@ def explain_refusal(
 
 
 def explain_detour(best: Transport, seen: Sequence[str], found: Transport, seconds: float, *, ours: bool) -> str:
-    """The hint if `found` gets through and `best` does not: `seen` is what each try of `best` ended with.
+    """Return the hint for when `found` gets through and `best` does not. `seen` says how each try of `best` ended.
 
-    The failed tries took `seconds`. `ours`: an http2tcp server has answered, and not one of the original.
+    The failed tries took `seconds`. `ours`: the server that answered is http2tcp, not the original http2tcp.
     """
     tries = [f"{what}{repeated(len(list(same)))}" for what, same in groupby(seen)]
     name = found.value
     faster = f"--transport {name} is faster" + (f" by {seconds:.1f} s" if seconds >= _NOTICEABLE else "")
     history = f"{best.value} {', then '.join(tries)}"
     if found.raw and ours:
-        # This transport lacks something, so the user should know that before choosing it for good.
+        # Say what this transport lacks, before the user chooses it for good.
         return (
             f"{history}; {name} gets through, without a keepalive and perhaps without half-close: "
             f"--check shows what the front end lacks, and {faster}"
@@ -140,7 +141,7 @@ def explain_detour(best: Transport, seen: Sequence[str], found: Transport, secon
 
 
 def _why_forbidden(destination: Address | None, session: str) -> str:
-    """How the operator finds the rule. Only the server knows the token's name and the default destination."""
+    """Say how the operator finds the rule: only the server knows the token's name and the default destination."""
     record = f"session {session} of its log" if session else "its log"
     if destination is None:
         return f"{record} names the token and the destination"
@@ -164,7 +165,7 @@ def _explain_front_end(
         case status if 300 <= status < 400:
             return UpgradeNotPassed(f"{made_by}, a redirect; {_redirect(refused, endpoint)}")
         case 400 if not endpoint.tls:
-            # nginx and Apache answer 400 to plain HTTP on a port of theirs that expects TLS.
+            # nginx and Apache answer 400 to plain HTTP on a port that expects TLS.
             return UpgradeNotPassed(
                 f"{made_by}: does that port want https://? If not, it did not pass the upgrade on",
                 _hint(refused, transport),
@@ -229,7 +230,7 @@ def _explain_front_end(
             )
 
 
-# Words in the titles of front ends' pages, and what they mean. For nginx: ngx_http_special_response.c
+# Words in the titles of front ends' error pages, and what they mean. nginx's are in ngx_http_special_response.c.
 _PAGES = (
     ("no required ssl certificate", "the site wants a certificate of this client: --client-cert"),
     ("ssl certificate error", "the site does not accept the certificate of --client-cert"),
@@ -245,13 +246,13 @@ _PAGES = (
 
 
 def _words_of(page: str) -> str:
-    """A page's words for a quotation: safe to print, short, and without double quotes of their own."""
+    """Return a page's text ready to be quoted: safe to print, short, and without double quotes."""
     words = safe(page).replace('"', "'")
     return words if len(words) <= _MAX_PAGE else words[:_MAX_PAGE] + "…"
 
 
 def _is(name: str, refused: Refused) -> bool:
-    """Whether the answer comes from the front end of this name, by its `Server` field."""
+    """Return whether the answer's `Server` field shows that it comes from the front end called `name`."""
     from http2tcp.client.front_ends import recognise
 
     found = recognise([("server", refused.server)])
@@ -259,7 +260,7 @@ def _is(name: str, refused: Refused) -> bool:
 
 
 def _hidden(refused: Refused, meaning: str) -> str:
-    """The other possible cause: http2tcp refused, and a front end put a page of its own in place of that answer."""
+    """Describe the other possible cause: http2tcp refused, and a front end replaced that answer by its own page."""
     if _is("nginx", refused):
         how = "nginx replaced its page (proxy_intercept_errors on)"
     elif _is("Cloudflare", refused):
@@ -270,10 +271,10 @@ def _hidden(refused: Refused, meaning: str) -> str:
 
 
 def _redirect(refused: Refused, endpoint: Endpoint) -> str:
-    """Where the redirect leads, and what to do. No query is shown: it may hold a login's secret, or our destination.
+    """Say where the redirect leads, and what to do. Show no query: it may hold a login's secret, or our destination.
 
-    A single sign-on gateway redirects everybody to its login. So a URL for -e is offered only if it is the endpoint
-    in another spelling.
+    A single sign-on gateway redirects everybody to its login page. So offer a URL for -e only if it is the endpoint in
+    another spelling.
     """
     try:
         url = urlsplit(urljoin(str(endpoint), refused.location))
@@ -283,18 +284,18 @@ def _redirect(refused: Refused, endpoint: Endpoint) -> str:
     if not refused.location or url.scheme not in ("http", "https") or not url.hostname:
         return "it names no other http or https URL"
     tls, host = url.scheme == "https", url.hostname.rstrip(".")
-    # The URL that we offer is made of the endpoint's own parts, except for those that may differ: nothing that a
-    # stranger wrote should be copied into -e.
+    # Build the offered URL from the endpoint's own parts, apart from the scheme, the port and a slash at the end: the
+    # user should not copy text that a stranger wrote into -e.
     bare = replace(endpoint, username=None, password=None)
     moved = replace(bare, tls=tls, port=port)
     if not endpoint.is_template:
         moved = replace(moved, path=endpoint.path.rstrip("/") + "/" * (url.path[-1:] in ("", "/")) or "/")
     ours = _same_path(url.path, endpoint) and _without_target(url.query) == _without_target(endpoint.expand({})[1])
-    # From http to https, the port may change as well. From https to http, the token would be readable on the way.
+    # From http to https, the port may change as well. Never go from https to http: others could read the token.
     secure = tls >= endpoint.tls and (port == endpoint.port or tls > endpoint.tls)
     rest = "template" if endpoint.is_template else "query"
     and_rest = f", with your {rest} behind it" if endpoint.is_template or endpoint.query else ""
-    # A redirect to the same URL comes from a gateway that has set a cookie.
+    # `moved != bare`: a redirect to the same URL comes from a gateway that has set a cookie; another -e would not help.
     if ours and secure and moved != bare and host == endpoint.host.rstrip("."):
         return f"use that URL: -e {moved}{and_rest}"
     if ours and secure and _is_www_of(host, endpoint.host.rstrip(".")):
@@ -309,12 +310,12 @@ def _redirect(refused: Refused, endpoint: Endpoint) -> str:
 
 
 def _same_path(path: str, endpoint: Endpoint) -> bool:
-    """Whether this is the endpoint's path, up to a slash at the end and percent-encoding."""
+    """Return whether `path` is the endpoint's path, apart from a slash at the end and percent-encoding."""
     return unquote(path).rstrip("/") == unquote(endpoint.expand({})[0]).rstrip("/")
 
 
 def _without_target(query: str) -> list[str]:
-    """The parts of a query without those that we add."""
+    """Return the parts of a query, without the parts that name our target."""
     ours = ("addr=", "target_host=", "target_port=")
     return [pair for pair in query.split("&") if pair and not pair.startswith(ours)]
 
@@ -324,7 +325,7 @@ def _is_www_of(one: str, other: str) -> bool:
 
 
 def _hint_to_check(refused: Refused) -> str:
-    """The hint for an answer that is more likely due to a wrong path than to missing lines of configuration."""
+    """Return the hint for an answer that is more likely due to a wrong path than to missing configuration."""
     from http2tcp.client.front_ends import recognise
 
     found = recognise([("server", refused.server)])
@@ -344,7 +345,8 @@ def _hint(refused: Refused, transport: Transport) -> str:
     )
 
 
-# RFC 7292, section 4: PKCS#12 is a sequence that begins with version 3. Certificates and keys do not begin so.
+# RFC 7292, section 4: a PKCS#12 file is a DER sequence that begins with version 3. Certificates and keys in DER begin
+# differently.
 _PKCS12 = re.compile(rb"0(?:[\x00-\x80]|\x81.|\x82..|\x83.{3}|\x84.{4})\x02\x01\x03", re.DOTALL)
 # An encrypted key in PKCS#8, and in OpenSSL's older format.
 _ENCRYPTED = re.compile(rb"^(?:-----BEGIN ENCRYPTED PRIVATE KEY-----|Proc-Type: 4,ENCRYPTED)", re.MULTILINE)
@@ -353,9 +355,9 @@ _ENCRYPTED = re.compile(rb"^(?:-----BEGIN ENCRYPTED PRIVATE KEY-----|Proc-Type: 
 def explain_certificates(
     error: OSError, *, ca_file: bool, cert: bool, files: Sequence[tuple[str, str, bytes]] = ()
 ) -> TLSFailed:
-    """The error for certificate files that cannot be used. `ca_file` and `cert`: whether these options were given.
+    """Return the error for unusable certificate files. `ca_file` and `cert`: whether these options were given.
 
-    `files` has the options, their paths and the first bytes of the files.
+    `files` holds, for each file, its option, its path and its first bytes.
     """
     options = ["--ca-file"] * ca_file + ["--client-cert (and its key)"] * cert
     if isinstance(error, ssl.SSLError):
@@ -369,7 +371,7 @@ def explain_certificates(
 
 
 def _unfit(option: str, path: str, data: bytes) -> str:
-    """What is wrong with such a file, and the command that converts it; "" if nothing is found."""
+    """Say what is wrong with a certificate or key file, and which command converts it; "" if it looks right."""
     from shlex import quote
 
     name = safe(quote(path))
@@ -392,7 +394,10 @@ def _unfit(option: str, path: str, data: bytes) -> str:
 
 
 def explain_tls(error: OSError, endpoint: Endpoint, server_name: str, unusable: str = "") -> TLSFailed:
-    """The error for a handshake that failed. `unusable` names a variable that points to no usable authorities."""
+    """Return the error for a failed TLS handshake.
+
+    `unusable` names an environment variable that points to no usable certificate authorities, or is empty.
+    """
     site = f"{endpoint.host}:{endpoint.port}"
     fault = fault_of(error)
     match fault:

@@ -86,7 +86,7 @@ class _Connection:
         self._peer = peer
 
     async def run(self) -> None:
-        """Open the connection's tunnel, relay until it ends, and log a failure. Never raises one."""
+        """Open the connection's tunnel and relay until it ends. A failure is logged, not raised."""
         try:
             tunnel = await self._open_tunnel()
             traffic = Traffic()

@@ -1,4 +1,4 @@
-"""What -l, -L and -D ask for: where to listen, and where it leads. Pure; loaded only if one of them is given."""
+"""The forwards of -l, -L and -D: where to listen, and where the connections lead. No I/O. Loaded only if needed."""
 
 from __future__ import annotations
 
@@ -16,12 +16,12 @@ _EXPECTED_DYNAMIC = "expected [BIND:]PORT, with IPv6 addresses in brackets, or a
 
 
 class Forward(NamedTuple):
-    """A local address, and where the connections to it lead."""
+    """A local address to listen on, and where the connections to it lead."""
 
     listen: Address
-    #: None: the client's own destination (-d), or without one the server's default.
+    #: None: the client's destination (-d), or, without -d, the server's default destination.
     destination: Address | None = None
-    #: Each connection names its destination by SOCKS5.
+    #: Whether each connection names its own destination by SOCKS5.
     socks: bool = False
 
     def __str__(self) -> str:
@@ -31,9 +31,9 @@ class Forward(NamedTuple):
 
 
 def parse_local_forward(text: str) -> Forward:
-    """`[bind:]port:host:hostport` as ssh's -L; a path (`/p` or `unix:/p`) may stand for either side."""
+    """Parse `[bind:]port:host:hostport`, like ssh's -L. Either side may be a Unix socket's path (`/p` or `unix:/p`)."""
     fields = _fields(text)
-    # A Unix socket is one field, a host and its port are two.
+    # The remote side is the last field (a Unix socket) or the last two (a host and its port).
     size = 1 if fields and _is_path(fields[-1]) else 2
     listen, remote = _local(fields[:-size]), fields[-size:]
     if listen is None or (size == 2 and _is_path(remote[0])):
@@ -42,7 +42,7 @@ def parse_local_forward(text: str) -> Forward:
 
 
 def parse_dynamic_forward(text: str) -> Forward:
-    """`[bind:]port` as ssh's -D, or a path."""
+    """Parse `[bind:]port`, like ssh's -D, or a Unix socket's path."""
     listen = _local(_fields(text))
     if listen is None:
         raise AddressError(f"{text!a}: {_EXPECTED_DYNAMIC}")
@@ -50,7 +50,7 @@ def parse_dynamic_forward(text: str) -> Forward:
 
 
 def _fields(text: str) -> list[str]:
-    """The fields between the colons that stand outside of brackets; an empty list if a bracket has no partner."""
+    """Split the text at the colons outside of brackets. Return an empty list if the brackets do not match."""
     fields, start = [], 0
     while match := _FIELD.match(text, start):
         fields.append(match[1])
@@ -61,7 +61,7 @@ def _fields(text: str) -> list[str]:
 
 
 def _local(fields: list[str]) -> Address | None:
-    """The address to listen on: a path, a port of loopback, or a bind address and a port. None if it is neither."""
+    """Return the address to listen on: a path, a loopback port, or a bind address and port. None: none of these."""
     match fields:
         case [path] if _is_path(path):
             return parse_listen(_address(fields))

@@ -1,4 +1,4 @@
-"""ssh's ProxyCommand: stdin and stdout through a tunnel, or the tunnel's socket handed to ssh."""
+"""ssh's ProxyCommand: relay stdin and stdout through a tunnel, or hand the tunnel's socket to ssh."""
 
 from __future__ import annotations
 
@@ -22,12 +22,12 @@ if TYPE_CHECKING:
     from http2tcp.net.preconnect import HeadStart
     from http2tcp.net.stdio import StdioStream
 
-# How many seconds the rest of stdin may take once nobody reads stdout: ssh sends its last packet and leaves.
+# How many seconds to go on sending stdin once the reader of stdout has gone: ssh sends its last packet and exits.
 LAST_WORDS = 1.0
 
 
 async def run_stdio(settings: ClientSettings, stdio: StdioStream, head_start: HeadStart | None = None) -> None:
-    """Pump `stdio` through a tunnel until both directions have ended, or until nobody reads stdout any more.
+    """Relay `stdio` through a tunnel until both directions have ended, or until the reader of stdout has gone.
 
     Raises TunnelError.
     """
@@ -61,7 +61,7 @@ async def run_stdio(settings: ClientSettings, stdio: StdioStream, head_start: He
 async def hand_over(settings: ClientSettings, output_fd: int) -> None:
     """Open a tunnel and give its socket to the process behind `output_fd`, a Unix socket. Raises TunnelError.
 
-    From then on the bytes do not pass through this process, which is why the endpoint cannot be https.
+    From then on the bytes do not pass through this process. So the endpoint cannot be https: TLS runs in this process.
     """
     from http2tcp.net.fdpass import HeadReceiver, pass_socket
 

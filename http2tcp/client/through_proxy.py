@@ -1,7 +1,8 @@
 """The way to the endpoint through a proxy, under one deadline: connect to the proxy → (TLS) → ask for a connection.
 
-Failures are `ProxyFailed`: the sentence says which proxy it was, which option or variable named it, and what to do. The
-one exception is `ResolveFailed`, since this machine looks the endpoint's name up for a socks5:// proxy.
+A failure is a `ProxyFailed`. Its sentence says which proxy failed, which option or variable named the proxy, and what
+to do. The exceptions are `ResolveFailed`, for a socks5:// proxy, since this machine then looks the endpoint's name up,
+and `TLSFailed`, if the certificate files of this machine are unusable.
 """
 
 from __future__ import annotations
@@ -30,12 +31,15 @@ logger = logging.getLogger("http2tcp.client")
 
 
 async def dial_through(proxy: Proxy, settings: ClientSettings, progress: Progress | None = None) -> Stream:
-    """A connection to the endpoint, as a SocketStream unless the proxy is an https one. Raises TunnelError."""
+    """Connect to the endpoint through the proxy. Returns a SocketStream, unless the proxy is https.
+
+    Raises TunnelError.
+    """
     return await _Way(proxy, settings, progress).dial()
 
 
 class _Way:
-    """One way to the endpoint. `_late` is the error to raise when the time is up."""
+    """One connection to the endpoint through a proxy. `_late` is the error to raise if the deadline passes now."""
 
     def __init__(self, proxy: Proxy, settings: ClientSettings, progress: Progress | None) -> None:
         self._proxy = proxy
@@ -96,12 +100,13 @@ class _Way:
         return stream
 
     async def _secure(self, stream: SocketStream) -> TLSStream:
-        # The options for the site's name, pins and client certificate are not about the proxy. --ca-file is about both.
+        # The options for the server's name, pins and client certificate apply to the site only, not to the proxy.
+        # --ca-file applies to both.
         tls = self._settings.tls
         try:
             context = client_context(ca_file=tls.ca_file, verify=tls.verify)
         except OSError as error:
-            # Imported here and below: a login where all goes well does not pay for it.
+            # Imported here and below: a login that succeeds need not load it.
             from http2tcp.client.diagnosis import explain_certificates
 
             files = beginnings([("--ca-file", tls.ca_file)])
@@ -188,9 +193,10 @@ def _tls_words(error: OSError, tls: TLSSettings) -> str:
 async def connect_through(
     stream: Stream, target: TCPAddress, *, user_agent: str, credentials: tuple[bytes, bytes] | None
 ) -> Refused | None:
-    """CONNECT; None where the proxy has connected us. What came with its answer is the stream's next.
+    """Ask an HTTP proxy to CONNECT. Return None if it has connected us, otherwise its refusal.
 
-    The caller sets the deadline. Raises ProxyProtocolError or BrokenResourceError.
+    The stream's next bytes are those that came after the proxy's answer. The caller sets the deadline. Raises
+    ProxyProtocolError or BrokenResourceError.
     """
     handshake = Connect(str(target), user_agent=user_agent, credentials=credentials)
     receive = HeadReceiver(stream).receive if isinstance(stream, SocketStream) else stream.receive_some
@@ -204,7 +210,10 @@ async def connect_through(
 
 
 async def socks5_through(stream: Stream, target: TCPAddress, *, credentials: tuple[bytes, bytes] | None) -> None:
-    """SOCKS5. The caller sets the deadline. Raises ProxyProtocolError, SocksRefusal or BrokenResourceError."""
+    """Ask a SOCKS5 proxy to connect us. The caller sets the deadline.
+
+    Raises ProxyProtocolError, SocksRefusal or BrokenResourceError.
+    """
     handshake = Socks5(target.host, target.port, credentials=credentials)
     await stream.send_all(handshake.outgoing)
     while handshake.needed:

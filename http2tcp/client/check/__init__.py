@@ -1,4 +1,4 @@
-"""`--check`: the client's own code walks the way to the target, and each hop is reported with what it needs.
+"""`--check`: run the client's own code to the target, and report each hop on the way and what it needs.
 
-It imports what the client may, and nothing in the client but a check imports it. Start with `walk`.
+It may import whatever the client may. In the client, no module outside of this package imports it. Start with `walk`.
 """

@@ -1,7 +1,8 @@
-"""What a check says of each hop, and its verdict. No I/O.
+"""What a check says about each hop, and its verdict. No I/O.
 
-The sentence for a failure is the ordinary client's (`http2tcp.client.diagnosis`). Here are the facts around it, and the
-advice with lines of configuration (`http2tcp.client.front_ends`). What a peer wrote is made safe to print.
+The sentence for a failure is the same as the ordinary client's (`http2tcp.client.diagnosis`). This module adds the
+facts around it, and advice with lines of configuration (`http2tcp.client.front_ends`). It makes text that a peer wrote
+safe to print.
 """
 
 from __future__ import annotations
@@ -37,8 +38,8 @@ from http2tcp.protocol.client_handshake import Answer, Refused, Switched
 from http2tcp.protocol.transport import DIAL_METRIC, TIMING_FIELD, Transport
 from http2tcp.units import repeated
 
-# Let's Encrypt certificates are renewed 30 days before their end. With fewer days left than these, renewal has probably
-# stopped.
+# A certificate with fewer days left than this gets a note. Let's Encrypt's are renewed 30 days before their end, so
+# renewal has probably stopped.
 _DAYS_TO_RENEW = 14
 _MAX_SHOWN = 4
 _MAX_QUOTE = 60
@@ -60,26 +61,26 @@ _KEYS: list[tuple[type[TunnelError], str]] = [
 
 
 def key_of(error: TunnelError) -> str:
-    """The key of the hop at which a failure lies."""
+    """Return the key of the hop that failed."""
     return next(key for kind, key in _KEYS if isinstance(error, kind))
 
 
 def before_http(error: TunnelError) -> bool:
-    """Whether a failure lies before the first byte of HTTP."""
+    """Return whether the failure happened before the first byte of HTTP."""
     return key_of(error) in ("name", "proxy", "tcp", "tls")
 
 
 def attempt_hops(attempts: Sequence[Attempt]) -> list[Hop]:
-    """The lines that the attempts of one connection make, so far. A further event only adds lines at the end.
+    """Return the report's lines for the attempts so far. A further event only adds lines at the end.
 
     | attempt | its lines |
     |---|---|
-    | the first try of all | the hops below HTTP, as it passes them |
-    | the first that is decided | the front end, then the transport |
-    | each further one that is decided | the transport |
+    | the very first try | the hops below HTTP that it has passed |
+    | the first decided attempt | the front end |
+    | each decided attempt | its transport |
 
-    An attempt is decided when it gets through, or fails and is not made again. The very first try is the exception: if
-    it fails below HTTP, it says nothing about its transport.
+    An attempt is decided when it gets through, or when it fails and will not be repeated. Exception: if the very first
+    try fails below HTTP, it is not decided, since it shows nothing about its transport.
     """
     if not attempts:
         return []
@@ -94,9 +95,10 @@ def attempt_hops(attempts: Sequence[Attempt]) -> list[Hop]:
 
 
 def awaited(attempts: Sequence[Attempt], way: Sequence[tuple[str, str]]) -> tuple[str, str] | None:
-    """What the last attempt waits for, as a label and a text; None where it waits for nothing more.
+    """Return what the last attempt waits for, as a label and a text; None if it waits for nothing more.
 
-    `way` has the hops of the first try in their order, the front end last. A further try is one wait for its answer.
+    `way` has the hops of the first try in their order, the front end last. A later try is shown as a single wait, for
+    its answer.
     """
     attempt = attempts[-1]
     if attempt.again:
@@ -109,7 +111,7 @@ def awaited(attempts: Sequence[Attempt], way: Sequence[tuple[str, str]]) -> tupl
 
 
 def name_hop(host: str, addresses: Sequence[str], seconds: float | None) -> Hop:
-    """The look-up of the endpoint's name; no addresses: it failed."""
+    """Make the line for the look-up of the endpoint's name. No addresses: it failed."""
     distinct = list(dict.fromkeys(addresses))
     if not distinct:
         return Hop("name", "name", State.FAILED, host, seconds, facts={"addresses": []})
@@ -118,7 +120,7 @@ def name_hop(host: str, addresses: Sequence[str], seconds: float | None) -> Hop:
 
 
 def tcp_hop(site: str, address: Address | None, seconds: float | None) -> Hop:
-    """TCP to the endpoint; no address: it failed."""
+    """Make the line for the TCP connection to the endpoint. No address: it failed."""
     facts = {"address": None if address is None else str(address)}
     if address is None:
         return Hop("tcp", "TCP", State.FAILED, site, seconds, facts=facts)
@@ -126,7 +128,7 @@ def tcp_hop(site: str, address: Address | None, seconds: float | None) -> Hop:
 
 
 def proxy_hop(proxy: Proxy, site: str, address: Address | None, seconds: float | None) -> Hop:
-    """The proxy; no address: it failed."""
+    """Make the line for the proxy. No address: it failed."""
     facts = {"proxy": str(proxy), "source": proxy.source, "address": None if address is None else str(address)}
     text = f"{proxy} (from {proxy.source})"
     if address is None:
@@ -144,7 +146,7 @@ def tls_hop(
     failed: bool = False,
     wrong_name: bool = False,
 ) -> Hop:
-    """TLS with the server called `name`, or the certificate with which it failed."""
+    """Make the line for TLS with the server called `name`. If the handshake failed, show the certificate, if known."""
     words, more, facts = _certificate(der)
     if wrong_name and more:
         more = (f"{more[0]}, and not for {name}", *more[1:])
@@ -159,7 +161,7 @@ def tls_hop(
 
 
 def _certificate(der: bytes | None) -> tuple[str, tuple[str, ...], dict[str, Any]]:
-    """A few words, further lines, and facts."""
+    """Describe a certificate: return a few words for the hop's line, further lines, and facts for machines."""
     if der is None:
         return "", (), {}
     try:
@@ -189,7 +191,7 @@ def _certificate(der: bytes | None) -> tuple[str, tuple[str, ...], dict[str, Any
 
 
 def front_end_hop(attempt: Attempt) -> Hop:
-    """Who answered in HTTP, by the fields of the attempt's last answer."""
+    """Make the line for the front end: what answered in HTTP, by the header fields of the attempt's last answer."""
     attempt = next((one for one in reversed((*attempt.earlier, attempt)) if one.answer is not None), attempt)
     server = _quote(dict(reversed(attempt.fields)).get("server", ""))
     found = advice.recognise(attempt.fields)
@@ -205,7 +207,7 @@ def front_end_hop(attempt: Attempt) -> Hop:
 
 
 def transport_hop(attempt: Attempt) -> Hop:
-    """What happened to one transport's upgrade, in all its tries."""
+    """Make the line for one transport: what happened to its upgrade, in all its tries."""
     text, state = _became(attempt)
     told = [_became(one)[0] for one in attempt.earlier]
     if told:
@@ -217,7 +219,7 @@ def transport_hop(attempt: Attempt) -> Hop:
 
 
 def _became(attempt: Attempt) -> tuple[str, State]:
-    """What happened to one try, and how it stands."""
+    """Say what happened to one try, and whether it passed."""
     answer, status = attempt.answer, _status(attempt.answer)
     match answer:
         case Switched(transport=transport) if transport is not attempt.transport:
@@ -244,7 +246,7 @@ def _status(answer: Answer | None) -> int | None:
 
 
 def server_hop(attempt: Attempt, *, refuses: bool) -> Hop:
-    """The http2tcp server."""
+    """Make the line for the http2tcp server."""
     answer = attempt.answer
     ours = answer.from_http2tcp if isinstance(answer, Switched) else attempt.refused_by_us
     keepalive = answer.keepalive if isinstance(answer, Switched) else None
@@ -274,14 +276,17 @@ def server_hop(attempt: Attempt, *, refuses: bool) -> Hop:
 
 
 def came_back(failure: str | None, seconds: float = 0.0) -> Comeback:
-    """A tunnel was cut, and came back after so many seconds; or it did not, and why."""
+    """Describe a tunnel that was cut. `failure` says why it did not come back; None: it did, after `seconds`."""
     if failure is None:
         return Comeback(True, f"a tunnel that was cut came back within {seconds:.1f} s")
     return Comeback(False, f"tunnels should come back, but this one was cut and did not: {failure}", fails=True)
 
 
 def no_comeback(attempt: Attempt, *, asked: bool) -> Comeback | None:
-    """Why no tunnel of this way comes back; None where the server is not known to be http2tcp."""
+    """Say why a tunnel like this one never comes back; None if the server is not known to be http2tcp.
+
+    `asked`: the client's settings ask for tunnels that come back.
+    """
     answer = attempt.answer
     if not isinstance(answer, Switched) or not answer.from_http2tcp:
         return None
@@ -293,7 +298,7 @@ def no_comeback(attempt: Attempt, *, asked: bool) -> Comeback | None:
 
 
 def authorisation_hop(attempt: Attempt, *, with_token: bool, target: str) -> Hop:
-    """Whether the token is accepted, and whether it may reach the destination."""
+    """Make the line that says whether the server accepts the token, and whether the token may reach the destination."""
     state, text = State.OK, "the token is accepted" if with_token else "granted without a token"
     if isinstance(attempt.error, CredentialsRefused):
         state, text = State.FAILED, "the token is not known" if with_token else "a token is wanted"
@@ -303,7 +308,7 @@ def authorisation_hop(attempt: Attempt, *, with_token: bool, target: str) -> Hop
 
 
 def target_hop(attempt: Attempt, destination: Address | None, greeting: bytes | None) -> Hop:
-    """The target. `greeting` is its first bytes, b"" if it ended instead, None if it waits."""
+    """Make the line for the target. `greeting`: its first bytes; b"": it ended instead; None: it sent nothing yet."""
     text = target_name(destination)
     words = None if not greeting else _printable(greeting)
     facts = {"destination": None if destination is None else str(destination), "greeting": words}
@@ -321,12 +326,12 @@ def target_hop(attempt: Attempt, destination: Address | None, greeting: bytes | 
 
 
 def target_name(destination: Address | None) -> str:
-    """The destination, as it is shown."""
+    """Return the destination's name for the report."""
     return "the server's default destination" if destination is None else str(destination)
 
 
 def works(attempts: Sequence[Attempt], chosen: Attempt, destinations: Sequence[Address | None], path: str) -> Verdict:
-    """The verdict if all `destinations` are reached, by the `chosen` one of the attempts."""
+    """Return the verdict for a check that reached all `destinations`. `chosen` is the attempt that got through."""
     answer = chosen.answer
     assert isinstance(answer, Switched)
     name = answer.transport.value
@@ -334,29 +339,30 @@ def works(attempts: Sequence[Attempt], chosen: Attempt, destinations: Sequence[A
     missed, mend = attempts[0], None
     if chosen is not missed:
         sentence += f"; --transport {name} is faster"
-        # A server of the original has no better transport.
+        # Advise nothing for a server of the original http2tcp: it has no better transport.
         if answer.from_http2tcp:
             mend = advise(missed, path, f"To let {missed.transport.value} through as well. ", ours=True)
     return Verdict(f"{sentence}.", transport=name, advice=mend)
 
 
 def works_for_any(attempt: Attempt) -> Verdict:
-    """The verdict if each connection will name its own destination, and the server lacks nothing but that."""
+    """Return the verdict if only the destination was missing, since each connection will name its own (SOCKS5)."""
     name = attempt.transport.value
     return Verdict(f"It works: {name} carries the tunnels, and each connection names its target.", transport=name)
 
 
 def failed(error: TunnelError, attempt: Attempt, path: str) -> Verdict:
-    """The verdict if a hop fails. `attempt` is the one that shows what the front end lacks."""
+    """Return the verdict if a hop fails. `attempt` is the attempt that shows what the front end lacks."""
     words = error.words if isinstance(error, FrontEndFailed) else str(error)
     hop = error.hop if error.hop.isupper() else f"the {error.hop}"
     return Verdict(f"It fails at {hop}: {_ended(words)}", error.exit_code, key_of(error), None, advise(attempt, path))
 
 
 def advise(attempt: Attempt, path: str, opening: str = "", *, ours: bool = False) -> Advice | None:
-    """The lines with which the front end passes the upgrade that it did not pass; None if lines would not help.
+    """Return configuration that makes the front end pass the upgrade; None if no configuration would help.
 
-    `ours`: the path is known to lead to http2tcp. Otherwise something else may answer there, and lose the path.
+    `ours`: `path` is known to lead to http2tcp. Otherwise something else may be served at `path`, and these lines would
+    take `path` away from it.
     """
     error, answer = attempt.error, attempt.answer
     redirected = isinstance(answer, Refused) and 300 <= answer.status < 400
@@ -366,7 +372,7 @@ def advise(attempt: Attempt, path: str, opening: str = "", *, ours: bool = False
         return None
     if not (ours or attempt.refused_by_us):
         if path in ("", "/"):
-            # The lines would lead the whole site to http2tcp.
+            # With this path, the lines would lead the whole site to http2tcp.
             path = advice.DEFAULT_PATH
             opening += (
                 f"What answers at / stays as it is: give http2tcp a path of its own, such as {path}, and put the same "
@@ -384,7 +390,7 @@ def advise(attempt: Attempt, path: str, opening: str = "", *, ours: bool = False
 
 
 def _dial_time(fields: Sequence[tuple[str, str]]) -> float | None:
-    """How long the server took to reach the target, by its own clock, in seconds; None if it does not say."""
+    """Return how many seconds the server says it took to reach the target; None if it does not say."""
     for name, value in fields:
         if name == TIMING_FIELD.lower() and (match := _DIAL_TIME.search(value)):
             return float(match[1]) / 1000
@@ -392,7 +398,7 @@ def _dial_time(fields: Sequence[tuple[str, str]]) -> float | None:
 
 
 def _ended(words: str) -> str:
-    """The words as a sentence, with one full stop."""
+    """End the words as a sentence: add a full stop unless they have an end mark."""
     return words if words.endswith((".", "?", "!", "…")) else f"{words}."
 
 
@@ -407,7 +413,7 @@ def _quote(text: str) -> str:
 
 
 def _printable(data: bytes) -> str:
-    """The first line for a person, if it is text."""
+    """Return the first line of `data`, safe to print; or, if it is not text, the number of bytes."""
     line = data.split(b"\n")[0].rstrip(b"\r").decode("utf-8", "replace")
     text = "".join(character if character.isprintable() and character != "\ufffd" else "." for character in line)
     if not text or text.count(".") * 2 > len(text):
@@ -416,12 +422,12 @@ def _printable(data: bytes) -> str:
 
 
 class Comeback(NamedTuple):
-    """Whether a tunnel of this way outlives its connection. Safe to print."""
+    """Whether a tunnel comes back after it loses its connection. The text is safe to print."""
 
-    #: None: the server says so, and it was not tried.
+    #: Whether the tunnel comes back. None: the server says that it does, but the check did not try it.
     works: bool | None
     text: str
-    #: The server says so, and it is not true.
+    #: Whether the server says that the tunnel comes back, but it did not.
     fails: bool = False
 
 
@@ -430,74 +436,74 @@ UNTRIED = Comeback(None, "tunnels come back, says the server; not tried, since t
 
 @dataclass
 class Attempt:
-    """One transport's attempt, as far as it has got. What the peer wrote is not yet safe to print."""
+    """An attempt to open a tunnel by one transport, as far as it has got. The peer's text is not yet safe to print."""
 
     transport: Transport
     answer: Answer | None = None
     fields: Sequence[tuple[str, str]] = ()
-    #: From the request to the answer or the failure.
+    #: The time from the previous hop to the answer or the failure. None: not known yet.
     seconds: float | None = None
     error: TunnelError | None = None
-    #: The tries of the same request before this one. They failed as if something was restarting.
+    #: The tries of the same request before this one. They failed as if a server was restarting.
     earlier: Sequence[Attempt] = ()
-    #: The hops below HTTP that it has passed.
+    #: The hops below HTTP that the attempt has passed.
     passed_hops: list[Hop] = field(default_factory=list)
-    #: It failed, and the same request will be sent once more.
+    #: Whether the attempt failed and the client will repeat it.
     again: bool = False
-    #: Whether its tunnel outlives its connection; None: not known.
+    #: Whether the attempt's tunnel comes back after it loses its connection. None: not known.
     comeback: Comeback | None = None
 
     @property
     def first_try(self) -> Attempt:
-        """The first of its tries, which may be this one."""
+        """The first try of the same request; this attempt, if there was no earlier try."""
         return self.earlier[0] if self.earlier else self
 
     @property
     def ended_below_http(self) -> bool:
-        """Whether it failed before its request was sent."""
+        """Whether the attempt failed before its HTTP request was sent."""
         return self.error is not None and before_http(self.error)
 
     @property
     def passed(self) -> bool:
-        """Whether the upgrade reached the http2tcp server as it was sent."""
+        """Whether the upgrade reached the http2tcp server unchanged."""
         return isinstance(self.answer, Switched) or (self.refused_by_us and not isinstance(self.error, FrontEndFailed))
 
     @property
     def refused_by_us(self) -> bool:
-        """Whether the http2tcp server itself has answered, and not with 101."""
+        """Whether the http2tcp server itself answered with a refusal (not 101)."""
         return isinstance(self.answer, Refused) and self.answer.proxy_error is not None
 
 
 class State(Enum):
-    """How a hop stands."""
+    """The state of a hop."""
 
     OK = "ok"
-    #: It works, but somebody should look at it.
+    #: The hop works, but the user should look at it.
     NOTE = "note"
     FAILED = "failed"
 
 
 class Hop(NamedTuple):
-    """A line of the report: one hop of the way. All of it is safe to print."""
+    """A line of the report: one hop on the way to the target. All of its text is safe to print."""
 
-    #: One of docs/check.md's names, for machines.
+    #: The hop's name for machines, as in docs/check.md.
     key: str
-    #: For people.
+    #: The hop's name for people.
     label: str
     state: State
     text: str
-    #: How long it took.
+    #: How long the hop took.
     seconds: float | None = None
-    #: Further lines.
+    #: Further lines, shown below the text.
     more: tuple[str, ...] = ()
-    #: For machines.
+    #: Further values for machines; docs/check.md describes them.
     facts: Mapping[str, Any] = {}
 
 
 class Advice(NamedTuple):
-    """What to write where."""
+    """Which lines of configuration to write, and where."""
 
-    #: The front end whose configuration it is; None if that is not known.
+    #: The front end that the lines are for; None if it was not recognised.
     front_end: str | None
     note: str
     lines: Sequence[str]
@@ -506,27 +512,27 @@ class Advice(NamedTuple):
 class Verdict(NamedTuple):
     """The result of a check."""
 
-    #: One sentence.
+    #: The verdict in words.
     sentence: str
     exit_status: int = 0
-    #: The key of the hop that fails.
+    #: The key of the hop that fails; None if all hops work.
     failed_hop: str | None = None
-    #: The transport that carries the tunnel.
+    #: The transport that carries the tunnel; None if a hop fails.
     transport: str | None = None
     advice: Advice | None = None
 
 
 class Report(Protocol):
-    """Shows a check while it goes on."""
+    """Shows a check while it runs."""
 
     def begin(self, endpoint: str, destinations: Sequence[str]) -> None:
-        """Before the first hop."""
+        """Show the start of the check. Called before the first hop."""
 
     def waiting(self, label: str, text: str) -> None:
-        """This hop is next."""
+        """Show which hop the check waits for now."""
 
     def hop(self, hop: Hop) -> None:
-        """A hop is known."""
+        """Show a hop whose result is known."""
 
     def end(self, verdict: Verdict) -> None:
-        """After the last hop."""
+        """Show the verdict. Called after the last hop."""

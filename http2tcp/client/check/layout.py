@@ -1,4 +1,4 @@
-"""How a check is shown: lines for a person as it goes, or one JSON document for a program at its end."""
+"""Shows a check: line by line for a person while it runs, or as one JSON document for a program at its end."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from typing import Any, TextIO
 from http2tcp.client.check.hops import Hop, Report, State, Verdict
 from http2tcp.errors import StdioFailed, os_reason
 
-#: Raised when a key of the document is renamed or goes; new ones may come at any time.
+#: The version of the JSON document. Increase it when a key is renamed or removed; a new key may be added at any time.
 JSON_VERSION = 1
 
 _MARKS = {State.OK: "✓", State.NOTE: "!", State.FAILED: "✗"}
@@ -27,38 +27,38 @@ _MAX_WIDTH = 100
 
 
 class TextReport:
-    """Lines for a person."""
+    """Shows a check to a person, line by line."""
 
     def __init__(self, out: TextIO, *, quiet: bool = False, live: bool = True) -> None:
-        """`quiet` shows only a failure. Without `live`, nothing is shown of a hop that is still waited for."""
+        """`quiet`: show only a failure. Without `live`, do not show the hop that the check is waiting for."""
         self._out = out
         self._quiet = quiet
         self._live = live
         self._terminal = out.isatty() and os.environ.get("TERM", "dumb") != "dumb"
         # https://no-color.org/
         self._coloured = self._terminal and not os.environ.get("NO_COLOR")
-        # Only a terminal gets folded lines. In a file or a pipe one line stays one line, for grep.
+        # Fold lines only on a terminal. In a file or a pipe, one line stays one line, for grep.
         self._width = min(shutil.get_terminal_size().columns, _MAX_WIDTH) if self._terminal else None
         self._marks = _MARKS if _can_show(out, "".join(_MARKS.values())) else _PLAIN_MARKS
         self._indent = " " * (2 + len(self._marks[State.OK]) + 1 + _LABEL)
         self._pending = False
 
     def begin(self, endpoint: str, destinations: Sequence[str]) -> None:
-        """Before the first hop."""
+        """Write the heading, before the first hop."""
         if not self._quiet:
             where = ", ".join(destinations)
             self._wrapped(f"The way to {where or 'the default destination'} by {endpoint}")
             self._line("")
 
     def waiting(self, label: str, text: str) -> None:
-        """Show which hop comes next. A terminal shows it until its line is known."""
+        """Show which hop comes next, on a terminal only. The hop's own line replaces this one."""
         if self._terminal and self._live and not self._quiet:
             line = f"{self._indent[:-_LABEL]}{label:<{_LABEL}}{text} ..."[: (self._width or _MAX_WIDTH) - 1]
             self._write(_CLEAR_LINE + self._painted(line, _DIM))
             self._pending = True
 
     def hop(self, hop: Hop) -> None:
-        """A line, and the further ones below it."""
+        """Write the hop's line, and its further lines below it."""
         if self._quiet:
             return
         mark = self._painted(self._marks[hop.state], _COLOURS[hop.state])
@@ -74,7 +74,7 @@ class TextReport:
                 self._line(self._indent + self._painted(text, _DIM))
 
     def end(self, verdict: Verdict) -> None:
-        """Write the lines of configuration first, as they may be many: then the verdict stays on the screen."""
+        """Write the advised configuration first, since it may be long: then the verdict stays on the screen."""
         works = verdict.exit_status == 0
         if self._quiet and works:
             return
@@ -82,7 +82,7 @@ class TextReport:
         if found is not None and found.lines:
             self._line("")
             for line in found.lines:
-                # Never folded, since it is there to be copied.
+                # Never fold a line of configuration: the user will copy it.
                 self._line(f"    {line}".rstrip())
         self._line("")
         self._wrapped(verdict.sentence, _BOLD, _GREEN if works else _RED)
@@ -91,7 +91,7 @@ class TextReport:
             self._wrapped(found.note)
 
     def interrupted(self) -> None:
-        """Leave the cursor at the beginning of a line."""
+        """End the unfinished line, if there is one, so that the cursor is at the beginning of a line."""
         if self._pending:
             self._write("\n")
 
@@ -123,7 +123,7 @@ class TextReport:
 
 
 class JSONReport:
-    """One document. docs/check.md has its keys."""
+    """Writes a check as one JSON document. docs/check.md describes its keys."""
 
     def __init__(self, out: TextIO) -> None:
         self._out = out
@@ -131,14 +131,14 @@ class JSONReport:
         self._hops: list[dict[str, Any]] = []
 
     def begin(self, endpoint: str, destinations: Sequence[str]) -> None:
-        """Before the first hop."""
+        """Start the document, before the first hop."""
         self._document = {"version": JSON_VERSION, "endpoint": endpoint, "destinations": list(destinations)}
 
     def waiting(self, label: str, text: str) -> None:
-        """Nothing to do: a program waits for the whole document."""
+        """Write nothing: a program waits for the whole document."""
 
     def hop(self, hop: Hop) -> None:
-        """Remember it."""
+        """Add the hop to the document."""
         ms = None if hop.seconds is None else round(hop.seconds * 1000, 3)
         self._hops.append({"hop": hop.key, "state": hop.state.value, "ms": ms, "text": hop.text, **hop.facts})
 
@@ -166,7 +166,7 @@ class JSONReport:
                 raise StdioFailed(f"cannot write to stdout: {os_reason(error)}") from None
 
     def interrupted(self) -> None:
-        """Nothing to do: half a document is of no use."""
+        """Write nothing: half a document is of no use."""
 
 
 def _milliseconds(seconds: float) -> str:

@@ -1,7 +1,7 @@
-"""`--check`: the ordinary client, observed. It opens a tunnel as always, and each hop that it passes becomes a line.
+"""`--check`: run the ordinary client, and report each hop that it passes.
 
 The client's own code reports its hops (`http2tcp.client.observer`), so a check cannot succeed if the client would
-fail. `http2tcp.client.check.hops` has the words.
+fail. `http2tcp.client.check.hops` makes the report's lines.
 """
 
 from __future__ import annotations
@@ -35,29 +35,30 @@ from http2tcp.printable import safe
 from http2tcp.protocol.client_handshake import Answer, Refused
 from http2tcp.protocol.transport import Transport
 
-# How many seconds a target may take to greet. sshd is slow if it looks the client's name up.
+# How many seconds to wait for the target's greeting. sshd is slow if it looks the client's name up.
 _GREETING = 1.5
 _MAX_GREETING = 4096
 _CLOSING = 1.0
-# How many seconds a tunnel that was cut may take to come back, and how often it is looked whether the server answers.
+# How many seconds a tunnel that was cut may take to come back, and how many seconds to wait between looks whether the
+# server has answered.
 _COMEBACK = 10.0
 _LOOK = 0.05
 
 
 async def check(settings: ClientSettings, report: Report) -> Verdict:
-    """Walk the way that `settings` describe, and tell `report` about it. Nothing stays open, and nothing listens."""
+    """Check each hop to the target of `settings`, and show it on `report`. Opens no listener; leaves no tunnel open."""
     return await _Walk(settings, report).run()
 
 
 class _Walk:
-    """One check. It is the client's `Progress`: it collects the attempts, and tells the report what they show."""
+    """One check. As the client's `Progress`, it collects the attempts, and reports what they show."""
 
     def __init__(self, settings: ClientSettings, report: Report) -> None:
         if settings.fdpass and settings.transport is None:
             settings = replace(settings, transport=Transport.TCP)  # as `hand_over` does
         led = [forward.destination or settings.destination for forward in settings.forwards if not forward.socks]
         self._destinations: list[Address | None] = list(dict.fromkeys(led)) or [settings.destination]
-        #: Only SOCKS5 connections will name a destination, so there is none to try now.
+        #: Whether only the later SOCKS5 connections will name a destination: then there is none to try now.
         self._later = bool(settings.forwards) and not led and settings.destination is None
         if self._later and settings.endpoint.needs_target:
             raise SettingsError("a check of -D needs a destination (-d) to try: this endpoint's template names it")
@@ -67,16 +68,16 @@ class _Walk:
         self._way = _hops_of(self._settings)
         #: The attempts at the first destination. The report has a line for each of their hops and transports.
         self._attempts: list[Attempt] = []
-        #: Where the next attempt is kept: those of a further destination are kept apart.
+        #: The list to which the next attempt is added. Each further destination has a list of its own.
         self._current = self._attempts
-        #: How many lines of `_attempts` the report has.
+        #: How many of the lines that `_attempts` make have been reported.
         self._shown = 0
-        #: What the report was last told to be waited for.
+        #: What the report shows as the hop that the check waits for.
         self._awaited: tuple[str, str] | None = None
         self._lap_started = 0.0
 
     async def run(self) -> Verdict:
-        """The whole check."""
+        """Run the whole check, and return its verdict."""
         self._report.begin(str(self._settings.endpoint), [str(address) for address in self._destinations if address])
         verdict = await self._walk()
         self._report.end(verdict)
@@ -104,17 +105,17 @@ class _Walk:
         return hops.works(self._attempts, chosen, self._destinations, self._path)
 
     async def _try_the_other_transports(self) -> None:
-        """Find out which other transports get through besides the one that the client uses."""
+        """Report which transports get through besides the one that the client uses."""
         tried = [attempt.transport for attempt in self._attempts]
         for transport in AUTO if self._settings.transport is None else ():
             if transport not in tried:
                 try:
                     await _close(await Connector(replace(self._settings, transport=transport), progress=self).connect())
                 except TunnelError:
-                    continue  # `failed` has kept it
+                    continue  # `failed` (below) has put the error into the attempt
 
     async def _try_destination(self, connector: Connector, destination: Address | None) -> list[TunnelError]:
-        """Try a further destination, by the transport that is known to get through. Its failures."""
+        """Try a further destination, by the transport that is known to get through. Return its failure in a list."""
         self._current = []
         self._report.waiting("target", hops.target_name(destination))
         greeting = None
@@ -122,13 +123,13 @@ class _Walk:
             tunnel = await connector.connect(destination)
             greeting, self._current[-1].error = await _listen(tunnel)
         except TunnelError:
-            pass  # `failed` has kept it
+            pass  # `failed` (below) has put the error into the attempt
         attempt = self._current[-1]
         self._report.hop(hops.target_hop(attempt, destination, greeting))
         return [attempt.error] if attempt.error else []
 
     async def _explain(self, error: TunnelError) -> Verdict:
-        """Tell the hop that failed, and the hops before it that the answer shows. The verdict."""
+        """Report the hop that failed, and the hops before it that the answer shows. Return the verdict."""
         attempt = self._attempts[-1]
         lacks_destination = self._later and isinstance(attempt.answer, Refused) and attempt.answer.status == 400
         if attempt is self._attempts[0].first_try and attempt.ended_below_http:
@@ -145,7 +146,7 @@ class _Walk:
         return hops.failed(error, self._attempts[0], self._path)
 
     async def _failed_hop(self, error: TunnelError, seconds: float | None) -> Hop:
-        """The line of a hop below HTTP that failed."""
+        """Make the line for a hop below HTTP that failed."""
         settings = self._settings
         match hops.key_of(error):
             case "name":
@@ -164,7 +165,7 @@ class _Walk:
                 )
 
     async def _look_at_certificate(self, error: TunnelError) -> tuple[str | None, bytes | None]:
-        """The TLS version and the certificate that was not accepted, by one more handshake that sends nothing else."""
+        """Get the TLS version and the certificate that was not accepted, by a second handshake that sends no data."""
         if not isinstance(error.__cause__ or error.__context__, ssl.SSLCertVerificationError | PinMismatch):
             return None, None
         context = client_context(verify=False)
@@ -183,10 +184,10 @@ class _Walk:
         finally:
             secured.abort()
 
-    # --- what the client tells: http2tcp.client.observer -------------------------------------------------
+    # --- the client's events: http2tcp.client.observer ---------------------------------------------------
 
     def attempting(self, transport: Transport) -> None:
-        """See `Progress`, here and below."""
+        """See `Progress` for this method and the next six."""
         earlier: tuple[Attempt, ...] = ()
         if self._current and self._current[-1].again:
             last = self._current.pop()
@@ -220,10 +221,10 @@ class _Walk:
             attempt.seconds = self._lap()
         self._show()
 
-    # --- what the report is told --------------------------------------------------------------------
+    # --- reporting ----------------------------------------------------------------------------------
 
     def _lap(self) -> float:
-        """The seconds since the last hop."""
+        """Return the seconds since the last hop, and start to count for the next."""
         now = trio.current_time()
         seconds, self._lap_started = now - self._lap_started, now
         return seconds
@@ -241,7 +242,7 @@ class _Walk:
         self._show()
 
     def _show(self) -> None:
-        """Tell the report what the last event has added: new lines, and what is waited for now."""
+        """Report what the last event has added: new lines, and what the check waits for now."""
         if self._current is not self._attempts:
             return
         lines = hops.attempt_hops(self._attempts)
@@ -259,7 +260,7 @@ class _Walk:
 
 
 def _hops_of(settings: ClientSettings) -> list[tuple[str, str]]:
-    """The hops of the way up to the front end, each with what a person reads while it is waited for."""
+    """Return the hops up to the front end, each as a label and the text to show while the check waits for it."""
     endpoint, proxy = settings.endpoint, settings.proxy
     way = [] if proxy is not None and proxy.resolves else [("name", endpoint.host)]
     way.append(("TCP", str(TCPAddress(endpoint.host, endpoint.port))) if proxy is None else ("proxy", str(proxy)))
@@ -267,9 +268,9 @@ def _hops_of(settings: ClientSettings) -> list[tuple[str, str]]:
 
 
 async def _listen(tunnel: Tunnel, attempt: Attempt | None = None) -> tuple[bytes | None, TunnelError | None]:
-    """The target's first bytes (b"" if it ends instead, None if it waits), or a failure. Closes the tunnel.
+    """Return the target's first bytes (b"": it ended instead; None: it sent nothing), or a failure. Close the tunnel.
 
-    A resumable tunnel of an `attempt` is cut and resumed, to see whether that works.
+    If an `attempt` is given and its tunnel is resumable, cut the connection and note whether the tunnel comes back.
     """
     data = None
     try:
@@ -278,7 +279,7 @@ async def _listen(tunnel: Tunnel, attempt: Attempt | None = None) -> tuple[bytes
             if not data and tunnel.stream.ends.empty_is_broken:
                 return None, target_refused()
         if attempt is not None and isinstance(tunnel.stream, ResumableStream):
-            # What has ended is not cut: the target may be gone already.
+            # Do not cut a tunnel that has ended: the target may be gone already.
             attempt.comeback = hops.UNTRIED if data == b"" else await _cut_and_resume(tunnel.stream)
         return data, None
     except trio.BrokenResourceError as error:
@@ -290,7 +291,7 @@ async def _listen(tunnel: Tunnel, attempt: Attempt | None = None) -> tuple[bytes
 
 
 async def _cut_and_resume(stream: ResumableStream) -> Comeback:
-    """Cut the tunnel's connection, and see whether it comes back."""
+    """Cut the tunnel's connection, and return whether the tunnel comes back."""
     try:
         if not await _is_confirmed(stream):
             return hops.came_back("the server did not answer a PING")
@@ -304,7 +305,7 @@ async def _cut_and_resume(stream: ResumableStream) -> Comeback:
 
 
 async def _is_confirmed(stream: ResumableStream) -> bool:
-    """Ask the server for an answer: it waits for a client only once it has heard from it."""
+    """Ping the server, and return whether it answered. It waits for a lost client only if an answer got through."""
     attachment = stream.attachment
     with trio.move_on_after(_COMEBACK):
         while attachment is not None and attachment is stream.attachment:
@@ -316,12 +317,12 @@ async def _is_confirmed(stream: ResumableStream) -> bool:
                     break
             if not more:
                 return True
-            # It was the target that spoke, and not yet the server.
+            # These bytes came from the target; the server may not have answered the PING yet. Send another.
     return False
 
 
 async def _close(tunnel: Tunnel) -> None:
-    """End both directions in order, so that the server's log records a finished session if the target ends too."""
+    """End both directions cleanly, so that the server's log records a finished session if the target ends too."""
     stream = tunnel.stream
     try:
         with trio.move_on_after(_CLOSING) as closing:
@@ -332,7 +333,7 @@ async def _close(tunnel: Tunnel) -> None:
                 await stream.finish()
             await stream.aclose()
         if closing.cancelled_caught:
-            # The target goes on talking. A server that was not told would wait for us.
+            # The target has not ended. Tell the server that we leave, or it would wait for us to come back.
             await stream.leave()
     except trio.BrokenResourceError:
         pass  # the tunnel is closed either way
