@@ -1,4 +1,5 @@
-"""The command line: options, files and variables become settings; errors become an exit status and a line.
+"""The command line: it turns options, files and variables into settings, and errors into an exit status and a line.
 
-It may import everything, and it alone imports click. Start with `cli`, which chooses what runs; `process` runs it.
+It may import every other package, and only it imports click. Start with `cli`, which chooses what to run; `process`
+runs it.
 """

@@ -1,4 +1,4 @@
-"""A clock that does not count the time in which the process was stopped."""
+"""A clock that does not count the time during which the process was stopped."""
 
 from __future__ import annotations
 
@@ -10,16 +10,17 @@ import trio
 
 # If the loop looks at the clock this many seconds later than it planned to, the process was stopped.
 _STOPPED = 0.5
-# How many seconds a deadline that passed meanwhile is put off: long enough to read what has arrived.
+# How many seconds to put off a deadline that passed while the process was stopped: long enough to read the bytes that
+# have arrived.
 _LOOK = 0.5
 
 
 class AwakeClock(trio.abc.Clock):
     """A monotonic clock that stands still while the process is stopped (SIGSTOP, a frozen container).
 
-    With an ordinary clock, all deadlines would have passed when the process wakes, while what its peers sent is still
-    unread: it would close tunnels as idle, and refuse clients as too slow, for a silence that was its own. A suspended
-    machine needs no such clock: its monotonic clock stands still.
+    With an ordinary clock, all deadlines would have passed when the process continues, while the bytes that its peers
+    sent are still unread. It would close tunnels as idle and refuse clients as too slow, although they sent in time.
+    For a suspended machine no such clock is needed: its monotonic clock stands still.
     """
 
     def __init__(self, monotonic: Callable[[], float] = time.monotonic) -> None:
@@ -30,10 +31,10 @@ class AwakeClock(trio.abc.Clock):
         self._put_off = -math.inf
 
     def start_clock(self) -> None:
-        """Do nothing: the clock runs already."""
+        """Do nothing: the clock is running already."""
 
     def current_time(self) -> float:
-        """The seconds in which the process could run. Never less than before."""
+        """Return a time in seconds that omits the stops of the process. It never goes back."""
         now = self._monotonic() - self._missed
         if now - self._until > _STOPPED:
             now = self._wake(now)
@@ -42,10 +43,10 @@ class AwakeClock(trio.abc.Clock):
 
     def _wake(self, now: float) -> float:
         if self._until <= self._last:
-            # The loop did not plan to sleep: it was working, and that may have taken all the time.
+            # The loop did not plan to sleep. It may have been working all the time, so count some of it: `_STOPPED`.
             earlier = self._last + _STOPPED
         elif self._until > self._put_off:
-            # Put each deadline off only once: on a machine that is always late, it has to pass at some time.
+            # Put each deadline off only once, so that it passes at some time even on a machine that is always late.
             self._put_off = self._until
             earlier = max(self._last, self._until - _LOOK)
         else:
@@ -54,7 +55,10 @@ class AwakeClock(trio.abc.Clock):
         return earlier
 
     def deadline_to_sleep_time(self, deadline: float) -> float:
-        """How long to wait for the deadline. trio sleeps next; when it looks again, `_until` shows how late it is."""
+        """Return how long to sleep until the deadline. Note in `_until` when trio will look at the clock again.
+
+        If trio looks much later than `_until`, the process was stopped.
+        """
         now = self.current_time()
         self._until = max(deadline, now)
         return deadline - now

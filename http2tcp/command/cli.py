@@ -1,7 +1,7 @@
-"""The command line: its parser and its help, which mode was chosen, and what is run.
+"""The command line: parses it, prints its help, finds the mode that the user chose, and runs that mode.
 
-What the options come to is a server's settings (`server_settings`) or a client's (`client_settings`). The options
-themselves are rows of a table (`options`).
+`server_settings` turns the options into a server's settings, and `client_settings` into a client's. `options` has the
+table of all options.
 """
 
 from __future__ import annotations
@@ -25,11 +25,11 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger("http2tcp")
 
-# What --ssh-config has no place for.
+# The options that cannot be combined with --ssh-config.
 _NOT_OF_SSH: tuple[Option[Any], ...] = (
     *(options.SERVER, options.CONFIG, options.NEW_TOKEN, options.AS, options.CHECK, options.JSON, options.DEMO),
 )
-# difflib's ratio: one letter of a short name, two of a longer one.
+# difflib's ratio from which a name counts as mistyped: one wrong letter in a short name, two in a longer one.
 _RESEMBLES = 0.8
 
 INTRODUCTION = """
@@ -50,15 +50,16 @@ _EXIT_STATUS = "Exit status: 0 done, 2 usage, 64 to 75 the hop that failed, 1 a 
 
 # --- the parser -------------------------------------------------------------------------------
 
-# Where a context keeps which options are parsed, and which mode's help is shown.
+# Keys of click's `Context.meta`: the list of options to parse, and the mode whose help to show.
 _PARAMETERS = "http2tcp.parameters"
 _MODE = "http2tcp.mode"
 
 
 class _Command(click.Command):
-    """The command. Its parameters are made from the table, and only those that the mode needs.
+    """The command. It makes click parameters from the table of options, but only those that the mode needs.
 
-    Every login starts a client, so one that begins with -c makes no server's options, as long as nobody gives one.
+    Every login starts a client. So if the command line begins with -c, the server's options are made only if one of
+    them is given: that saves time.
     """
 
     def get_params(self, ctx: click.Context) -> list[click.Parameter]:
@@ -71,13 +72,13 @@ class _Command(click.Command):
             try:
                 return super().parse_args(ctx, list(args))
             except click.NoSuchOption:
-                pass  # it may be an option of the server's, or nobody's
+                pass  # it may be a server's option, or unknown
         ctx.meta[_PARAMETERS] = list(_parameters("any"))
-        # Only to see what is there: no value is looked at, and no variable.
+        # This first parse only finds which options are given. It checks no value and reads no variable.
         there, _, _ = self.make_parser(ctx).parse_args(list(args))
         ctx.meta[_MODE] = mode = _likely_mode(there.keys())
         ours = {"server", "client", "both"} if mode == "any" else {mode, "both"}
-        # An option of the other mode is taken from the command line, and ignored with a warning.
+        # Accept an option of the other mode on the command line, but ignore it with a warning.
         ctx.meta[_PARAMETERS] = [_parameter(row) if row.mode in ours else _ignored(row) for row in options.rows()]
         return super().parse_args(ctx, args)
 
@@ -100,7 +101,7 @@ class _Option(click.Option):
     def value_from_envvar(self, ctx: click.Context) -> Any:
         value = super().value_from_envvar(ctx)
         if self.multiple and value is not None and not value:
-            # click takes an empty variable for an unset one. One of blanks was meant to hold something, such as a pin.
+            # click treats an empty variable as unset. A variable of blanks was meant to hold something, such as a pin.
             raise SettingsError(f"{self.row.variable} holds blanks alone: it was probably not filled in")
         return value
 
@@ -137,7 +138,7 @@ def _parameter(row: Option[Any]) -> click.Parameter:
 
 
 def _ignored(row: Option[Any]) -> click.Parameter:
-    """As many words as the option takes, of which none is looked at, and no variable."""
+    """Make a parameter that takes as many words as the option, but checks none of them and reads no variable."""
     attributes: dict[str, Any] = {"allow_from_autoenv": False, "expose_value": False}
     if row.kind is None:
         return _Option(row, is_flag=True, **attributes)
@@ -167,7 +168,7 @@ def _short_help(formatter: click.HelpFormatter) -> None:
     formatter.write_text(INTRODUCTION.strip())
     with formatter.section("Examples"):
         for example in EXAMPLES:
-            # Never wrapped: it is there to be copied.
+            # Never wrap an example: the user will copy it.
             formatter.write(f"  {example}\n")
     with formatter.section("What most people use"):
         _write_rows(formatter, [row for row in options.rows() if row.common or row is options.HELP], short=True)
@@ -198,7 +199,7 @@ def _help_of(mode: str, formatter: click.HelpFormatter) -> None:
 
 
 def _write_rows(formatter: click.HelpFormatter, rows: Sequence[Option[Any]], *, short: bool = False) -> None:
-    # In a narrow pane the texts keep their width, and long names have a line to themselves.
+    # On a narrow terminal, keep the texts wide; then a long name has a line to itself.
     names = max(10, min(34, formatter.width - 44))
     formatter.write_dl([(_spelling(row), row.summary if short else row.help_text) for row in rows], col_max=names)
 
@@ -209,7 +210,7 @@ def _spelling(row: Option[Any]) -> str:
 
 # --- the command ------------------------------------------------------------------------------
 
-# No docstring: PYTHONOPTIMIZE=2 takes these away.
+# `help=`, not a docstring: PYTHONOPTIMIZE=2 removes docstrings.
 command = _Command(
     "http2tcp",
     help=INTRODUCTION,
@@ -237,7 +238,7 @@ def _run(ctx: click.Context, given: Given) -> int:
         _warn_of_other_mode(ctx, given, "client")
         from http2tcp.command.client_settings import ssh_block
 
-        # As bytes: the name of a file need not be UTF-8.
+        # Print bytes: a file name in the block need not be UTF-8.
         click.echo(os.fsencode(ssh_block(given, name)), nl=False)
         return 0
     check, quiet = given[options.CHECK], given[options.QUIET]
@@ -282,7 +283,7 @@ def _run(ctx: click.Context, given: Given) -> int:
 
 
 def _head_start(settings: ClientSettings) -> HeadStart | None:
-    """The way to the endpoint is begun before trio is imported, which takes as long as a round trip."""
+    """Begin to connect to the endpoint before trio is imported: the import takes as long as a round trip."""
     if settings.proxy is not None:
         return None
     from http2tcp.net.preconnect import HeadStart
@@ -292,12 +293,12 @@ def _head_start(settings: ClientSettings) -> HeadStart | None:
 
 # --- the mode ---------------------------------------------------------------------------------
 
-# What click takes for a flag's 1.
+# The values of a flag's variable that click reads as true.
 _TRUE = {"1", "true", "t", "yes", "y", "on"}
 
 
 def _likely_mode(there: Collection[str]) -> str:
-    """The mode that the options on the command line, or else the variables, choose: `any` where they choose none."""
+    """Return the mode that the command line, or else a variable, chooses; `any` if neither chooses exactly one."""
     if options.SSH_CONFIG.key in there:
         return "client"
     if options.NEW_TOKEN.key in there or options.DEMO.key in there:
@@ -331,19 +332,19 @@ def _mode(given: Given) -> str:
     return spoken[0].key
 
 
-# --- options that are not for this ------------------------------------------------------------
+# --- misplaced and mistyped options -----------------------------------------------------------
 
 
 def _unexpected(word: str) -> str:
     for row in options.rows():
         if word in (row.key, row.long.removeprefix("--")):
             return f"unexpected argument: {word!a}; is {row.long} meant?"
-    # No other word is shown: where quotes are forgotten, it is a piece of a secret.
+    # Do not show any other word: if the user forgot quotes, it may be a piece of a secret.
     return "unexpected argument: are quotes missing around a value?"
 
 
 def _refuse_misplaced(given: Given, mode: str) -> None:
-    """Raise SettingsError for options that say something to another mode only."""
+    """Raise SettingsError for options that only have a meaning in another mode."""
     check = given[options.CHECK]
     if check and mode not in ("client", "server"):
         raise SettingsError("--check needs -c and the options of that client, or -s and those of that server")
@@ -370,14 +371,16 @@ def _warn_of_other_mode(ctx: click.Context, given: Given, mode: str) -> None:
 
 def _warn_of_mistyped_variables() -> None:
     given = {name for name in os.environ if name.startswith(f"{ENV_PREFIX}_") and name.isprintable()}
-    # A client's login has a few of its own, mostly, and never loads the server's part of the table.
+    # A client usually has only a few client's variables. Stop here then, without loading the limits' rows: logins are
+    # frequent.
     if not given.difference(row.variable for row in options.client_rows()):
         return
     rows = options.rows()
     known = {row.variable for row in rows}
     meant = {row.variable.removeprefix(ENV_PREFIX): row.variable for row in rows if row.from_environment}
     for name in sorted(given - known):
-        # Kubernetes sets HTTP2TCP_PORT and its like for a Service of that name: what resembles nothing is others'.
+        # Ignore a variable that resembles none of ours. Kubernetes, for example, sets HTTP2TCP_PORT and similar ones
+        # for a Service called http2tcp.
         from difflib import get_close_matches
 
         for near in get_close_matches(name.removeprefix(ENV_PREFIX), meant, 1, _RESEMBLES):

@@ -1,4 +1,4 @@
-"""Makes a client's settings of options and variables. Also the block that `--ssh-config` prints."""
+"""Makes a client's settings from options and variables, and the block that `--ssh-config` prints."""
 
 from __future__ import annotations
 
@@ -17,9 +17,9 @@ if TYPE_CHECKING:
 
 
 def client_settings(given: Given, secrets: tuple[str | None, Proxy | None] | None = None) -> ClientSettings:
-    """What the options come to. Raises SettingsError.
+    """Make a client's settings from the options. Raises SettingsError.
 
-    `secrets`, a token and a proxy, replace those that the options name.
+    `secrets`, a token and a proxy, replace the token and the proxy of the options.
     """
     from http2tcp.client.settings import DEFAULT_USER_AGENT, ClientSettings, TLSSettings
 
@@ -52,7 +52,7 @@ def client_settings(given: Given, secrets: tuple[str | None, Proxy | None] | Non
 
 
 def _resume(given: Given) -> float:
-    """For how many seconds a lost tunnel is tried to be brought back."""
+    """Return for how many seconds to try to bring a lost tunnel back. 0: tunnels are not resumable."""
     from http2tcp.client.settings import RESUME_OF_LISTENERS, RESUME_OF_STDIO
 
     if given[options.NO_RESUME] or given[options.FDPASS]:
@@ -60,14 +60,15 @@ def _resume(given: Given) -> float:
     return RESUME_OF_LISTENERS if _forwards(given) else RESUME_OF_STDIO
 
 
-# Not repeated in the block: -c, which it has anyway, --ssh-config, and sources of the token and the proxy that lost.
+# The options that the block does not repeat: -c, which it has anyway, and --ssh-config. The options for the token and
+# the proxy appear only if they are in effect: another option may have overridden them.
 _NOT_IN_BLOCK: tuple[Option[Any], ...] = (
     *(options.CLIENT, options.SSH_CONFIG, options.TOKEN, options.TOKEN_FILE, options.PROXY, options.NO_PROXY),
 )
 
 
 def ssh_block(given: Given, name: str) -> str:
-    """The block that --ssh-config prints for this host. No file is opened, the token's included."""
+    """Return the block that --ssh-config prints for this host. It opens no file, not even the token's."""
     from http2tcp.client.proxy_choice import parse_proxy
     from http2tcp.command.ssh_config import Written, host_block, own_command, sample
 
@@ -91,7 +92,7 @@ def ssh_block(given: Given, name: str) -> str:
 
 
 def _forwards(given: Given) -> tuple[Forward, ...]:
-    """The forwards of -l, -L and -D, in this order."""
+    """Return the forwards of -l, -L and -D, in this order."""
     forwards = given[options.LOCAL_FORWARD] + given[options.DYNAMIC_FORWARD]
     listen = given[options.LISTEN]
     if not listen:
@@ -104,7 +105,10 @@ def _forwards(given: Given) -> tuple[Forward, ...]:
 
 
 def _proxy(given: Given, endpoint: Endpoint) -> Proxy | None:
-    """The proxy of --proxy, or else of the environment. The command line beats HTTP2TCP_PROXY and HTTP2TCP_NO_PROXY."""
+    """Return the proxy of --proxy (or HTTP2TCP_PROXY), or else the one of HTTPS_PROXY and the like; None: no proxy.
+
+    The command line beats HTTP2TCP_PROXY and HTTP2TCP_NO_PROXY.
+    """
     from http2tcp.client.settings import environment_proxy
 
     text = given[options.PROXY]

@@ -1,4 +1,4 @@
-"""Where the token comes from: the command line, the environment or the service manager. Files that hold one secret."""
+"""Finds the token: on the command line, in the environment or from the service manager. Reads files with one secret."""
 
 from __future__ import annotations
 
@@ -12,12 +12,13 @@ from http2tcp.errors import SettingsError
 
 logger = logging.getLogger("http2tcp")
 
-# Not just `token`: a unit that runs ssh may have a credential of that name for another program.
+# The name of the systemd credential with the token. Not just `token`: a unit that runs ssh may have a credential of
+# that name for another program.
 _CREDENTIAL = "http2tcp.token"
 
 
 def given_token(given: Given) -> str | None:
-    """The token that was given by value or by file, or else by the service manager. None: no token.
+    """Return the token that the user gave by value or by file, or else the service manager's. None: no token.
 
     The command line beats the environment. Raises SettingsError.
     """
@@ -26,7 +27,8 @@ def given_token(given: Given) -> str | None:
     source = token_source(given)
     if source is None:
         return _credential()
-    # To click, an empty variable is an unset one. An empty secret is an error: it was probably not filled in.
+    # click treats an empty variable as unset, so its value is None here. For a secret that is an error: somebody
+    # probably forgot to fill it in.
     text = given[source] or ""
     token = (read_secret(text, "token file") if source is TOKEN_FILE else text).strip()
     if not token:
@@ -42,7 +44,7 @@ def _empty(where: str) -> str:
 
 
 def _credential() -> str | None:
-    """The token that a unit gives to its service by LoadCredential= or a similar setting: systemd.exec(5)."""
+    """Return the token that a systemd unit passes by LoadCredential= or the like (systemd.exec(5)), or None."""
     from http2tcp.fields import check_token
 
     path = os.path.join(os.environ.get("CREDENTIALS_DIRECTORY", ""), _CREDENTIAL)
@@ -56,7 +58,7 @@ def _credential() -> str | None:
 
 
 def token_source(given: Given) -> Option[str | None] | None:
-    """The option that gives the token: TOKEN, TOKEN_FILE, or None. Raises SettingsError if both do."""
+    """Return the option that gives the token: TOKEN, TOKEN_FILE, or None. Raises SettingsError if both do."""
     sources = [option for option in (TOKEN, TOKEN_FILE) if given[option] is not None or option.variable in os.environ]
     spoken = [option for option in sources if given.on_command_line(option)] or sources
     if len(spoken) > 1:
@@ -65,7 +67,7 @@ def token_source(given: Given) -> Option[str | None] | None:
 
 
 def read_secret(path: str, what: str) -> str:
-    """A file's first line. Raises SettingsError, which calls the file `what`."""
+    """Return a file's first line. Raises SettingsError, whose message calls the file `what`."""
     if not path:
         raise SettingsError(f"the {what} has no name")
     try:

@@ -1,7 +1,7 @@
-"""`http2tcp --demo`: a target, a server and a client in one process, on loopback, checked end to end.
+"""`http2tcp --demo`: run a target, a server and a client in one process, on loopback, and check them end to end.
 
-It shows what a newcomer asks first: what to type, whether all bytes arrive and how fast, what a user reads when
-something is wrong, and what the server's log says then.
+It answers a newcomer's first questions: what to type, whether all bytes arrive and how fast, which message a user sees
+when something is wrong, and what the server's log says then.
 """
 
 from __future__ import annotations
@@ -29,9 +29,10 @@ from http2tcp.server.settings import ServerSettings
 
 _ROUND_TRIPS = 200
 _BULK = 64 * 1024 * 1024
-# The address at which clouds give a machine's secrets to every program on it.
+# The address of a cloud's metadata service, which gives a machine's secrets to every program on that machine.
 _METADATA = "169.254.169.254:80"
-# How many seconds to wait for a record: the server may write it after the client has seen the connection end.
+# How many seconds to wait for a record of the log: the server may write it after the client has seen the connection
+# end.
 _RECORD_TIMEOUT = 2.0
 
 
@@ -128,7 +129,8 @@ class _Show:
             async with await open_tunnel(self._endpoint, destination, token=token):
                 self._line(label, "WRONG: a tunnel was opened", good=False)
         except TunnelError as error:
-            # This failure is meant to happen; still, a green tick beside an error would confuse.
+            # The demo causes this failure on purpose. Still, mark it as a note: a green tick beside an error would
+            # confuse.
             self._line(label, f"{error.hop}: {error}", state=State.NOTE, log=await records.next())
 
     def _line(
@@ -150,7 +152,7 @@ def _say(line: str) -> None:
     try:
         print(line, flush=True)
     except OSError:
-        pass  # nobody reads stdout any more; the exit status will have the result
+        pass  # stdout is closed or broken; the exit status will have the result
 
 
 class _Records(logging.Handler):
@@ -165,7 +167,7 @@ class _Records(logging.Handler):
         self._send.send_nowait(record.getMessage())
 
     async def next(self, event: str = "") -> str:
-        """The next record that begins with this word."""
+        """Wait for the next record that begins with `event`, and return it."""
         with trio.move_on_after(_RECORD_TIMEOUT):
             while True:
                 line = await self._receive.receive()
@@ -190,7 +192,7 @@ async def _echo(*, task_status: trio.TaskStatus[TCPAddress]) -> None:
 
 
 async def _round_trip(tunnel: Stream) -> float:
-    """The median time of a round trip of one byte, in seconds."""
+    """Measure the median round-trip time of one byte, in seconds."""
     times = []
     for _ in range(_ROUND_TRIPS):
         started = time.perf_counter()
@@ -201,7 +203,7 @@ async def _round_trip(tunnel: Stream) -> float:
 
 
 async def _echo_bulk(tunnel: Stream) -> tuple[bool, float]:
-    """Whether the echo was complete, half-close included, and how many seconds it took."""
+    """Send `_BULK` bytes and half-close. Return whether the same bytes came back, and how many seconds it took."""
     chunk = os.urandom(CHUNK)
     received: list[bytes] = []
     started = time.perf_counter()
@@ -216,7 +218,7 @@ async def _echo_bulk(tunnel: Stream) -> tuple[bool, float]:
         while data := await tunnel.receive_some():
             received.append(data)
     seconds = time.perf_counter() - started
-    # Hash only now: while the clock ran, it would have counted.
+    # Hash only now, after the time was taken: hashing would have slowed the measurement.
     sent = hashlib.sha256()
     for _ in range(_BULK // CHUNK):
         sent.update(chunk)

@@ -1,4 +1,4 @@
-"""Turns errors into exit codes, and each into one line on stderr."""
+"""Runs the command line, and turns each error into an exit code and one line on stderr."""
 
 from __future__ import annotations
 
@@ -23,13 +23,14 @@ EXIT_USAGE = 2
 
 
 def run(arguments: Sequence[str] | None = None) -> int:
-    """Run the command line and return the exit status. One line on stderr says what went wrong."""
+    """Run the command line and return the exit status. If it fails, a line on stderr says what went wrong."""
     status = _run(arguments)
     try:
         if sys.stdout is not None:
             sys.stdout.flush()
     except OSError:
-        # The interpreter flushes once more when it exits, and would print a traceback. Give it /dev/null to flush to.
+        # The interpreter flushes stdout again when it exits, and would print a traceback. Redirect stdout to /dev/null,
+        # so that this flush succeeds.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
     return status
 
@@ -46,7 +47,7 @@ def _run(arguments: Sequence[str] | None) -> int:
     except Http2tcpError as error:
         return _complain(str(error), error.exit_code)
     except SystemExit:
-        return 0  # click turns EPIPE into this: the reader of our output has closed it, and that is fine
+        return 0  # click raises SystemExit for EPIPE: the reader has closed our output, and that is fine
     except Exception as error:
         if isinstance(error, OSError) and error.errno == errno.ENOSPC:
             return _complain(
@@ -57,7 +58,7 @@ def _run(arguments: Sequence[str] | None) -> int:
 
 
 def _sentence(error: click.ClickException) -> str:
-    """An error that click found, in the form of our own: the option or its variable first, then what is wrong."""
+    """Write click's error in the form of our own errors: first the option or its variable, then what is wrong."""
     words = error.format_message()
     words = words[0].lower() + words[1:]
     if isinstance(error, click.BadParameter) and error.param is not None and error.ctx is not None:
@@ -66,7 +67,8 @@ def _sentence(error: click.ClickException) -> str:
         words = error.message
         variable = f"{ENV_PREFIX}_{str(param.name).upper()}"
         if isinstance(param.type, click.types.BoolParamType):
-            # It is a variable's value, since a flag on the command line has none. click's message lists eleven values.
+            # The value is a variable's, since a flag on the command line has no value. Replace click's message, which
+            # lists eleven values.
             words = f"{os.environ.get(variable, '')!a}: expected 1 or 0, true or false, yes or no, on or off"
         words = f"{variable if from_variable else param.opts[0]}: {words}"
     return " ".join(words.split()).removesuffix(".")
@@ -77,16 +79,17 @@ def _complain(sentence: str, exit_code: int) -> int:
 
     flush()
     if len(sentence) > _MAX_SENTENCE:
-        # Somebody may have given a file's content for its name. Keep the end, too: it says what was expected.
+        # The user may have given a file's content in place of its name. Keep the end of the sentence, too: it says
+        # what was expected.
         half = _MAX_SENTENCE // 2
         sentence = f"{sentence[:half]} ... {sentence[-half:]}"
     words = f"http2tcp: {sentence}"
     try:
         # stderr is None if it was closed when we began; print would write to stdout then.
         if sys.stderr is not None:
-            # ssh may have put the terminal into raw mode, where a newline does not move back to the first column.
+            # ssh may have put the terminal into raw mode, in which a newline does not return to the first column.
             end = "\r\n" if sys.stderr.isatty() else "\n"
             print(mark(words, logging.ERROR) if stderr_is_journal() else words, file=sys.stderr, end=end)
     except OSError:
-        pass  # nobody reads stderr; the exit status still says that it failed
+        pass  # stderr is closed or broken; the exit status still says that the command failed
     return exit_code

@@ -1,12 +1,12 @@
-"""The table of options: one row an option, which says everything about it.
+"""The table of options. Each option has one row, which says everything about it.
 
-From the rows come the command line and its help, the environment variables, the keys of the configuration file, the
-typed values that the settings are made of, and, by `python -m tests.generate`, the tables of docs/options.md and
+The rows define the command line and its help, the environment variables, the keys of the configuration file and the
+types of the settings' values. `python -m tests.generate` makes from them the tables of docs/options.md and
 docs/configuration.md, examples/http2tcp.toml, the man page and the shells' completions.
 
-To add an option: add a row here, read it in `server_settings` or `client_settings`, and use the setting. A limit has
-its row at its field in `http2tcp.server.limits`, since the server reports limits by themselves: nothing else is needed
-but its use.
+To add an option: add a row here, read it in `server_settings` or `client_settings`, and use the setting. To add a
+limit: add a field to `Limits` in `http2tcp.server.limits`, and use it. The field describes itself, and its row here is
+made from it, since the server also reports its limits.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ Source = click.core.ParameterSource
 V = TypeVar("V")
 V_co = TypeVar("V_co", covariant=True)
 
-# The groups of the help, and the sections of the example file.
+# The groups of options in the help, which are also the sections of the example file.
 ACTIONS = "What to do"
 ENDPOINT_GROUP = "Endpoint"
 LISTENING = "Listening"
@@ -47,60 +47,62 @@ GROUPS = (ACTIONS, ENDPOINT_GROUP, LISTENING, ACCESS, ADDRESSES, CERTIFICATES, P
 Mode = Literal["server", "client", "both"]
 
 
-# Not frozen: a client makes all of these at every start, and a frozen class takes three times as long to make.
+# Not frozen: every start makes all rows, and an instance of a frozen class takes three times as long to make.
 @dataclass(slots=True, eq=False, kw_only=True)
 class Option(Generic[V_co]):
-    """A row of the table. `V_co` is the type of the value."""
+    """A row of the table. `V_co` is the type of the option's value."""
 
     #: All spellings, the long one last.
     names: tuple[str, ...]
     mode: Mode
     group: str
-    #: One sentence or two. The default and "repeatable" are added to it.
+    #: The option's help, in one or two sentences. `help_text` adds the default and "repeatable".
     help: str
-    #: What the option comes to where nobody gives it.
+    #: The option's value if it is not given.
     default: V_co
-    #: None: a flag, without a value.
+    #: The kind of the option's value. None: the option is a flag, without a value.
     kind: Kind[Any] | None = None
     repeatable: bool = False
-    #: The default in words, where it has any.
+    #: The default in words, for the help. Empty: the help shows none.
     shown: str = ""
-    #: A paragraph of docs/options.md, in Markdown.
+    #: A further paragraph for docs/options.md, in Markdown.
     more: str = ""
-    #: Whether the short help has it.
+    #: Whether the short help shows the option.
     common: bool = False
-    #: Whether it has an environment variable. An action has none: a variable could take every command over.
+    #: Whether the option has an environment variable. An action has none: its variable would turn every http2tcp
+    #: command into that action.
     from_environment: bool = True
-    #: Whether the configuration file may have it.
+    #: Whether the configuration file may set the option.
     in_file: bool = True
-    #: Its value in examples/http2tcp.toml, in TOML, and whether that line is in force and not commented out.
+    #: The option's value in examples/http2tcp.toml, in TOML; and (`in_force`) whether that line is active there, not
+    #: commented out.
     sample: str = ""
     in_force: bool = False
-    #: What the example file says above the line, where the help's sentence is not for it.
+    #: The comment above that line in the example file, if the help's sentence does not fit there.
     comment: str = ""
-    #: Two words: a name, and then a value of `kind`.
+    #: Whether the option takes two words: a name, and then a value of `kind`.
     named: bool = False
-    #: The value may be left out.
+    #: Whether the value may be left out.
     optional: bool = False
 
     @property
     def long(self) -> str:
-        """The long spelling."""
+        """The option's long spelling, such as --token-file."""
         return self.names[-1]
 
     @property
     def key(self) -> str:
-        """What the configuration file, the log and the metrics call it."""
+        """The option's name in the configuration file, the log and the metrics, such as token_file."""
         return self.names[-1][2:].replace("-", "_")
 
     @property
     def variable(self) -> str:
-        """Its environment variable."""
+        """The name of the option's environment variable."""
         return f"{ENV_PREFIX}_{self.key.upper()}"
 
     @property
     def value(self) -> str | None:
-        """What stands for its value in the help. None: a flag."""
+        """The placeholder for the option's value in the help. None: the option is a flag."""
         if self.kind is None:
             return None
         if self.named:
@@ -114,7 +116,7 @@ class Option(Generic[V_co]):
 
     @property
     def help_text(self) -> str:
-        """The help, with all that is to be said in a terminal."""
+        """The whole help for a terminal: the sentences, "repeatable" and the default."""
         notes = ["repeatable"] * self.repeatable + [f"default: {self.shown}"] * bool(self.shown)
         return "  ".join([self.help] * bool(self.help) + [f"[{note}]" for note in notes])
 
@@ -761,17 +763,17 @@ HELP: Option[bool] = Option(
 )
 
 _ROWS = tuple(row for row in globals().values() if isinstance(row, Option))
-# The limits' rows stand before this one.
+# The index in the table at which to insert the rows of the limits.
 _AFTER_LIMITS = _ROWS.index(KEEP_SESSIONS)
 
 
 def rows() -> tuple[Option[Any], ...]:
-    """The whole table, in the order of the documentation."""
+    """Return all rows, in the order of the documentation."""
     return (*_ROWS[:_AFTER_LIMITS], *_limits(), *_ROWS[_AFTER_LIMITS:])
 
 
 def client_rows() -> tuple[Option[Any], ...]:
-    """The client's part of it, without loading anything of the server."""
+    """Return the rows that a client may use, without loading any module of the server."""
     return tuple(row for row in _ROWS if row.mode != "server")
 
 
@@ -779,7 +781,7 @@ _LIMIT_KINDS: dict[str, Kind[Any]] = {"count": kinds.COUNT, "time": kinds.TIME, 
 
 
 def _limits() -> list[Option[float | None]]:
-    """A row for each field of `Limits`. No default: where nobody gives the option, the field has its own."""
+    """Make a row for each field of `Limits`. The row has no default: the field's own applies if nothing is given."""
     from http2tcp.server.limits import described_limits
 
     return [
@@ -806,7 +808,7 @@ class Given:
     """The value of each option, with its type: `given[GRACE]` is a float."""
 
     def __init__(self, context: click.Context, file: Mapping[str, Any] | None = None) -> None:
-        """`file` has the values of the configuration file, by their keys; they are for what nobody gave."""
+        """`file` has values of the configuration file, by their keys, for options that are not given elsewhere."""
         self._context = context
         self._file = file or {}
 
@@ -815,30 +817,30 @@ class Given:
         return value
 
     def by_key(self, key: str, default: Any = None) -> Any:
-        """The value of the option that is called so."""
-        # An option of the other mode is not among click's parameters.
+        """Return the value of the option whose key is `key`."""
+        # An option of the other mode is not among click's parameters: it has the default.
         return self._file[key] if key in self._file else self._context.params.get(key, default)
 
     def in_file(self, option: Option[Any]) -> bool:
-        """Whether the value is the configuration file's."""
+        """Return whether the option's value comes from the configuration file."""
         return option.key in self._file
 
     def source(self, option: Option[Any]) -> click.core.ParameterSource:
-        """Where the value is from. The file's values count as nobody's: they fill in a default."""
+        """Return where the option's value comes from. A value of the configuration file counts as a default."""
         return self._context.get_parameter_source(option.key) or Source.DEFAULT
 
     def on_command_line(self, option: Option[Any]) -> bool:
-        """Whether it was given there, and not by a variable."""
+        """Return whether the option was given on the command line, not by a variable."""
         return self.source(option) is Source.COMMANDLINE
 
     def anywhere(self, option: Option[Any]) -> bool:
-        """Whether it was given there or by a variable."""
+        """Return whether the option was given on the command line or by a variable."""
         return self.source(option) in (Source.COMMANDLINE, Source.ENVIRONMENT)
 
     def texts(self, option: Option[Any]) -> list[Any]:
-        """Each text that was given for it, for --ssh-config; of a flag, its value."""
+        """Return each text that was given for the option, for --ssh-config. For a flag, return its value in a list."""
         return list(self._context.meta.get(kinds.text_of(option.key), [self[option]]))
 
     def with_file(self, values: Mapping[str, Any]) -> Given:
-        """The same, and the file's values for what nobody gave."""
+        """Return the same options, completed by the file's `values` for options that are not given elsewhere."""
         return Given(self._context, values)

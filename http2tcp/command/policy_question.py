@@ -1,4 +1,4 @@
-"""Answers whether a token may go to a destination, and why: `-s --check --as`."""
+"""`-s --check --as`: says whether a token may go to a destination, and why."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 
 
 def answer(state: State, name: str, destination: Address) -> tuple[int, str]:
-    """The exit status, and the answer: a sentence, and below it a line for each address."""
+    """Return the exit status and the answer: a sentence, and below it a line for each address of the destination."""
     from http2tcp.net.dial import DialError
     from http2tcp.server.policy_report import expiry, who
 
@@ -47,7 +47,7 @@ def answer(state: State, name: str, destination: Address) -> tuple[int, str]:
 
 
 async def _addresses(destination: TCPAddress, patience: float) -> Sequence[IPAddress]:
-    """The addresses, looked up on this machine as the server would. Raises DialError, trio.TooSlowError."""
+    """Look the destination's addresses up on this machine, as the server does. Raises DialError, trio.TooSlowError."""
     from http2tcp.net.dial import LAST_WAIT, resolve
 
     with trio.fail_after(patience):
@@ -55,9 +55,9 @@ async def _addresses(destination: TCPAddress, patience: float) -> Sequence[IPAdd
 
 
 def grant_of(policy: Policy, name: str) -> Grant:
-    """What the token of this name may do. UNNAMED is the token of -t, or any client if the server asks for no token.
+    """Return what the token called `name` may do. Raises SettingsError if there is no such token.
 
-    Raises SettingsError.
+    UNNAMED stands for the token of -t or --token-file, or for any client if the server asks for no token.
     """
     tokens = {token.name or UNNAMED: token for token in policy.tokens}
     if not tokens and name == UNNAMED:
@@ -70,7 +70,7 @@ def grant_of(policy: Policy, name: str) -> Grant:
 
 
 def why_admitted(grant: Grant, admission: Admission) -> str:
-    """What lets the name through. Empty: its addresses decide."""
+    """Say what admits the destination by its name. Empty: the rules for its addresses decide."""
     if admission.rule is not None:
         return f"allow {admission.rule}"
     if grant.pinned:
@@ -79,7 +79,7 @@ def why_admitted(grant: Grant, admission: Admission) -> str:
 
 
 def judged(admission: Admission, addresses: Sequence[IPAddress]) -> tuple[str, str]:
-    """The rule that opens the first address that may be dialled (empty: none may), and a line for each address."""
+    """Return the rule that opens the first open address (empty: all are closed), and a line for each address."""
     lines, opened = [], ""
     for address in dict.fromkeys(addresses):
         refusal = admission.refusal(address)

@@ -1,4 +1,4 @@
-"""The process around a server or a client: its signals and its exit status."""
+"""Runs a server, a client or a check as a process: it handles the signals, and returns the exit status."""
 
 from __future__ import annotations
 
@@ -36,17 +36,18 @@ OnSignal = Callable[[signal.Signals, trio.CancelScope], None]
 
 
 def run_server(settings: ServerSettings, reread: Callable[[], ServerSettings] | None = None) -> int:
-    """Serve until SIGTERM or SIGINT and the end of the grace, or until a second signal. Return the exit status.
+    """Serve until SIGTERM or SIGINT, then drain until the grace ends or a second signal comes. Return the exit status.
 
-    On SIGHUP the server takes the settings that `reread` returns. If `reread` raises Http2tcpError, nothing changes.
+    On SIGHUP the server switches to the settings that `reread` returns. If `reread` raises Http2tcpError, nothing
+    changes.
     Raises ListenError, SettingsError or TooFewDescriptors.
     """
     from http2tcp.net.descriptors import require
     from http2tcp.server.log_writer import log_as_service
     from http2tcp.server.service import Service
 
-    # Two descriptors an address: a name may have an IPv4 and an IPv6 address. The admin listener needs one more, for a
-    # connection, and a log file needs one.
+    # Two descriptors for each address: a host name may have an IPv4 and an IPv6 address. The admin listener needs a
+    # third, for a connection, and a log file needs one.
     require(2 * len(settings.addresses) + (3 if settings.admin else 0) + (1 if settings.log_file else 0))
     log_as_service(settings.log_format, settings.log_file)
     signals = [signal.SIGINT, signal.SIGTERM, *_hang_up()]
@@ -58,17 +59,17 @@ def run_server(settings: ServerSettings, reread: Callable[[], ServerSettings] | 
 
 
 def _hang_up() -> list[signal.Signals]:
-    """SIGHUP, unless it is ignored: under nohup it is, and stays so."""
+    """Return SIGHUP in a list; or an empty list if SIGHUP is ignored, as it is under nohup, since it has to stay so."""
     if not hasattr(signal, "SIGHUP") or signal.getsignal(signal.SIGHUP) is signal.SIG_IGN:
         return []
-    # Ignore it until trio takes it, and after: while we start or end, it would kill the process before its last line is
-    # written.
+    # Ignore SIGHUP before trio handles it and afterwards: while we start or end, it would kill the process before the
+    # process has logged its last line.
     signal.signal(signal.SIGHUP, signal.SIG_IGN)
     return [signal.SIGHUP]
 
 
 def run_client(settings: ClientSettings, head_start: HeadStart | None = None) -> int:
-    """Tunnel stdin and stdout, or the connections to the settings' forwards, until done or signalled.
+    """Tunnel stdin and stdout, or the connections to the settings' forwards, until they end or a signal comes.
 
     Return the exit status. Raises TunnelError, ListenError or SettingsError.
     """
@@ -81,7 +82,7 @@ def run_client(settings: ClientSettings, head_start: HeadStart | None = None) ->
             raise SettingsError("--fdpass is for ssh with ProxyUseFdpass yes: here, stdout is not ssh's Unix socket")
 
     _warn(settings)
-    # ssh ends its ProxyCommand by SIGHUP, so SIGHUP is a clean end.
+    # ssh ends its ProxyCommand by SIGHUP, so after SIGHUP exit cleanly, with status 0.
     signals = [signal.SIGINT, signal.SIGTERM, *_hang_up()]
     status = 0
 
@@ -114,7 +115,7 @@ def run_client(settings: ClientSettings, head_start: HeadStart | None = None) ->
     try:
         _run(tunnel, signals, on_signal)
     except InputSilent as error:
-        # A warning only, since all that the target sent has arrived. With --quiet, just the exit status says it.
+        # Only a warning, since everything that the target sent has arrived. With --quiet, only the exit status tells.
         logger.warning("%s: %s", error.hop, error)
         return error.exit_code
     return status
@@ -126,7 +127,7 @@ def run_check(settings: ClientSettings, *, as_json: bool, quiet: bool) -> int:
     from http2tcp.client.check.walk import check
 
     _warn(settings)
-    # With -v, log lines are mixed in: a line of the report that is rewritten in place would be torn apart.
+    # With -v, log lines appear between the report's lines. They would break up a line that is rewritten in place.
     live = not logger.isEnabledFor(logging.DEBUG)
     # stdout is None if it was closed when we began. The exit status still has the result.
     out = sys.stdout or io.StringIO()
@@ -148,11 +149,11 @@ def run_check(settings: ClientSettings, *, as_json: bool, quiet: bool) -> int:
 
 
 def run_server_check(settings: ServerSettings, question: tuple[str, Address] | None, *, quiet: bool) -> int:
-    """Check the settings as a starting server does, and show what they amount to. Return the exit status.
+    """Check the settings as a starting server does, and show the resulting policy and limits. Return the exit status.
 
-    With a question (the name of a token, and a destination), answer that instead: whether the token may go there, and
-    why. The exit status is then the one that a client of this server would have, before it reaches the target. `quiet`
-    shows failures only. Raises SettingsError.
+    With a question (the name of a token, and a destination), say instead whether the token may go to the destination,
+    and why. The exit status is then what a client of this server would exit with, if only the policy and the name
+    look-up could fail. `quiet`: show failures only. Raises SettingsError.
     """
     from http2tcp.net.descriptors import allow_many
     from http2tcp.server.policy_report import describe
@@ -168,18 +169,18 @@ def run_server_check(settings: ServerSettings, question: tuple[str, Address] | N
     elif not quiet:
         words = describe(settings, state.policy, state.limits, time.time())
     if words and (status or not quiet):
-        # Without a stdout, print writes nothing. The exit status still has the answer.
+        # If stdout is closed (None), print writes nothing. The exit status still has the answer.
         encoding = getattr(sys.stdout, "encoding", None) or "utf-8"
         print(words.encode(encoding, "replace").decode(encoding))
     return status
 
 
 def _take_for_good(signals: Sequence[signal.Signals]) -> list[signal.Signals]:
-    """Install handlers for good, so that no signal has its default action. They collect early signals in the list.
+    """Install handlers for good, so that no signal has its default action. Return the list that they add signals to.
 
-    When trio ends, it restores the handlers that it found, and raises again the signals that came too late. With the
-    default action, a second SIGTERM would kill a server that is about to exit with 0. These handlers stay, and
-    `__main__` ignores the signals before the interpreter removes the handlers.
+    When trio ends, it restores the earlier handlers, and raises again the signals that came too late for it. With the
+    default action, a second SIGTERM would then kill a server that is about to exit with 0. These handlers stay
+    installed until `__main__` ignores the signals, before the interpreter removes the handlers.
     """
     came: list[signal.Signals] = []
     for number in signals:
@@ -194,7 +195,8 @@ def _run(
     on_signal: OnSignal,
     early: Sequence[signal.Signals] | None = None,
 ) -> None:
-    # `__main__` turned the collector off. From now on it runs, but need not look at the modules: they stay.
+    # `__main__` turned the garbage collector off. Turn it on, but freeze the modules first: they stay until the end, so
+    # the collector need not look at them.
     gc.freeze()
     gc.enable()
     trio.run(_with_signals, main, signals, on_signal, early, clock=AwakeClock())
@@ -206,9 +208,10 @@ async def _with_signals(
     on_signal: OnSignal,
     early: Sequence[signal.Signals] | None,
 ) -> None:
-    """Run `main`. Each signal calls `on_signal` with the scope that ends `main`. Http2tcpError is raised ungrouped.
+    """Run `main`. Call `on_signal` for each signal, with the cancel scope that ends `main`.
 
-    `early` has the signals that came before trio could take them. If there is such a list, late signals are ignored.
+    `early` has the signals that came before trio could handle them. If it is given, ignore the signals once `main` has
+    ended. A Http2tcpError of `main` is raised by itself, not in an exception group.
     """
     failure: Http2tcpError | None = None
     with trio.open_signal_receiver(*signals) as received:
@@ -227,7 +230,8 @@ async def _with_signals(
                 failure = error
             nursery.cancel_scope.cancel()
     if early is not None:
-        # Ignored by the kernel: if Python handled a flood of signals one by one, trio would never get to close.
+        # Let the kernel ignore the signals: if Python handled a flood of them one by one, trio would never finish
+        # closing.
         for number in signals:
             signal.signal(number, signal.SIG_IGN)
     if failure is not None:
@@ -238,7 +242,7 @@ _T = TypeVar("_T")
 
 
 class _Announcement(Generic[_T]):
-    """A TaskStatus that calls a function. For a caller that awaits the service itself and starts it in no nursery."""
+    """A TaskStatus that calls a function: for a caller that awaits a service directly, without `nursery.start`."""
 
     def __init__(self, announce: Callable[[Sequence[_T]], None]) -> None:
         self._announce = announce

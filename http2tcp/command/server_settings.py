@@ -1,4 +1,4 @@
-"""Makes a server's settings of options, variables and the configuration file. Also `--new-token`."""
+"""Makes a server's settings from options, variables and the configuration file. Also does `--new-token`."""
 
 from __future__ import annotations
 
@@ -31,12 +31,13 @@ _RULES: tuple[Option[Any], ...] = (options.CONFIG, options.ALLOW, options.DENY)
 
 
 def server_settings(given: Given) -> ServerSettings:
-    """What the options and the file come to. Raises SettingsError or ConfigError."""
+    """Make a server's settings from the options and the configuration file. Raises SettingsError or ConfigError."""
     from http2tcp.server.settings import ServerSettings
 
     for option in _RULES:
         if os.environ.get(option.variable) == "" and not given.on_command_line(option):
-            # To click, it is unset. The server would be open to more than was meant.
+            # click treats an empty variable as unset. Without the rules, clients could reach more than the operator
+            # meant.
             raise SettingsError(f"{option.variable} is empty: it was probably not filled in")
     given, tokens = _configured(given)
     return ServerSettings(
@@ -72,15 +73,16 @@ def server_settings(given: Given) -> ServerSettings:
 
 
 def _allow(given: Given) -> Sequence[Rule] | None:
-    # On the command line, no rule at all is no policy. In the file, an empty list is one: it allows nothing.
+    # Without any --allow on the command line, None: no allow policy. An empty list in the file is a policy: it allows
+    # nothing.
     return given[options.ALLOW] if given[options.ALLOW] or given.in_file(options.ALLOW) else None
 
 
 def _limits(given: Given) -> Limits:
-    """Each limit that was given; the others keep the default of their field."""
+    """Return the limits: those that the options give, and the defaults of `Limits` for the others."""
     from http2tcp.server.limits import Limits, described_limits
 
-    # The types are the rows' own: each row's kind is that of its field.
+    # `Any` is safe here: each option's kind is made from the field of `Limits`, so the types match.
     found: dict[str, Any] = {name: given.by_key(name) for name, _, _ in described_limits()}
     return Limits(**{name: limit for name, limit in found.items() if limit is not None})
 
@@ -100,7 +102,7 @@ def _server_tls(given: Given) -> ServerTLS | None:
 
 
 def _configured(given: Given) -> tuple[Given, Sequence[str | Token]]:
-    """The options, with the file's values for what nobody gave, and the tokens of both.
+    """Return the options, completed by the file's values for options that are not given, and the tokens of both.
 
     Raises ConfigError or SettingsError.
     """
@@ -130,7 +132,7 @@ def _configured(given: Given) -> tuple[Given, Sequence[str | Token]]:
 def refuse_log_file(given: Given, path: str | None) -> None:
     """Raise SettingsError or ConfigError if the file cannot be written.
 
-    A reload does not check this: a token may have to be taken away while a disk is full.
+    A reload does not call this: it must be possible to revoke a token while the disk is full.
     """
     from http2tcp.server.log_writer import check_log_file
 
@@ -164,7 +166,7 @@ def _warn_of_expired(tokens: Sequence[Token]) -> None:
 
 
 def config_keys() -> dict[str, Key]:
-    """The keys that the file may have: all options of a server except modes, actions and secrets."""
+    """Return the keys that the file may have: all options of a server except modes, actions and secrets."""
     from http2tcp.command.toml_file import Key
 
     return {
@@ -181,7 +183,7 @@ def _form(kind: Kind[Any]) -> Literal["text", "number", "file"]:
 
 
 def show_new_token(name: str) -> None:
-    """Print the lines to stdout, which is often redirected to the configuration file, and the token to stderr."""
+    """Make a token. Print its lines to stdout, often redirected to the configuration file, and the token to stderr."""
     from http2tcp.command.toml_file import new_token, parse_name
 
     if sys.stderr is None or sys.stdout is None:
@@ -197,5 +199,5 @@ def show_new_token(name: str) -> None:
             print("And its hash, for the server's --config:", file=sys.stderr)
     else:
         print(token, file=sys.stderr)
-    # As bytes: TOML is UTF-8, whatever the terminal's encoding is.
+    # Print bytes: TOML is UTF-8, whatever the terminal's encoding is.
     click.echo(lines.encode(), nl=False)

@@ -1,8 +1,8 @@
-"""`--ssh-config`: a client's options as a Host block for ~/.ssh/config. No secret is read or printed.
+"""`--ssh-config`: print a client's options as a Host block for ~/.ssh/config. It reads and prints no secret.
 
 A ProxyCommand is parsed three times: ssh wants balanced quotes in each line of its configuration; later ssh replaces
-its tokens (`%h`, …) and turns `%%` into `%`; then the user's shell parses the result, whichever shell it is. Each value
-is quoted so that http2tcp gets, after all three, what the user gave.
+its tokens (`%h`, …) and turns `%%` into `%`; then the user's shell, which may be any shell, parses the result. Each
+value is quoted so that after all three, http2tcp gets what the user wrote.
 """
 
 from __future__ import annotations
@@ -20,18 +20,19 @@ from http2tcp.errors import SettingsError
 if TYPE_CHECKING:
     from http2tcp.client.settings import ClientSettings
 
-# What ssh replaces in a ProxyCommand (ssh_config(5), TOKENS), and a sample of what it puts there.
+# The tokens that ssh replaces in a ProxyCommand (ssh_config(5), TOKENS), each with a sample of its replacement.
 _TOKENS = {"%%": "%", "%h": "host", "%n": "host", "%p": "22", "%r": "user"}
 _PERCENT = re.compile("%[%hnpr]|%")
 _CONTROL = re.compile(r"[\x00-\x1f\x7f]")
-# A pattern of ssh_config(5). A pattern that begins with ! matches nothing by itself; to ssh, a leading - is an option.
+# A host name or pattern of ssh_config(5). Exclude a leading !, since such a pattern matches nothing by itself, and a
+# leading -, since ssh would take the name for an option.
 _HOST = re.compile(r"""[^-!\s"'#\\][^\s"'#\\]*""")
-# Characters that mean nothing to any shell. `~` and `=` are left out: at the start of a word they mean something.
+# Characters without a special meaning in any shell. `~` and `=` are missing: they have one at the start of a word.
 _PLAIN = re.compile(r"[A-Za-z0-9_@%+:,./-]+", re.ASCII)
 # Options whose value may be @FILE.
 AT_FILE = ("-H", "--proxy")
-# How often ssh asks whether its peer is there, in seconds, where the tunnel comes back; and for how much longer than
-# http2tcp it goes on asking, since the last attempt to come back may begin at the very end.
+# For a tunnel that can come back: the seconds between ssh's own keepalives, and how many times longer than http2tcp's
+# `resume` ssh tolerates silence. It must be longer, since http2tcp may begin its last attempt at the very end.
 _ALIVE_INTERVAL = 60
 _LONGER = 4 / 3
 _SECRET_NAME = re.compile("auth|cookie|credential|key|pass|secret|session|signature|token", re.IGNORECASE)
@@ -45,28 +46,29 @@ _SHARED = """\
 
 
 class Written(NamedTuple):
-    """An option as it was given: `-e` and its text, or a flag without one."""
+    """An option as the user gave it: for example `-e` and its text, or a flag without a text."""
 
     option: str
     text: str | None = None
-    #: Whether the text is the name of a file.
+    #: Whether the text is a file name.
     file: bool = False
 
 
 def sample(text: str) -> str:
-    """The text with sample values for ssh's tokens, so that it can be parsed."""
+    """Return the text with sample values in place of ssh's tokens, so that it can be parsed."""
     return _PERCENT.sub(lambda match: _TOKENS.get(match[0], match[0]), text)
 
 
 def has_token(text: str) -> bool:
-    """Whether ssh would replace a part of the text."""
+    """Return whether ssh would replace a part of the text."""
     return any(match != "%" for match in _PERCENT.findall(text))
 
 
 def host_block(name: str, options: Sequence[Written], settings: ClientSettings, command: Sequence[str]) -> str:
-    """The block. It begins with an empty line, since the file that it is appended to may lack its last newline.
+    """Return the block. It begins with a newline, since the file that it is appended to may lack its last one.
 
-    `settings` are made from samples of the options; `command` starts http2tcp. Raises SettingsError.
+    `settings` are parsed from the options' samples (see `sample`). `command` has the words that start http2tcp.
+    Raises SettingsError.
     """
     if not _HOST.fullmatch(name) or _CONTROL.search(name):
         raise SettingsError(
@@ -87,7 +89,7 @@ def host_block(name: str, options: Sequence[Written], settings: ClientSettings, 
 
 
 def _alive(settings: ClientSettings) -> list[str]:
-    """The lines with ssh's own keepalive, which has to fit what the tunnel does in a silence."""
+    """Return the lines for ssh's own keepalive, if it needs any: that depends on `resume` and the transport."""
     raw = settings.fdpass or (settings.transport is not None and settings.transport.raw)
     if settings.resume and not raw:
         count = math.ceil(_LONGER * settings.resume / _ALIVE_INTERVAL)
@@ -108,12 +110,12 @@ def _alive(settings: ClientSettings) -> list[str]:
 
 
 def own_command() -> list[str]:
-    """The words that start this http2tcp from a shell: just its name, if every login finds it on the PATH."""
+    """Return the words that start this http2tcp from a shell: only its name, if every login finds it on the PATH."""
     script = sys.argv[0]
     if os.path.basename(script) == "__main__.py" or not os.path.isfile(script):
         return [sys.executable, "-m", "http2tcp"]
     found = shutil.which("http2tcp")
-    # An activated virtual environment is on the PATH of one terminal only.
+    # An activated virtual environment is on the PATH of this terminal only, so then the name is not enough.
     here = os.path.join(sys.prefix, "")
     activated = sys.prefix != sys.base_prefix and found is not None and found.startswith(here)
     if found is not None and os.path.samefile(found, script) and not activated:
@@ -147,13 +149,13 @@ def _value(option: str, text: str, file: bool) -> str:
 
 
 def _path(name: str) -> str:
-    """A file's absolute name, since ssh may run in any directory."""
+    """Return a file's absolute name, since ssh may run in any directory."""
     try:
         directory = "" if os.path.isabs(name) else os.path.join(os.getcwd(), "")
     except FileNotFoundError:
         raise SettingsError(f"{name!a}: name it from the root, since the current directory is gone") from None
     absolute = os.path.join(directory, name)
-    # If a file exists whose name has a %, that file is meant, and the % is not one of ssh's tokens.
+    # If a file of exactly this name exists, the user means that file, so a % in its name does not begin a token of ssh.
     if os.path.lexists(absolute):
         return _doubled(absolute)
     return _doubled(directory) + _with_tokens(name)
@@ -168,10 +170,10 @@ def _doubled(text: str) -> str:
 
 
 def _quoted(word: str) -> str:
-    """One word for sh, bash, zsh, csh and fish alike, and for ssh's own reader of quotes.
+    """Quote one word for sh, bash, zsh, csh and fish alike, and for ssh's own parser of quotes.
 
-    shlex.quote does not do: inside single quotes, a backslash is an escape to fish and ssh, and a ! is history to csh,
-    so both have to stand outside of them.
+    shlex.quote is not enough. Inside single quotes, fish and ssh read a backslash as an escape, and csh reads a ! as a
+    reference to its history. So both must be outside of the quotes.
     """
     if _PLAIN.fullmatch(word):
         return word

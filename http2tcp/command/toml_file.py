@@ -1,8 +1,8 @@
-"""The server's configuration file: TOML to values and tokens. docs/configuration.md is the reference.
+"""Reads the server's configuration file: from TOML to values and tokens. docs/configuration.md is the reference.
 
-Its keys are the server's options, whose parsers the caller hands in, and `[[token]]`. Every error names the path of its
-key, as in `token[2].allow[0]`, and all errors are reported at once. No message shows a value that may be a secret: the
-value of `sha256`, or of an unknown key.
+The file's keys are the server's options, whose parsers the caller passes in, and `[[token]]`. Every error names the
+path of its key, as in `token[2].allow[0]`, and all errors are reported at once. No message shows a value that may be a
+secret: the value of `sha256`, or of an unknown key.
 """
 
 from __future__ import annotations
@@ -24,7 +24,8 @@ from http2tcp.server.policy import UNNAMED, Token, digest
 from http2tcp.server.rules import Rule, parse_rule
 from http2tcp.units import parse_count
 
-# A token's name is a person or a machine in the operator's words. It has to fit into a line of the log.
+# The longest name of a token, in characters: the operator's name for a person or a machine. It must fit into a line of
+# the log.
 _MAX_NAME = 64
 
 #: The keys of a [[token]].
@@ -40,18 +41,18 @@ class Key(NamedTuple):
 
     #: Parses a text. Raises Http2tcpError.
     parse: Callable[[str], Any]
-    #: `number`: a number, or a text such as "15m". `file`: a name, relative to the configuration file.
+    #: `number`: a number, or a text such as "15m". `file`: a file name, relative to the configuration file's directory.
     kind: Literal["text", "number", "flag", "file"] = "text"
-    #: Whether the value is a list. A list of one value may be written without its brackets.
+    #: Whether the value is a list. A list of one text may be written without its brackets.
     many: bool = False
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Config:
-    """A parsed file."""
+    """A parsed configuration file."""
 
     path: str
-    #: The values of the options that stand in the file, by their keys.
+    #: The values of the options that the file sets, by their keys.
     values: Mapping[str, Any]
     tokens: Sequence[Token] = field(repr=False)
 
@@ -60,7 +61,7 @@ def read_config(path: str, keys: Mapping[str, Key]) -> Config:
     """Read and parse a file. Raises ConfigError."""
     try:
         with open(path, "rb") as file:
-            # utf-8-sig: some editors begin a file with a byte order mark.
+            # utf-8-sig skips the byte order mark with which some editors begin a file.
             text = file.read().decode("utf-8-sig")
     except UnicodeDecodeError as error:
         line = error.object.count(b"\n", 0, error.start) + 1
@@ -73,7 +74,7 @@ def read_config(path: str, keys: Mapping[str, Key]) -> Config:
 
 
 def parse_config(text: str, keys: Mapping[str, Key], path: str) -> Config:
-    """Parse a file's text; file names in it are relative to `path`. Raises ConfigError."""
+    """Parse a file's text. File names in it are relative to the directory of `path`. Raises ConfigError."""
     try:
         document = tomllib.loads(text)
     except (ValueError, RecursionError) as error:
@@ -92,22 +93,22 @@ def parse_config(text: str, keys: Mapping[str, Key], path: str) -> Config:
 
 
 class _Reader:
-    """Reads values and collects errors. Where there was an error, the value that it returns is a placeholder."""
+    """Reads values and collects errors. For a value with an error, it returns a placeholder."""
 
     def __init__(self, directory: str, keys: Iterable[str]) -> None:
         self.mistakes: list[str] = []
         self._directory = directory
-        # The keys that stand at the top of the file, not in a [[token]].
+        # The keys allowed at the top of the file, outside of any [[token]].
         self._keys = set(keys)
-        # The name of the token that is being read, for messages: a name is easier to find than a number.
+        # The name of the token that is being read, in brackets, for messages: a name is easier to find than a number.
         self._whose = ""
 
     def wrong(self, where: str, words: str) -> None:
-        """Note an error at a key's path."""
+        """Record an error. `where` is the path of its key."""
         self.mistakes.append(f"{where}{self._whose}: {words}")
 
     def refuse_unknown(self, table: Mapping[str, Any], known: Iterable[str], prefix: str) -> None:
-        """Note an error for each key of a table that is not known."""
+        """Record an error for each key of `table` that is not in `known`."""
         known = sorted(known)
         for name in table:
             if name in known:
@@ -118,7 +119,7 @@ class _Reader:
     def _hint(self, name: str, value: Any, known: Sequence[str], prefix: str) -> str:
         plain = name.replace("-", "_").lower()
         if prefix and plain in self._keys.difference(TOKEN_KEYS):
-            # To TOML, every line after a [[token]] belongs to that token.
+            # In TOML, every line after a [[token]] belongs to that token.
             return f"{plain} is not a token's key: move it before the first [[token]]"
         if prefix and plain == "token":
             return "there is no such key; is sha256 meant, the token's hash?"
@@ -131,7 +132,7 @@ class _Reader:
         )
 
     def value(self, where: str, value: Any, key: Key) -> Any:
-        """An option's value."""
+        """Parse an option's value."""
         if not key.many:
             return self._one(where, value, key)
         if isinstance(value, str):
@@ -147,7 +148,7 @@ class _Reader:
                 self.wrong(where, f"expected true or false, not {_what(value)}")
             return value
         if key.kind == "number" and isinstance(value, int | float) and not isinstance(value, bool):
-            # TOML has integers of 64 bits only; tomllib takes longer ones.
+            # TOML's integers have at most 64 bits, but tomllib accepts longer ones.
             if isinstance(value, int) and value.bit_length() >= 64:
                 self.wrong(where, "expected a smaller number")
                 return None
@@ -170,12 +171,12 @@ class _Reader:
     # --- tokens -----------------------------------------------------------------------------------
 
     def tokens(self, tables: Any) -> list[Token]:
-        """The tokens of all `[[token]]` sections."""
+        """Read the tokens of all `[[token]]` sections."""
         if isinstance(tables, dict):
             self.wrong("token", "expected [[token]] with two brackets, since there may be several")
             return []
         if not isinstance(tables, list):
-            # The value is not shown: it may be a token.
+            # Do not show the value: it may be a token.
             self.wrong("token", "expected sections [[token]], each with the sha256 of a token and never a token itself")
             return []
         tokens = [self._token(f"token[{index}]", table) for index, table in enumerate(tables)]
@@ -218,7 +219,7 @@ class _Reader:
         if value is None:
             self.wrong(where, "is missing: http2tcp --new-token prints a token once, and this line for it")
             return b""
-        # The value is not shown: it may be the token.
+        # Do not show the value: it may be the token itself.
         if not isinstance(value, str) or not re.fullmatch(r"[0-9a-fA-F]{64}", value):
             self.wrong(where, "expected the SHA-256 of the token as 64 hexadecimal digits; --new-token prints it")
             return b""
@@ -234,7 +235,7 @@ class _Reader:
                 return math.inf
             return value.timestamp()
         if isinstance(value, date):
-            # The token is good to the end of that day.
+            # The token is valid until the end of that day (UTC).
             return (datetime.combine(value, time(), UTC) - _EPOCH + _DAY).total_seconds()
         hint = ", without the quotes" if isinstance(value, str) else f", not {_what(value)}"
         self.wrong(where, f"expected a date such as 2027-01-31, or a time such as 2027-01-31T18:00:00Z{hint}")
@@ -258,14 +259,14 @@ _RULES = Key(parse_rule, many=True)
 _COUNT = Key(parse_count, "number")
 _EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
 _NO_TOKEN = Token("", b"")
-# An empty text, and the newline that `echo` adds to one.
+# The hashes of an empty text, and of the newline that `echo` prints for one.
 _OF_NOTHING = {hashlib.sha256(text).digest() for text in (b"", b"\n")}
 
 
 def parse_name(text: str) -> str:
-    """A token's name. Raises SettingsError."""
+    """Check a token's name, and return it. Raises SettingsError."""
     if not text or text != text.strip() or not text.isprintable() or len(text) > _MAX_NAME or text == UNNAMED:
-        # The text is not shown: it may be the token, put into the wrong place.
+        # Do not show the text: it may be the token, written in the wrong place.
         limits = f"up to {_MAX_NAME} printable characters, without a blank at an end"
         raise SettingsError(f"expected a name such as alice, and not {UNNAMED}: {limits}")
     return text
@@ -292,7 +293,7 @@ _WORDS: list[tuple[type | tuple[type, ...], str]] = [
 
 
 def new_token(name: str = "") -> tuple[str, str]:
-    """A token, and the lines that let it in: a whole section, or without a name, the line of `sha256` only."""
+    """Make a token, and the lines that let it in: a whole [[token]] section, or, without a name, only `sha256`."""
     token = secrets.token_urlsafe(32)
     line = f'sha256 = "{digest(token).hex()}"\n'
     if not name:

@@ -1,4 +1,4 @@
-"""The kinds of values that options have: how each is parsed, and how people write it."""
+"""The kinds of values that options take: how to parse each, and how the help and the documentation describe it."""
 
 from __future__ import annotations
 
@@ -18,19 +18,19 @@ if TYPE_CHECKING:
     from http2tcp.client.forwards import Forward
     from http2tcp.server.rules import Rule
 
-#: `--transport`'s word for the first that gets through.
+#: The value of `--transport` that means the first transport that gets through.
 AUTO = "auto"
 
 V = TypeVar("V")
 
 
 def text_of(key: str | None) -> str:
-    """Where an option's text is kept for --ssh-config."""
+    """Return the key of click's `Context.meta` under which an option's text is kept for --ssh-config."""
     return f"http2tcp.{key}"
 
 
 def why_unreadable(error: OSError | UnicodeDecodeError) -> str:
-    """Why a text file could not be read."""
+    """Say why a text file could not be read."""
     return "it is not UTF-8" if isinstance(error, UnicodeDecodeError) else os_reason(error)
 
 
@@ -38,7 +38,7 @@ def why_unreadable(error: OSError | UnicodeDecodeError) -> str:
 
 
 class Kind(click.ParamType, Generic[V]):  # type: ignore[type-arg]  # click's is generic from 8.4 on
-    """What an option's text becomes, by one of our own parsers, and how its value is written."""
+    """A kind of value: the parser for an option's text, and how the value is described and written."""
 
     def __init__(
         self,
@@ -53,36 +53,39 @@ class Kind(click.ParamType, Generic[V]):  # type: ignore[type-arg]  # click's is
     ) -> None:
         #: The placeholder for the value in the help, such as FILE.
         self.name = name
-        #: Raises Http2tcpError.
+        #: Turns the text into the value. Raises Http2tcpError.
         self.parse = parse
-        #: What the configuration file has for one value, and for a list of them: docs/configuration.md says so.
+        #: What one value is in the configuration file, and (`plural`) what a list of them is, in the words of
+        #: docs/configuration.md.
         self.toml = toml
         self.plural = plural
-        #: Whether the file may have a number in place of a text.
+        #: Whether the configuration file may have a number in place of a text.
         self.number = number
-        #: Whether the value is the name of a file.
+        #: Whether the value is a file name.
         self.file = file
-        #: What the value may be, or how it may begin: for the shells' completions.
+        #: The possible values, or their possible beginnings, for the shells' completions.
         self.choices = choices
 
     def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:
         if not isinstance(value, str):
             return value
-        # While click parses options, an option that was not given has click's own mark as its value, not None.
+        # --ssh-config was given if its value is a str: while click parses, an option that was not given has a marker of
+        # click's as its value, not None.
         if ctx is not None and isinstance(ctx.params.get("ssh_config"), str):
             from http2tcp.command.ssh_config import has_token, sample
 
-            # The block repeats the text as it was given. What ssh will make of it is checked by a sample.
+            # The block repeats the text as the user gave it. Check what ssh will make of it, by a sample.
             ctx.meta.setdefault(text_of(param.name if param is not None else None), []).append(value)
             if (self is HEADER and value.startswith("@")) or (self is FILE and has_token(value)):
-                return ()  # the file is the user's who runs ssh; it may not exist here
+                return ()  # ssh's user has the file; it may not exist here
             value = sample(value)
         try:
             return self.parse(value)
         except Http2tcpError as error:
             self.fail(str(error), param, ctx)
 
-    # A repeatable option's variable has a value a line. click would split it at blanks, which a header field has.
+    # The variable of a repeatable option has one value on each line. By default click splits it at blanks, but a header
+    # field contains blanks.
     envvar_list_splitter = "\n"
 
     def split_envvar_value(self, rv: str) -> list[str]:
@@ -90,7 +93,7 @@ class Kind(click.ParamType, Generic[V]):  # type: ignore[type-arg]  # click's is
 
 
 def _parse_header(text: str) -> tuple[tuple[str, str], ...]:
-    """`Name: value`, or `@file` with one such line a line."""
+    """Parse `Name: value`, or `@FILE`, a file with one `Name: value` on each line."""
     if not text.startswith("@"):
         return (_parse_field(text),)
     try:
@@ -103,7 +106,7 @@ def _parse_header(text: str) -> tuple[tuple[str, str], ...]:
 def _parse_field(line: str) -> tuple[str, str]:
     from http2tcp.client.settings import check_field
 
-    # No message shows the line: it may have a secret.
+    # No message shows the line: it may hold a secret.
     name, colon, value = line.partition(":")
     name, value = name.strip(), value.strip()
     if not colon:
@@ -113,7 +116,7 @@ def _parse_field(line: str) -> tuple[str, str]:
 
 
 def _parse_pin(text: str) -> bytes:
-    """`sha256//BASE64` as curl writes it, the base64 alone, or 64 hexadecimal digits."""
+    """Parse a pin: `sha256//BASE64` as curl writes it, only the base64 part, or 64 hexadecimal digits."""
     value = text.removeprefix("sha256//")
     try:
         digest = bytes.fromhex(value) if len(value) == 64 else b64decode(value, validate=True)
@@ -125,7 +128,7 @@ def _parse_pin(text: str) -> bytes:
 
 
 def _parse_file(text: str) -> str:
-    # The file is not opened here: it may be a pipe, which can be read only once, by the code that uses it.
+    # Do not open the file here: it may be a pipe, which can be read only once, by the code that uses it.
     if not os.path.exists(text):
         raise SettingsError(f"{text!a}: no such file")
     if os.path.isdir(text) or not os.access(text, os.R_OK):
@@ -245,9 +248,9 @@ ENDPOINT = Kind("URL", parse_endpoint, toml="text")
 NODE = Kind("NAME", str, toml="a name")
 SIZE = Kind("BYTES", _parse_size, toml="bytes", number=True)
 FIELD_NAME = Kind("NAME", _parse_field_name, toml="the name of a header field")
-#: A file that has to be there.
+#: A file that must exist.
 FILE = Kind("FILE", _parse_file, toml=_A_FILE, file=True)
-#: A file that is made, or that its reader opens and complains about.
+#: A file that http2tcp creates, or whose reader reports the error if it cannot be opened.
 FILE_NAME = Kind("FILE", str, toml=_A_FILE, file=True)
 HEADER = Kind("NAME: VALUE", _parse_header, toml="text")
 HOST = Kind("NAME", parse_host, toml="a name", plural="a list of names")
@@ -271,7 +274,7 @@ NETWORK = Kind(
 ORIGIN = Kind("ORIGIN", _parse_origin, toml="an origin", plural='a list of origins, such as `"https://example.com"`')
 PATH = Kind("/PATH", _parse_path, toml="text that begins with `/`")
 PIN = Kind("HASH", _parse_pin, toml="text")
-#: It is parsed once its file has been read, and a message about it may show no password.
+#: A proxy's URL, or @FILE. It is parsed later, since the file has to be read first. No message may show its password.
 PROXY_URL = Kind("URL", str, toml="text", choices=("http://", "https://", "socks5://", "socks5h://"))
 RULE = Kind("RULE", _parse_rule, toml="a [rule](#rules)", plural="a list of [rules](#rules)")
 SECRET = Kind("TOKEN", str, toml="text")

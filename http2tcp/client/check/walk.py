@@ -305,7 +305,7 @@ async def _cut_and_resume(stream: ResumableStream) -> Comeback:
 
 
 async def _is_confirmed(stream: ResumableStream) -> bool:
-    """Ping the server, and return whether it answered. It waits for a lost client only if an answer got through."""
+    """Ping the server, and return whether it answered. It waits for a lost client only if it has heard from it."""
     attachment = stream.attachment
     with trio.move_on_after(_COMEBACK):
         while attachment is not None and attachment is stream.attachment:
