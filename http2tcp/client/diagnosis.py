@@ -348,7 +348,7 @@ def _hint(refused: Refused, transport: Transport) -> str:
 # RFC 7292, section 4: a PKCS#12 file is a DER sequence that begins with version 3. Certificates and keys in DER begin
 # differently.
 _PKCS12 = re.compile(rb"0(?:[\x00-\x80]|\x81.|\x82..|\x83.{3}|\x84.{4})\x02\x01\x03", re.DOTALL)
-# An encrypted key in PKCS#8, and in OpenSSL's older format.
+# Matches an encrypted key, in PKCS#8 or in OpenSSL's older format.
 _ENCRYPTED = re.compile(rb"^(?:-----BEGIN ENCRYPTED PRIVATE KEY-----|Proc-Type: 4,ENCRYPTED)", re.MULTILINE)
 
 

@@ -8,7 +8,8 @@ from typing import NamedTuple
 from http2tcp.address import Address, parse_destination, parse_listen
 from http2tcp.errors import AddressError
 
-# One field: a path, something in brackets, or any text without colons and brackets; then a colon or the end.
+# Matches one field of -L or -D: a path, a text in brackets, or a text without colons and brackets; then a colon or the
+# end.
 _FIELD = re.compile(r"((?:unix:)?/[^:]*|\[[^][]*\]|[^][:]*)(:|\Z)")
 
 _EXPECTED_LOCAL = "expected [BIND:]PORT:HOST:HOSTPORT, with IPv6 addresses in brackets and paths for Unix sockets"

@@ -201,7 +201,7 @@ GOOGLE = FrontEnd(
 
 FRONT_ENDS = (NGINX, HAPROXY, CADDY, APACHE, ENVOY, TRAEFIK, CLOUDFLARE, GOOGLE)
 
-#: For a front end that is not recognised.
+#: The note to show for a front end that is not recognised.
 UNKNOWN_NOTE = (
     "Whatever stands in front has to pass the request on in HTTP/1.1, to http2tcp, with its Connection and Upgrade "
     f"fields. The tokens: {', '.join(TOKENS)}. In nginx, for instance, these lines do it."

@@ -37,7 +37,7 @@ class HandshakeFault(Enum):
     BROKEN = auto()
 
 
-# X509_V_ERR_*, openssl/x509_vfy.h
+# OpenSSL's codes for an invalid certificate: X509_V_ERR_* in openssl/x509_vfy.h.
 _BY_VERIFY_CODE = {
     9: HandshakeFault.NOT_YET_VALID,
     10: HandshakeFault.EXPIRED,

@@ -1,4 +1,4 @@
-"""A proxy's URL, and which proxy the environment names for an endpoint. Pure.
+"""Parses a proxy's URL, and finds the proxy that the environment names for an endpoint. No I/O.
 
 The variables are the same as curl's: HTTPS_PROXY for https endpoints, HTTP_PROXY for http ones, ALL_PROXY if the one
 for the scheme is not set, and NO_PROXY for the endpoints that need no proxy. Lower case beats upper case, and an empty

@@ -68,7 +68,7 @@ async def hand_over(settings: ClientSettings, output_fd: int) -> None:
     stream = await dial_endpoint(settings)
     assert isinstance(stream, SocketStream)
     try:
-        # Only raw bytes can be handed over.
+        # Only a transport of raw bytes can be handed over: ssh does not speak the others.
         transport = settings.transport or Transport.TCP
         await _upgrade(settings, transport, stream, HeadReceiver(stream).receive)
         pass_socket(stream, output_fd)

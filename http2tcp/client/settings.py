@@ -61,12 +61,12 @@ class ClientSettings:
     """A client's settings. Times are in seconds. Raises SettingsError if they contradict each other."""
 
     endpoint: Endpoint
-    #: None: the server's default destination.
+    #: The target. None: the server's default destination.
     destination: Address | None = None
     #: Where to listen, and where the connections lead. Empty: tunnel stdin and stdout.
     forwards: Sequence[Forward] = ()
     token: str | None = field(default=None, repr=False)
-    #: None: the first transport that gets through.
+    #: The transport to use. None: the first that gets through.
     transport: Transport | None = None
     user_agent: str = DEFAULT_USER_AGENT
     #: Header fields to add to the request.
@@ -113,7 +113,7 @@ class ClientSettings:
             )
         if self.fdpass and self.forwards:
             raise SettingsError("--fdpass hands ssh its one connection, and -l, -L and -D listen for others")
-        # With SOCKS5, each connection names its own destination.
+        # Skip the SOCKS5 forwards: each of their connections names its own destination.
         wanted = [forward.destination for forward in self.forwards if not forward.socks] if self.forwards else [None]
         if self.destination is None and None in wanted and self.endpoint.needs_target:
             raise SettingsError("this endpoint's template needs a destination (-d)")

@@ -59,7 +59,7 @@ def run_server(settings: ServerSettings, reread: Callable[[], ServerSettings] | 
 
 
 def _hang_up() -> list[signal.Signals]:
-    """Return SIGHUP in a list; or an empty list if SIGHUP is ignored, as it is under nohup, since it has to stay so."""
+    """Return SIGHUP in a list; or an empty list if SIGHUP is ignored (as under nohup), so that it stays ignored."""
     if not hasattr(signal, "SIGHUP") or signal.getsignal(signal.SIGHUP) is signal.SIG_IGN:
         return []
     # Ignore SIGHUP before trio handles it and afterwards: while we start or end, it would kill the process before the
@@ -115,7 +115,7 @@ def run_client(settings: ClientSettings, head_start: HeadStart | None = None) ->
     try:
         _run(tunnel, signals, on_signal)
     except InputSilent as error:
-        # Only a warning, since everything that the target sent has arrived. With --quiet, only the exit status tells.
+        # Only a warning, since all that the target sent has arrived. With --quiet, only the exit status shows it.
         logger.warning("%s: %s", error.hop, error)
         return error.exit_code
     return status

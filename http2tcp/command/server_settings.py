@@ -73,8 +73,8 @@ def server_settings(given: Given) -> ServerSettings:
 
 
 def _allow(given: Given) -> Sequence[Rule] | None:
-    # Without any --allow on the command line, None: no allow policy. An empty list in the file is a policy: it allows
-    # nothing.
+    # Return None (no policy) if there is no --allow and the file has no `allow`. An empty list in the file is a policy:
+    # it allows nothing.
     return given[options.ALLOW] if given[options.ALLOW] or given.in_file(options.ALLOW) else None
 
 

@@ -77,7 +77,7 @@ class Kind(click.ParamType, Generic[V]):  # type: ignore[type-arg]  # click's is
             # The block repeats the text as the user gave it. Check what ssh will make of it, by a sample.
             ctx.meta.setdefault(text_of(param.name if param is not None else None), []).append(value)
             if (self is HEADER and value.startswith("@")) or (self is FILE and has_token(value)):
-                return ()  # ssh's user has the file; it may not exist here
+                return ()  # the user who runs ssh needs the file; it may not exist here
             value = sample(value)
         try:
             return self.parse(value)

@@ -17,7 +17,7 @@ JSON_VERSION = 1
 
 _MARKS = {State.OK: "✓", State.NOTE: "!", State.FAILED: "✗"}
 _PLAIN_MARKS = {State.OK: "ok", State.NOTE: "! ", State.FAILED: "no"}
-# ECMA-48, section 8.3.117.
+# Terminal codes for styles and colours: ECMA-48, section 8.3.117 (SGR).
 _BOLD, _DIM, _RED, _GREEN, _YELLOW = "1", "2", "31", "32", "33"
 _COLOURS = {State.OK: _GREEN, State.NOTE: _YELLOW, State.FAILED: _RED}
 _CLEAR_LINE = "\r\033[2K"

@@ -55,7 +55,7 @@ class _Walk:
 
     def __init__(self, settings: ClientSettings, report: Report) -> None:
         if settings.fdpass and settings.transport is None:
-            settings = replace(settings, transport=Transport.TCP)  # as `hand_over` does
+            settings = replace(settings, transport=Transport.TCP)  # like `hand_over`
         led = [forward.destination or settings.destination for forward in settings.forwards if not forward.socks]
         self._destinations: list[Address | None] = list(dict.fromkeys(led)) or [settings.destination]
         #: Whether only the later SOCKS5 connections will name a destination: then there is none to try now.
@@ -305,7 +305,10 @@ async def _cut_and_resume(stream: ResumableStream) -> Comeback:
 
 
 async def _is_confirmed(stream: ResumableStream) -> bool:
-    """Ping the server, and return whether it answered. It waits for a lost client only if it has heard from it."""
+    """Ping the server, and return whether it answered.
+
+    The server waits for a lost client only if it has heard from that client before. An answer shows that it has.
+    """
     attachment = stream.attachment
     with trio.move_on_after(_COMEBACK):
         while attachment is not None and attachment is stream.attachment:
