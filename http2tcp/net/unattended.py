@@ -43,13 +43,17 @@ class UnattendedStream(ResumableStream):
         machine = self.machine
         await self._transmit()
         while self._failure is None and machine.broken is None and (self.attachment is None or machine.room <= 0):
-            if len(self._ahead) < _AHEAD:
+            attachment = self.attachment
+            if attachment is None or len(self._ahead) < _AHEAD:
                 await self._receive()
             else:
                 # The acknowledgement may stand behind what nobody takes.
                 with trio.move_on_after(LAPSE_AFTER) as waited:
                     await self._room.wait()
-                if waited.cancelled_caught and len(self._ahead) >= _AHEAD and not machine.lapse():
-                    await self._room.wait()
+                if waited.cancelled_caught and len(self._ahead) >= _AHEAD:
+                    # Nobody reads, so nobody has noticed if the connection is gone: what is kept is needed then.
+                    await self._write(attachment, self._keepalive_due)
+                    if self.attachment is not None:
+                        machine.lapse()
             await self._transmit()
         await super().wait_for_room()

@@ -23,7 +23,9 @@ from http2tcp import (
     serve,
 )
 from http2tcp.address import TCPAddress
+from http2tcp.net import unattended
 from http2tcp.net.resumable import ResumableStream
+from http2tcp.net.streams import Stream
 from tests.support.loopback import TOKEN, echo, read_all, reset, served, target
 
 
@@ -181,6 +183,12 @@ async def test_a_program_that_only_sends_is_not_stopped_by_a_full_window_nor_by_
     assert front.connections == 3
 
 
+async def send_in_pieces(tunnel: Stream, data: bytes) -> None:
+    for start in range(0, len(data), 65536):
+        await tunnel.send_all(data[start : start + 65536])
+    await tunnel.send_eof()
+
+
 async def test_nor_by_a_target_that_sends_as_much_meanwhile() -> None:
     """The acknowledgements stand behind bytes that the program does not take before it has sent everything."""
     sixteen = bytes(range(256)) * 4096 * 16
@@ -195,9 +203,35 @@ async def test_nor_by_a_target_that_sends_as_much_meanwhile() -> None:
     async with target(both) as where, served() as server:
         async with await open_tunnel(f"http://{server.address}/", where, token=TOKEN, resume=True) as tunnel:
             with trio.fail_after(30):
-                await tunnel.send_all(sixteen)
-                await tunnel.send_eof()
+                await send_in_pieces(tunnel, sixteen)
                 assert await read_all(tunnel) == sixteen
+    assert digests == [hashlib.sha256(sixteen).digest()]
+
+
+async def test_a_cut_is_mended_while_nothing_more_is_read_ahead(monkeypatch: pytest.MonkeyPatch) -> None:
+    sixteen = bytes(range(256)) * 4096 * 16
+    # The cut comes before that: in a lapse it would be a gap.
+    monkeypatch.setattr(unattended, "LAPSE_AFTER", 3.0)
+
+    async def both(stream: trio.SocketStream) -> None:
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(stream.send_all, sixteen)
+            digests.append(hashlib.sha256(await read_all(stream)).digest())
+        await stream.send_eof()
+
+    digests: list[bytes] = []
+    async with target(both) as where, front_of_a_server() as (front, url):
+        async with await open_tunnel(url, where, token=TOKEN, resume=True) as tunnel, trio.open_nursery() as nursery:
+            assert isinstance(tunnel, unattended.UnattendedStream)
+            with trio.fail_after(40):
+                nursery.start_soon(send_in_pieces, tunnel, sixteen)
+                while len(tunnel._ahead) < 1024 * 1024 or tunnel.machine.room > 0:
+                    await trio.sleep(0.005)
+                front.cut()
+                while front.connections == 1:
+                    await trio.sleep(0.005)
+                assert await read_all(tunnel) == sixteen
+    assert front.connections == 2
     assert digests == [hashlib.sha256(sixteen).digest()]
 
 
