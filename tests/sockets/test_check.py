@@ -680,7 +680,7 @@ async def test_a_tunnel_is_cut_and_comes_back_to_see_that_it_does(
     assert events[3]["reason"] == "closed"
 
 
-async def test_one_that_does_not_come_back_is_noted_with_the_reason(monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_one_that_does_not_come_back_is_noted_with_the_reason() -> None:
     """A front end that leads each connection to another server, which does not have the session."""
     servers: list[TCPAddress] = []
 
