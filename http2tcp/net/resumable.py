@@ -593,8 +593,10 @@ class ResumableStream(Stream):
         looks = [silent_since + self._keepalive]
         if self._owed_since is not None:
             looks.append(self._owed_since + ACK_WITHIN)
-        if self._full_since is not None and self._lent:
-            looks.append(max(self._full_since, self._lent_at) + LAPSE_AFTER)
+        if self._full_since is not None:
+            # The pump may be lent bytes at any time from now on, which wakes nobody: look again soon in any case.
+            since = max(self._full_since, self._lent_at) if self._lent else now
+            looks.append(since + LAPSE_AFTER)
         if self._client:
             looks.append(now + _SUSPEND_LOOK)
             if self.machine.out.sent > self.machine.out.acked:
