@@ -1,7 +1,7 @@
 """The Linux pump between capsules and raw bytes: headers are copied, payload is spliced.
 
-Sending: the source's bytes are spliced into a pipe first. Then their number is known: the header is written, and the
-pipe's bytes follow it. Receiving: the header is read, and exactly the payload that it announces is spliced.
+To send, the pump first splices the source's bytes into a pipe. Then it knows their number: it writes the header, and
+splices the pipe's bytes after it. To receive, it reads the header, and splices exactly the payload that it announces.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from http2tcp.protocol.capsule import data_header
 
 
 async def capsule_pump(source: Stream, sink: Stream, source_fd: int, sink_fd: int, flow: Flow) -> None:
-    """As `http2tcp.net.splice_pump.Pump`, where one of the two streams is framed."""
+    """Like `http2tcp.net.splice_pump.Pump`, but one of the two streams is framed."""
     if isinstance(source, CapsuleStream):
         await _FromCapsules(source, source_fd, sink_fd, flow).run()
     elif isinstance(sink, CapsuleStream):
@@ -30,11 +30,12 @@ class _ToCapsules(Pump):
     def __init__(self, stream: CapsuleStream, source: int, sink: int, flow: Flow) -> None:
         super().__init__(source, sink, flow)
         self._stream = stream
-        # Always use a pipe of our own, even if an end is a pipe: it says how many bytes the header has to announce.
+        # Always use a pipe of our own, even if an end is a pipe: only then do we know how many bytes the header must
+        # announce.
         self._direct = ""
 
     async def run(self) -> None:
-        """Until EOF."""
+        """Pump until EOF."""
         while True:
             await self._wait()
             data = self._read()
@@ -72,7 +73,7 @@ class _FromCapsules(Pump):
         self._stream = stream
 
     async def run(self) -> None:
-        """Until FINAL_DATA."""
+        """Pump until FINAL_DATA."""
         reader = self._stream.reader
         await self._decode(self._stream.inner.take_ahead() or None)
         while not reader.ended:

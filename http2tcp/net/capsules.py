@@ -20,9 +20,9 @@ from http2tcp.protocol.capsule import (
     reset,
 )
 
-# After how many of its own keepalive intervals without a byte a peer counts as gone.
+# A peer counts as gone after this many of its own keepalive intervals without a byte.
 _MISSED = 3
-# How long closing may take to send the end, and breaking off to send the reason.
+# How long, in seconds, closing may wait for the peer, and `send_reason` may take to send RESET.
 _CLOSING = 1.0
 
 
@@ -52,11 +52,11 @@ class CapsuleStream(Stream):
         self.reader = CapsuleReader()
         self._keepalive = keepalive
         self._peer_patience = math.inf if peer_keepalive is None else _MISSED * peer_keepalive
-        #: Held by every task that sends, through this stream or past it through the descriptor.
+        #: Every task that sends holds this lock, whether it sends through this stream or directly to the descriptor.
         self.send_lock = SendLock()
         self._client = client
         self._confirms = confirms
-        # Set once the send has returned, and not before: a send that was cancelled is still to be done.
+        # These two are set only once the send has returned: a send that was cancelled still has to be done.
         self._final_sent = False
         self._done_sent = False
         self._heard_out = False
@@ -72,7 +72,10 @@ class CapsuleStream(Stream):
         return self.inner.sink_fd()
 
     async def receive_some(self, max_bytes: int | None = None) -> bytes:
-        """Payload; b"" after FINAL_DATA. Raises BrokenResourceError for a stream without it, or with RESET."""
+        """Receive payload; b"" after FINAL_DATA.
+
+        Raises BrokenResourceError if the stream ends without FINAL_DATA, or with RESET.
+        """
         check_size(max_bytes)
         self._check_open()
         while not self._ahead:
@@ -91,15 +94,18 @@ class CapsuleStream(Stream):
         return await last_look(lambda: self.inner.receive_some(CHUNK), self.given_up())
 
     def patience(self) -> trio.CancelScope:
-        """A scope to wait in for bytes of the peer. Only waiting counts, so a slow reader on our side does no harm."""
+        """Return a scope in which to wait for the peer's bytes.
+
+        It limits only the time that we wait, so the peer does not count as silent while our own side reads slowly.
+        """
         return trio.CancelScope(deadline=trio.current_time() + self._peer_patience)
 
     def given_up(self) -> trio.BrokenResourceError:
-        """The error for a peer whose patience ran out, where a last look found nothing either."""
+        """The error for a peer that was silent for too long, if a last look found nothing either."""
         return trio.BrokenResourceError(f"the peer was silent for {self._peer_patience:g} s")
 
     def check(self) -> None:
-        """Raise BrokenResourceError if the peer has broken off. Call it once the payload before that was handed on."""
+        """Raise BrokenResourceError if the peer has sent RESET. First hand on the payload that came before it."""
         if self.reader.reset is None:
             return
         if not self._client:
@@ -108,7 +114,10 @@ class CapsuleStream(Stream):
         raise trio.BrokenResourceError(self.peer_reason)
 
     async def decode(self, data: bytes) -> bytes:
-        """The payload in what `inner` received. Raises BrokenResourceError for an early EOF or for invalid capsules."""
+        """Return the payload in `data`, which `inner` received.
+
+        Raises BrokenResourceError for an early EOF (`data` is empty) or for invalid capsules.
+        """
         if not data:
             raise trio.BrokenResourceError("it ended without its last capsule (FINAL_DATA)")
         batches = self.reader.batches(data)
@@ -123,7 +132,7 @@ class CapsuleStream(Stream):
         return b"".join(payload)
 
     async def send_all(self, data: Bytes) -> None:
-        """Send it as DATA capsules."""
+        """Send `data` as DATA capsules."""
         self._check_open()
         if self._final_sent:
             raise trio.ClosedResourceError("this stream's EOF was already sent")
@@ -160,12 +169,12 @@ class CapsuleStream(Stream):
             raise trio.ClosedResourceError("this stream was already closed")
 
     async def send_whole(self, capsules: Bytes) -> None:
-        """Send whole capsules. No other task's bytes get between theirs."""
+        """Send whole capsules. No other task's bytes get in between."""
         async with self.send_lock:
             await self.inner.send_all(capsules)
 
     async def attend(self) -> None:
-        """Send a keepalive whenever nothing else was sent for the interval, and do what `inner` needs."""
+        """Send a keepalive whenever nothing else was sent for the interval, and attend to `inner` if it needs that."""
         if not self.inner.needs_attention:
             await self._keep_alive()
             return
@@ -182,7 +191,7 @@ class CapsuleStream(Stream):
                 if self._owing.is_set():
                     await self._send_done()
                 elif self._done_sent and self._final_sent:
-                    await trio.sleep_forever()  # nothing may follow these two
+                    await trio.sleep_forever()  # nothing may follow DONE and FINAL_DATA
                 elif not self.send_lock.held and trio.current_time() >= self.send_lock.released_at + self._keepalive:
                     await self.send_whole(KEEPALIVE)
         except (trio.BrokenResourceError, trio.ClosedResourceError):
@@ -199,7 +208,7 @@ class CapsuleStream(Stream):
                 self._owing = trio.Event()
 
     def acknowledge_eof(self) -> None:
-        """See `Stream.acknowledge_eof`. Either `attend` or `finish` sends it."""
+        """See `Stream.acknowledge_eof`. Either `attend` or `finish` sends the acknowledgement (DONE)."""
         if self._confirms and not self._done_sent:
             self._owing.set()
 
@@ -218,7 +227,7 @@ class CapsuleStream(Stream):
             self.check()
 
     async def wait_send_all_might_not_block(self) -> None:
-        """As the stream below."""
+        """Wait until the stream below has room."""
         self._check_open()
         self._begin_sending()
         try:
@@ -227,21 +236,24 @@ class CapsuleStream(Stream):
             self._sending = False
 
     async def send_reason(self, why: str, code: int = 0) -> None:
-        """Send RESET, unless the peer was told that all is well. The stream below sends a reason of its own as well."""
+        """Send RESET, unless FINAL_DATA and DONE have told the peer that all is well. Also send it on the stream below.
+
+        That stream may have a way of its own to carry a reason, such as a WebSocket's Close.
+        """
         with trio.move_on_after(_CLOSING):
             try:
                 if not (self.send_lock.held or (self._final_sent and self._done_sent)):
                     await self.send_whole(reset(code or (ResetCode.LEAVING if self._client else 0), why))
             except (trio.BrokenResourceError, trio.ClosedResourceError):
-                pass  # it is gone
+                pass  # the peer is gone
         await self.inner.send_reason(why, code)
 
     async def flush(self) -> None:
-        """As the stream below."""
+        """See `Stream.flush`: that of the stream below."""
         await self.inner.flush()
 
     def queue(self) -> Queue:
-        """As the stream below."""
+        """See `Stream.queue`: that of the stream below."""
         return self.inner.queue()
 
     def abort(self) -> None:
@@ -253,8 +265,8 @@ class CapsuleStream(Stream):
         """Send FINAL_DATA and close.
 
         If the peer has ended, wait until it has everything, and raise BrokenResourceError if it breaks before that.
-        If it has not, give it a moment to do so. A peer that does not even take FINAL_DATA is reset, which raises
-        BrokenResourceError as well.
+        If the peer has not ended, give it a moment to do so. If it does not even take FINAL_DATA, reset the connection
+        and raise BrokenResourceError as well.
         """
         if self._closed:
             await self.inner.aclose()
@@ -278,7 +290,7 @@ class CapsuleStream(Stream):
                 self.inner.abort()
 
     async def finish(self) -> None:
-        """See `Stream.finish`. A peer that does not acknowledge gets a moment."""
+        """See `Stream.finish`. If the two sides do not use acknowledgements, give the peer a moment to end."""
         await self._send_final()
         if self._confirms:
             await self._send_done()
@@ -299,13 +311,13 @@ class CapsuleStream(Stream):
             self._peer_is_gone = True
 
     async def _hear_end(self) -> None:
-        """Let the peer end as well, so that its own `aclose` does not fail. Payload that still comes ends the wait."""
+        """Wait until the peer ends too, so that its own `aclose` does not fail. Stop waiting if payload still comes."""
         try:
             while not (self._peer_is_gone or self._ahead or self.reader.ended):
                 data = await self.inner.receive_some(CHUNK)
                 if not data or await self.decode(data):
                     return
-            # It ended, and none of its payload was dropped: that may be acknowledged.
+            # The peer ended, and none of its payload was dropped: we may acknowledge that.
             if self.reader.ended and not self._ahead:
                 await self.finish()
         except (trio.BrokenResourceError, trio.ClosedResourceError, trio.BusyResourceError):
@@ -315,11 +327,11 @@ class CapsuleStream(Stream):
         try:
             await self.inner.aclose()
         except trio.BrokenResourceError:
-            pass  # the peer got the end in capsules, so it needs none of the stream below
+            pass  # the peer got our FINAL_DATA, so it needs no end of the stream below
 
 
 def told_by(said: Reset) -> str:
-    """The server's reason as a sentence."""
+    """Put the reason in the server's RESET into a sentence."""
     match said.code:
         case ResetCode.TARGET:
             words = said.words.removeprefix("the connection broke").removeprefix(": ")

@@ -9,7 +9,7 @@ from http2tcp.errors import TooFewDescriptors, os_reason
 # What one tunnel needs: trio's epoll and its two pairs of sockets; the tunnel's own sockets, with a pipe or two; a file
 # of certificates, or two sockets for look-ups. A server adds its listeners.
 _ONE_TUNNEL = 16
-# The number to assume where the system says "no limit": it has one all the same.
+# The number to assume if the system says "no limit": in fact there always is one.
 _PLENTY = 65536
 
 
@@ -24,9 +24,10 @@ def allowed() -> int:
 
 
 def require(more: int = 0) -> None:
-    """Raise TooFewDescriptors if there are too few for one tunnel and `more` beside it.
+    """Raise TooFewDescriptors if there are too few descriptors for one tunnel and `more` others.
 
-    Checked at the start, since later not even a traceback could be printed: Python opens files to print one.
+    Call it at the start. Later, a lack of descriptors could not even be reported: Python opens files to print a
+    traceback.
     """
     taken: list[int] = []
     try:
@@ -43,7 +44,7 @@ def require(more: int = 0) -> None:
 
 
 def allow_many() -> None:
-    """Raise the soft limit to the hard one. It is low for programs that use select(2), which the server does not."""
+    """Raise the soft limit to the hard limit. It is low for programs that use select(2), which the server does not."""
     try:
         import resource
     except ImportError:  # Windows

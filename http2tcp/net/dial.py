@@ -1,7 +1,7 @@
 """Look a name up, check each of its addresses, and connect to the first that accepts.
 
-A name is looked up once in each family. Addresses that the check forbids are dropped, and the others are dialled as
-they were checked: a second look-up could answer differently. Every failure is a `DialError`.
+A name is looked up once in each family. Addresses that the check forbids are dropped. The others are dialled exactly as
+they were checked, without a second look-up, which could answer differently. Every failure is a `DialError`.
 """
 
 from __future__ import annotations
@@ -35,15 +35,15 @@ STAGGER = 0.25
 # How long, in seconds, to wait for a family whose look-up has not ended, once every address of the other has failed or
 # is forbidden. Without a limit, a resolver that drops one family would turn each refusal into a time-out.
 LAST_WAIT = 1.0
-# Connection attempts under way in the whole process, beyond the first of each dial. A name can have more addresses
-# that do not answer than this process may have descriptors.
+# Limits the connection attempts under way in the whole process, not counting the first one of each dial. A name can
+# have more addresses that do not answer than this process may have descriptors.
 _further = trio.CapacityLimiter(32)
 _EXHAUSTED = (errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM)
-# Of each family: a name may have thousands of addresses, and every rule judges each of them. In ten seconds 40 can be
-# tried, one every `STAGGER`.
+# How many addresses of each family are used. A name may have thousands, and every rule is checked against each of
+# them. In ten seconds 40 can be tried, one every `STAGGER`.
 _MAX_ADDRESSES = 40
-# How long, in seconds, to wait before the next attempt at a Unix listener whose backlog is full: there connect(2)
-# fails at once, where TCP would wait.
+# How long, in seconds, to wait before the next attempt at a Unix listener whose backlog is full: connect(2) fails at
+# once there, whereas on TCP it would wait.
 _BACKLOG_PAUSE = 0.02
 
 Permits = Callable[[IPAddress], bool]
@@ -51,7 +51,7 @@ Resolved = Callable[[Sequence["Candidate"]], None]
 
 
 class DialError(Exception):
-    """There is no connection. `str(error)` says why in a few words, without the destination's name."""
+    """No connection could be made. `str(error)` says why in a few words, without the destination's name."""
 
     def __init__(self, failure: DialFailure, words: str) -> None:
         super().__init__(words)
@@ -74,8 +74,8 @@ async def dial(
 ) -> Dialled:
     """Connect to the first of the destination's permitted addresses that accepts (RFC 8305).
 
-    `resolved` is called once, with the first addresses found for the name. Look-ups wait for places in
-    `limiter`; those of `head_start` are under way already. The caller sets the deadline. Raises DialError.
+    `resolved` is called once, with the first addresses found for the name. Look-ups wait for places in `limiter`, but
+    those of `head_start` have begun already. The caller sets the deadline. Raises DialError.
     """
     if isinstance(destination, UnixAddress):
         return Dialled(await _dial_unix(destination), destination)
@@ -92,20 +92,20 @@ class Candidate(NamedTuple):
 
     family: socket.AddressFamily
     sockaddr: Any
-    #: The head start that has begun to connect to it.
+    #: The head start that has begun to connect to this address, if any.
     head_start: HeadStart | None = None
 
     @property
     def ip(self) -> IPAddress:
-        """The address without its zone (%eth0), which says on which link of this machine it is."""
+        """The address without its zone, such as %eth0, which names one of this machine's links."""
         return ip_address(str(self.sockaddr[0]).partition("%")[0])
 
 
 class LookUpLimiter:
-    """Limits how many of the threads that all look-ups share are used by the look-ups of one owner.
+    """Limits how many threads one owner's look-ups may use, of those that all look-ups share.
 
-    A look-up of one family is one thread and one place here, so a name takes two of each. A place is free
-    again when its thread ends, not when the dial does: a cancelled dial leaves the resolver running in the thread.
+    A look-up of one family takes one thread and one place here, so a name takes two of each. A place is free again when
+    its thread ends, not when the dial does: a cancelled dial leaves the resolver running in the thread.
     """
 
     def __init__(self, total: int) -> None:
@@ -122,7 +122,7 @@ class LookUpLimiter:
         self._own.total_tokens = total
 
     async def acquire_on_behalf_of(self, borrower: object) -> None:
-        """Wait for a place of the owner's, and then for a thread."""
+        """Wait for one of the owner's places, and then for a thread."""
         await self._own.acquire_on_behalf_of(borrower)
         try:
             await trio.to_thread.current_default_thread_limiter().acquire_on_behalf_of(borrower)
@@ -143,7 +143,7 @@ class LookUps:
         self._limiters: dict[bytes, LookUpLimiter] = {}
 
     def of(self, owner: bytes, total: int) -> LookUpLimiter:
-        """The limiter of this owner, which has `total` places from now on."""
+        """Return this owner's limiter, and give it `total` places from now on."""
         limiter = self._limiters.get(owner)
         if limiter is None:
             # Forget the limiters that nobody uses: their owners may be gone.
@@ -154,7 +154,7 @@ class LookUps:
 
 
 def _candidates(found: Sequence[AddressInfo], head_start: HeadStart | None) -> list[Candidate]:
-    """The addresses in the resolver's order, but first the one that `head_start` is connecting to."""
+    """List the addresses in the resolver's order, but put first the one that `head_start` is connecting to."""
     begun_to = None if head_start is None else head_start.settle()
     candidates = [
         Candidate(family, sockaddr, head_start if sockaddr == begun_to else None) for family, _, _, _, sockaddr in found
@@ -163,10 +163,11 @@ def _candidates(found: Sequence[AddressInfo], head_start: HeadStart | None) -> l
 
 
 class _LookUp:
-    """The two look-ups of one name, a task each: what they have found so far (RFC 8305, section 3).
+    """The look-ups of one name, one task for each family, and what they have found so far (RFC 8305, section 3).
 
-    IPv6 is handed out as soon as it is known, unless this machine prefers IPv4 for it. The other family waits
-    `RESOLUTION_DELAY` for the preferred one, so that a resolver that drops one family's questions costs no more.
+    `more` returns IPv6 addresses as soon as they are known, unless this machine prefers IPv4 for the name. Addresses of
+    the other family wait up to `RESOLUTION_DELAY` for those of the preferred family, so a resolver that drops one
+    family's questions costs no more time than that.
     """
 
     def __init__(self, destination: TCPAddress, limiter: LookUpLimiter | None, head_start: HeadStart | None) -> None:
@@ -184,7 +185,7 @@ class _LookUp:
         self._errors: list[OSError | UnicodeError] = []
 
     def start(self, nursery: trio.Nursery) -> None:
-        """Ask for both families."""
+        """Start a look-up of each family."""
         for family in FAMILIES:
             nursery.start_soon(self._run, family)
 
@@ -201,7 +202,7 @@ class _LookUp:
         if family in self._found and not (family == socket.AF_INET6 and self._ipv6_first):
             with trio.move_on_after(RESOLUTION_DELAY):
                 await self._answered[other(family)].wait()
-        # Unless the other family's addresses took these along.
+        # If `more` has already returned these addresses, together with the other family's, they are not news.
         self.has_news = self.has_news or family in self._found
         self._running -= 1
         self._ended.set()
@@ -212,12 +213,12 @@ class _LookUp:
                 return self._head_start.answer(family)
             return await trio.to_thread.run_sync(self._head_start.answer, family, abandon_on_cancel=True)
         if self._limiter is None:
-            # As `look_up`, but a resolver that was set for trio is asked.
+            # Like `look_up`, but this also uses a custom resolver, if one was set for trio.
             host = self._host.encode("ascii")
             return await trio.socket.getaddrinfo(host, self._port, family, socket.SOCK_STREAM)
         if family == socket.AF_INET6:
-            # IPv4 takes its place in the limiter's queue first, always: with one place left, a resolver that drops
-            # the questions for IPv6 would otherwise hold up IPv4 by chance.
+            # Let IPv4 always enter the limiter's queue first. Otherwise, with one place left, IPv6 might take it, and
+            # a resolver that drops the questions for IPv6 would hold up IPv4.
             await trio.lowlevel.checkpoint()
         return await trio.to_thread.run_sync(
             look_up,
@@ -229,7 +230,7 @@ class _LookUp:
         )
 
     async def more(self) -> list[Candidate]:
-        """Wait for the next addresses; empty where none will come, which `error` explains."""
+        """Wait for the next addresses. The list is empty if no more will come; then `error` says why."""
         while self._running and not self.has_news:
             await self._ended.wait()
             self._ended = trio.Event()
@@ -240,7 +241,7 @@ class _LookUp:
         return _candidates(found, self._head_start)
 
     def error(self) -> DialError:
-        """Why there is no address: of two reasons, the one that says more."""
+        """Say why there is no address. If the two look-ups failed in different ways, choose the more telling error."""
         reasons = [_explain_look_up(error) for error in self._errors] or [_no_address()]
         return min(reasons, key=lambda reason: _TELLING.index(reason.failure))
 
@@ -261,9 +262,9 @@ def _explain_look_up(error: OSError | UnicodeError) -> DialError:
 
 
 async def resolve(destination: TCPAddress, *, patience: float = RESOLUTION_DELAY) -> list[Candidate]:
-    """The name's first addresses, in the order in which to try them. Raises DialError.
+    """Return the name's first addresses, in the order in which to try them. Raises DialError.
 
-    `patience`: how long, in seconds, the family that answers first waits for the other one.
+    `patience`: how long, in seconds, to wait for the second family once the first one has answered.
     """
     known = known_without_resolver(destination.host, destination.port)
     if known:
@@ -290,7 +291,10 @@ def interleave(candidates: Sequence[Candidate]) -> list[Candidate]:
 
 
 async def dial_first(candidates: Sequence[Candidate]) -> Dialled:
-    """Connect to the first that accepts (RFC 8305, section 5). The caller sets the deadline. Raises DialError."""
+    """Connect to the first candidate that accepts (RFC 8305, section 5). The caller sets the deadline.
+
+    Raises DialError.
+    """
     race = _Race()
     race.add(candidates)
     return await race.run()
@@ -299,18 +303,20 @@ async def dial_first(candidates: Sequence[Candidate]) -> Dialled:
 class _Race:
     """Attempts to connect to the addresses of one name; the first connection wins (RFC 8305, sections 4 and 5).
 
-    One attempt after the other would wait for minutes at an address that drops packets; all at once would be unkind
-    to the target and to the limit of descriptors. So the next attempt starts when the latest has failed, or when it
-    has gone on for `STAGGER` without an end. Attempts that were overtaken go on: a slow first address may still win.
+    If the attempts ran one after the other, an address that drops packets would hold up the rest for minutes. If they
+    all ran at once, they would burden the target and use up descriptors. So the next attempt starts when the latest has
+    failed, or when it has gone on for `STAGGER` without a result. Earlier attempts go on meanwhile: a slow first
+    address may still win.
 
-    That is a queue and a loop. The loop (`_try_all`) takes the next address from the queue (`start_next`) and waits for
-    one of two things: the failure of the attempt that it has just started, or the delay. An attempt ends in `won` or
-    in `lost`. `won` cancels the nursery, which ends the loop, the look-ups and all other attempts; a second one that
-    connects in the same turn finds a winner and closes its connection. `lost` keeps the error.
+    The race is a queue and a loop. The loop (`_try_all`) takes the next address from the queue (`start_next`) and waits
+    for one of two things: the failure of the attempt that it has just started, or the end of the delay. An attempt ends
+    in `won` or in `lost`. `won` cancels the nursery, which ends the loop, the look-ups and all other attempts. A second
+    attempt that connects in the same turn sees that there is a winner, and closes its own connection. `lost` records
+    the error.
 
-    With the queue empty, the loop waits for a family whose look-up has not ended. Once everything that is known has
-    failed or is forbidden, it waits for it no longer than `LAST_WAIT`. Where nothing is left to wait for, the nursery
-    waits for the attempts, and without a winner the most telling error is raised.
+    When the queue is empty, the loop waits for a family whose look-up has not ended. Once all known addresses have
+    failed or are forbidden, it waits for that family no longer than `LAST_WAIT`. When there is nothing left to wait
+    for, the nursery waits for the attempts. If none of them wins, the most telling error is raised.
     """
 
     def __init__(self, permits: Permits | None = None, resolved: Resolved | None = None) -> None:
@@ -325,7 +331,7 @@ class _Race:
         self._patience = trio.CancelScope()
 
     def add(self, candidates: Sequence[Candidate]) -> None:
-        """Queue what is permitted of these addresses, which have become known. They take turns with those queued."""
+        """Queue the permitted ones of these new addresses. In the queue, the two families take turns."""
         if candidates and self._resolved is not None:
             self._resolved(candidates)
             self._resolved = None
@@ -338,7 +344,7 @@ class _Race:
     async def run(self, names: _LookUp | None = None) -> Dialled:
         """Connect to one of the addresses that were added or that `names` finds. Raises DialError."""
         if names is None and len(self._queue) == 1:
-            # Without a nursery, which would be a sixth of what a tunnel costs the server.
+            # Do without a nursery here: it would be a sixth of what a tunnel costs the server.
             return await _dial_only(self._queue[0])
         raised: Exception | None = None
         try:
@@ -346,14 +352,14 @@ class _Race:
                 try:
                     await self._try_all(names)
                 except Exception as error:
-                    # It is a callback's, and leaves the nursery as it is: not in a group.
+                    # A callback raised this error. Raise it outside of the nursery, which would put it into a group.
                     raised = error
                     self._nursery.cancel_scope.cancel()
             if raised is not None:
                 raise raised
             await trio.lowlevel.checkpoint_if_cancelled()
         except BaseException:
-            # A callback failed, or the dial was cancelled: alone, or as the nursery's group of cancellations.
+            # A callback failed, or the dial was cancelled: the error is one Cancelled, or the nursery's group of them.
             if self._winner is not None:
                 self._winner.stream.abort()
             raise
@@ -372,13 +378,13 @@ class _Race:
                 self.add(await names.more())
 
     async def _found_more(self, names: _LookUp) -> bool:
-        """Wait for addresses to queue; False where there will be none."""
+        """Wait for more addresses, and queue them. Return False if there will be none."""
         while not self._queue:
             with trio.CancelScope() as self._patience:
                 self._limit_patience()
                 found = await names.more()
             if self._patience.cancelled_caught:
-                # The look-up that has not ended: nothing else is under way.
+                # Cancel the look-up that has not ended: nothing else is under way.
                 self._nursery.cancel_scope.cancel()
                 return False
             if not found:
@@ -391,10 +397,10 @@ class _Race:
             self._patience.deadline = trio.current_time() + LAST_WAIT
 
     def start_next(self) -> trio.Event:
-        """Start an attempt at the queue's first address; the event is its failure."""
+        """Start an attempt at the queue's first address. Return an event that is set if the attempt fails."""
         failed = trio.Event()
         self._nursery.start_soon(self._attempt, self._queue.pop(0), failed)
-        # Counted here, since the task runs later.
+        # Count the attempt here already, since its task runs later.
         self._under_way += 1
         return failed
 
@@ -409,7 +415,7 @@ class _Race:
             self.won(Dialled(stream, _address(candidate)))
 
     def won(self, dialled: Dialled) -> None:
-        """An attempt has a connection."""
+        """Record the connection of the attempt that won; close the connection of a second one."""
         if self._winner is None:
             self._winner = dialled
             self._nursery.cancel_scope.cancel()
@@ -417,7 +423,7 @@ class _Race:
             dialled.stream.abort()
 
     def lost(self, error: OSError) -> None:
-        """An attempt has failed."""
+        """Record that an attempt has failed."""
         self._failures.append(error)
         self._under_way -= 1
         self._limit_patience()
@@ -473,7 +479,7 @@ async def _connect(candidate: Candidate) -> SocketStream:
         if status:
             raise OSError(status, os.strerror(status))
         if candidate.family != getattr(socket, "AF_UNIX", None) and _leads_to_itself(sock, candidate.sockaddr[1]):
-            # Closed with a reset, the port is free at once for the program that is to listen there.
+            # Close it with a reset: then the port is free at once for the program that should listen there.
             reset_on_close(sock)
             raise OSError(errno.ECONNREFUSED, os.strerror(errno.ECONNREFUSED))
     except BaseException:
@@ -485,14 +491,14 @@ async def _connect(candidate: Candidate) -> SocketStream:
 def _leads_to_itself(sock: socket.socket, port: int) -> bool:
     """Whether the connection is one to itself (RFC 9293, section 3.5, "simultaneous open").
 
-    For a port on this machine that nobody listens on, the kernel may choose the same port as the source: once in
-    some ten thousand times, if the port is in the range that it chooses from.
+    If no program listens on a port of this machine, the kernel may choose that same port as the source port: about once
+    in ten thousand dials, if the port is in the range that the kernel chooses from.
     """
     own = sock.getsockname()
     try:
         return bool(own[1] == port and own == sock.getpeername())
     except OSError:
-        return False  # it was reset in the meantime, which the first read or write reports
+        return False  # the connection was reset in the meantime: the first read or write reports that
 
 
 def _explain(error: OSError) -> DialError:

@@ -1,4 +1,4 @@
-"""Handing a connected socket to another process: what ssh's `ProxyUseFdpass yes` waits for (ssh_config(5))."""
+"""Hands a connected socket to another process, as ssh's `ProxyUseFdpass yes` expects (ssh_config(5))."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ class HeadReceiver:
         self._tail = b""
 
     async def receive(self) -> bytes:
-        """What has arrived, up to the end of a head; b"" is EOF. Raises BrokenResourceError."""
+        """Receive what has arrived, up to the end of a head; b"" is EOF. Raises BrokenResourceError."""
         sock = self._stream.socket
         while True:
             await trio.lowlevel.wait_readable(sock)
@@ -38,8 +38,8 @@ class HeadReceiver:
                 continue
             except OSError as error:
                 raise broken(error) from error
-            # A blank line may arrive in pieces, so keep the end of what was seen. After a whole one, keep nothing, or
-            # it would be found again.
+            # A blank line may arrive in pieces, so keep the last bytes that were seen. After a whole blank line, keep
+            # nothing: otherwise the next call would find the same blank line again.
             self._tail = b"" if blank else seen[-_LONGEST + 1 :]
             return data
 
@@ -53,7 +53,7 @@ def is_unix_socket(fd: int) -> bool:
 
 
 def pass_socket(stream: SocketStream, fd: int) -> None:
-    """Send the stream's socket over `fd` with one byte beside it, and close ours. Raises OSError."""
+    """Send the stream's socket over `fd`, together with one byte, and close our copy. Raises OSError."""
     with socket.socket(fileno=os.dup(fd)) as receiver:
         # The receiver expects a blocking socket, as connect(2) makes it.
         stream.socket.setblocking(True)

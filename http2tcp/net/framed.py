@@ -1,4 +1,4 @@
-"""The framing of a tunnel's transport, put on the stream that was upgraded. The client and the server share it."""
+"""Puts the framing of a tunnel's transport on the stream that was upgraded. The client and the server share this."""
 
 from __future__ import annotations
 
@@ -9,10 +9,13 @@ from http2tcp.protocol.transport import Transport
 
 
 def carrier(stream: Stream, transport: Transport | None, *, client: bool, capsules: bool, keepalive: float) -> Stream:
-    """What carries the tunnel's capsules, or its raw bytes, over `stream`, which it owns. Arguments as of `framed`."""
+    """Return a stream that carries the tunnel's capsules or raw bytes. It owns `stream`, or is `stream` itself.
+
+    The arguments are those of `framed`.
+    """
     if transport is not Transport.WEBSOCKET:
         return stream
-    # wsproto costs a login the most milliseconds.
+    # Imported only if needed: this loads wsproto, whose import costs a login the most milliseconds.
     from http2tcp.net.websocket import WebSocketStream
 
     # Capsules have keepalives of their own, so pings would only repeat them.
@@ -29,7 +32,7 @@ def framed(
     peer_keepalive: float | None,
     confirms: bool,
 ) -> Stream:
-    """The stream of the tunnel's payload, over `stream`, which it owns. Raw transports get `stream` itself.
+    """Return a stream of the tunnel's payload. It owns `stream`, or is `stream` itself for a raw transport.
 
     `client`: this end is the client. `capsules`: both ends agreed to put the payload into capsules.
     `keepalive`, `peer_keepalive` and `confirms` are those of `http2tcp.net.capsules.CapsuleStream`.

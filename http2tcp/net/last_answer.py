@@ -1,4 +1,4 @@
-"""The last answer on a connection: how it is sent so that the peer gets it before the connection is closed."""
+"""Sends the last answer on a connection, so that the peer gets it before the connection is closed."""
 
 from __future__ import annotations
 
@@ -8,16 +8,16 @@ from http2tcp.net.streams import Stream
 
 #: How many seconds a peer gets to read a last answer.
 LINGER = 1.0
-# How much the peer may still send meanwhile. It may be in the middle of a large request.
+# How many bytes the peer may still send meanwhile. It may be in the middle of a large request.
 _MOST_UNREAD = 256 * 1024
 
 
 async def send_last_answer(stream: Stream, answer: bytes) -> None:
     """Send the answer and EOF, drop what the peer still sends until it ends, and close.
 
-    To close a socket while received bytes are unread sends a reset, and the peer's kernel may then throw away the
-    answer. The caller sets a deadline, such as LINGER, and aborts the stream in any case: this returns early where the
-    peer is gone, or where it does not stop sending.
+    Closing a socket while received bytes are unread sends a reset, and the peer's kernel may then throw away the
+    answer. The caller sets a deadline, such as LINGER, and aborts the stream in any case: this returns early if the
+    peer is gone, or if it does not stop sending.
     """
     try:
         await stream.send_all(answer)

@@ -1,7 +1,7 @@
-"""One more attempt to receive, before a peer is given up for its silence.
+"""Makes one more attempt to receive before a peer is given up for its silence.
 
-When a process was stopped for a while (SIGSTOP, a frozen container), its deadlines have passed as it wakes, although
-the socket holds what the peer sent in the meantime.
+When a process was stopped for a while (SIGSTOP, a frozen container), its deadlines have passed by the time it wakes,
+although the socket holds what the peer sent in the meantime.
 """
 
 from __future__ import annotations
@@ -13,7 +13,8 @@ import trio
 
 _T = TypeVar("_T")
 
-# How many passes of trio's loop bytes may need to come from the socket up through the streams. They take no time.
+# How many passes of trio's loop to allow until bytes have come from the socket up through all streams. The passes take
+# no time.
 _TURNS = 32
 
 

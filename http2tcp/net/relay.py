@@ -1,11 +1,11 @@
 """Joins two streams: a pump for each direction, half-close, limits of silence, and one outcome.
 
-An EOF ends one direction, and is passed on as such. A side that breaks ends both directions: the other side gets what
-had arrived before, and a reset after it, so that it does not take a part for the whole. Memory is bounded by one chunk
-for each direction, whatever the speeds of the two sides.
+An EOF ends one direction, and the other side gets it as an EOF. A side that breaks ends both directions: the other
+side gets what had arrived before, then a reset, so that it does not mistake a part for everything. Memory is bounded by
+one chunk for each direction, whatever the speeds of the two sides.
 
-A relay has ended well once both streams' `finish` has returned, and not before; from then on nothing undoes it. If a
-deadline passes while a side still has to get bytes or an end, the relay counts as broken.
+A relay has ended well once both streams' `finish` has returned, and not before; nothing can change that afterwards. If
+a deadline passes before a side has got all bytes and the end, the relay counts as broken.
 """
 
 from __future__ import annotations
@@ -22,11 +22,12 @@ from http2tcp.net import splice_pump as splice
 from http2tcp.net.pump import Flow, SinkBroke, SourceBroke, WatchedFlow, copy
 from http2tcp.net.streams import EOF_PATIENCE, Stream
 
-# After a side stopped taking bytes: for how long it may pause while we still receive what it had sent.
+# If a side takes no more bytes, we still receive what it had sent, until nothing comes for this many seconds.
 _BROKEN_LINGER = 5.0
-# How often the kernels' queues are looked at during an idle timeout. So the end may be late by a quarter of it.
+# How often, during one idle timeout, to look at the kernels' queues. So the relay may end late, by a quarter of the
+# timeout.
 _LOOKS = 4
-# How long our kernel may take to deliver what had arrived before the other side broke.
+# How long, in seconds, our kernel may take to deliver to one side what had arrived before the other side broke.
 _FLUSH = 5.0
 
 
@@ -36,25 +37,25 @@ class End(Enum):
     CLOSED = "closed"
     CLIENT_BROKE = "client broke"
     TARGET_BROKE = "target broke"
-    #: One side's EOF could not be passed on, and the other stayed silent for its `eof_patience`.
+    #: One side's EOF could not be passed on to the other side, which then stayed silent for its `eof_patience`.
     EOF_NOT_RELAYED = "eof not relayed"
     #: The target had ended. Then the client was silent for longer than allowed (`Flow.patience`) and did not end.
     CLIENT_SILENT = "client silent"
     #: The client had ended. Then the target was silent for longer than allowed (`Flow.patience`) and did not end.
     TARGET_SILENT = "target silent"
-    #: Its `Lifetime` ended it.
+    #: The relay's `Lifetime` ended it.
     TERMINATED = "terminated"
 
 
 class Outcome(NamedTuple):
-    """How a relay ended. `words` say why, and are empty where it ended well."""
+    """How a relay ended. `words` say why, and are empty if it ended well."""
 
     end: End
     words: str = ""
 
 
 class Traffic:
-    """How many bytes the kernel of the receiving side has taken, by direction. It can be read at any time."""
+    """Counts, for each direction, the bytes that the receiving side's kernel has taken. It can be read at any time."""
 
     __slots__ = ("down", "up")
 
@@ -63,7 +64,7 @@ class Traffic:
         self.down = Flow()
 
     def watch(self) -> tuple[WatchedFlow, WatchedFlow]:
-        """Replace both flows by such that know when their last byte moved. Only before the relay begins."""
+        """Replace both flows by ones that know when their last byte moved. Call it only before the relay begins."""
         self.up, self.down = flows = WatchedFlow(), WatchedFlow()
         return flows
 
@@ -85,29 +86,32 @@ class Lifetime:
         self._scope = trio.CancelScope()
         self._idle = math.inf
         self._on_silence: tuple[str, object] = "", None
-        #: Why it ended, for the peers and for the caller.
+        #: Why this lifetime ended the relay, for the peers and for the caller.
         self.words = ""
         self.cause: object = None
 
     def until(self, deadline: float, words: str, cause: object) -> None:
-        """End it at this time at the latest. Of several calls the earliest time counts; once it has ended, none."""
+        """End the relay at `deadline` at the latest. The earliest of several deadlines counts.
+
+        A call does nothing once this lifetime has ended the relay.
+        """
         if deadline < self._scope.deadline and not self._scope.cancel_called:
             self._scope.deadline = deadline
             self.words, self.cause = words, cause
 
     def renew(self) -> None:
-        """Forget all times that `until` was given."""
+        """Forget all deadlines that `until` has set."""
         self._scope.deadline = math.inf
 
     def idle(self, seconds: float, words: str, cause: object) -> None:
-        """End it once no byte has moved in either direction for this long. Only before the relay begins.
+        """End the relay once no byte has moved in either direction for this long. Call it only before the relay begins.
 
-        A byte moves twice: to our kernel, and from there to the peer's. So a slow reader is not silent.
+        A byte moves twice: to our kernel, and from there to the peer's kernel. So a peer that reads slowly is not idle.
         """
         self._idle, self._on_silence = seconds, (words, cause)
 
     def end(self, words: str, cause: object) -> None:
-        """End it now."""
+        """End the relay now."""
         if not self._scope.cancel_called:
             self.words, self.cause = words, cause
             self._scope.cancel()
@@ -131,14 +135,14 @@ class Lifetime:
 async def _await_silence(
     idle: float, scope: trio.CancelScope, flows: tuple[WatchedFlow, WatchedFlow], streams: tuple[Stream, Stream]
 ) -> None:
-    """Cancel the scope once no byte has moved for `idle` seconds, be it to our kernel or from there to the peer's."""
+    """Cancel the scope once no byte has moved for `idle` seconds, neither to our kernel nor from there to a peer's."""
     taken_at = -math.inf
     before = [stream.queue() for stream in streams]
     while True:
         now = trio.current_time()
         queues = [stream.queue() for stream in streams]
-        # Only bytes that were in a queue at the last look count. What came and went in between was a keepalive, or was
-        # payload, which the flows have counted.
+        # Only bytes that were in a queue at the last look count. Bytes that came and went between two looks were a
+        # keepalive, or payload that the flows have counted.
         if any(old.kept and new.acknowledged != old.acknowledged for old, new in zip(before, queues, strict=True)):
             taken_at = now
         before = queues
@@ -159,9 +163,9 @@ async def relay(
     """Carry bytes both ways until both directions have ended, then close both streams.
 
     `client` is the side that asked for the tunnel and `target` the side that it leads to: for a client, these are its
-    own program and the tunnel. Cancelling it aborts both streams. Where its `lifetime` is over first, what had arrived
-    is delivered before that. `codes` has the `ResetCode` that a side is sent where the other side broke (by its `End`)
-    or where the lifetime is over (by its cause).
+    own program and the tunnel. Cancelling the relay aborts both streams. If `lifetime` ends the relay, it delivers what
+    had arrived before it aborts them. `codes` maps why the relay ended to the `ResetCode` that the remaining sides are
+    sent: the key is an `End` if a side broke, or the cause if `lifetime` ended the relay.
     """
     sides = _Side(client, End.CLIENT_BROKE, End.CLIENT_SILENT), _Side(target, End.TARGET_BROKE, End.TARGET_SILENT)
     client.reset_on_exit()
@@ -179,7 +183,7 @@ async def relay(
 
 
 class _Side:
-    """One of the two streams, what broke it, and what it got."""
+    """One of the two streams of a relay, with a record of what broke it and what its peer got."""
 
     __slots__ = ("broke", "eof_not_relayed", "finished", "flushed", "silent", "stream", "words")
 
@@ -187,22 +191,22 @@ class _Side:
         self.stream = stream
         self.broke = broke
         self.silent = silent
-        #: What broke it, in a few words; None if nothing did.
+        #: What broke this side, in a few words; None if nothing did.
         self.words: str | None = None
-        #: The other side's EOF could not be passed on to it.
+        #: Whether the other side's EOF could not be passed on to this side.
         self.eof_not_relayed = False
-        #: Its `finish` has returned: it has everything, and knows that this is all.
+        #: Whether the stream's `finish` has returned: the peer has everything, and knows that nothing more will come.
         self.finished = False
-        #: Its peer's kernel has everything that was sent.
+        #: Whether the peer's kernel has everything that was sent.
         self.flushed = False
 
     def fail(self, error: Exception) -> None:
-        """Note that it broke. An error without a text counts as well."""
+        """Record that this side broke, even if the error has no text."""
         self.words = str(error) or "the connection broke"
 
     @property
     def broken(self) -> bool:
-        """Whether it broke."""
+        """Whether this side broke."""
         return self.words is not None
 
     @property
@@ -252,7 +256,9 @@ async def _pump_both(client: _Side, target: _Side, traffic: Traffic) -> Outcome:
 
 
 async def _carry(source: _Side, sink: _Side, flow: Flow, opposite: Flow, scope: trio.CancelScope) -> None:
-    """One direction, from its first byte until its EOF is acknowledged; `opposite` is the flow from `sink` to `source`.
+    """Run one direction, from its first byte until its EOF is acknowledged.
+
+    `opposite` is the flow from `sink` to `source`.
 
     What ends a direction, and what each side gets:
 
@@ -275,7 +281,7 @@ async def _carry(source: _Side, sink: _Side, flow: Flow, opposite: Flow, scope: 
     try:
         await pump(source.stream, sink.stream, flow)
         if source.broken:
-            return  # its sending side broke before: what looks like its EOF is all that it could still send
+            return  # sending to the source failed before: this is no real EOF, its bytes just stop here
         if source.stream.ends.empty_is_broken and not flow.bytes:
             raise SourceBroke("it ended before its first byte")
         await _pass_eof_on(source, sink, opposite)
@@ -285,15 +291,15 @@ async def _carry(source: _Side, sink: _Side, flow: Flow, opposite: Flow, scope: 
         source.fail(error)
         scope.cancel()
     except (SinkBroke, trio.BrokenResourceError) as error:
-        # What the sink had sent before is still received, by the other pump.
+        # The other pump still receives what the sink had sent before it broke.
         sink.fail(error)
         opposite.limit_silence(_BROKEN_LINGER)
 
 
 async def _pass_eof_on(source: _Side, sink: _Side, opposite: Flow) -> None:
-    """Send the source's EOF to the sink where that ends one direction only, and limit the sink's silence from now on.
+    """Send the source's EOF to the sink if that ends one direction only, and limit the sink's silence from now on.
 
-    Raises BrokenResourceError where the sink is gone.
+    Raises BrokenResourceError if the sink is gone.
     """
     if sink.stream.ends.half_close:
         await sink.stream.send_eof()
@@ -304,9 +310,9 @@ async def _pass_eof_on(source: _Side, sink: _Side, opposite: Flow) -> None:
 
 
 async def _await_acknowledgement(source: _Side) -> None:
-    """Acknowledge the source's EOF, then wait until the source has acknowledged that of the other side.
+    """Acknowledge the source's EOF, then wait until the source has acknowledged the EOF of the other side.
 
-    Its pump has ended, so nobody else would notice that it broke. Raises SourceBroke.
+    The source's pump has ended, so nothing else would notice if the source broke. Raises SourceBroke.
     """
     source.stream.acknowledge_eof()
     try:
@@ -336,12 +342,12 @@ async def _deliver(sides: list[_Side], why: str, code: int) -> None:
 
 
 async def _close(client: _Side, target: _Side) -> None:
-    """Close both where both have everything; reset them otherwise.
+    """Close both streams if both peers have everything; otherwise reset them.
 
-    A side whose peer was told that all its bytes were handed on is not reset before these are delivered.
+    If we have acknowledged all bytes of one side, deliver them to the other side before resetting it.
     """
     well = client.finished and target.finished
-    # Shielded: a cancellation here would reset a stream whose peer was told that all is well.
+    # Shielded: a cancellation here would reset a stream although its peer already knows that all went well.
     with trio.move_on_after(_FLUSH, shield=True):
         for side, other in ((client, target), (target, client)):
             if well or (other.stream.eof_acknowledged and not (side.flushed or side.broken)):
@@ -375,14 +381,14 @@ def _resumable_pump(source: Stream, sink: Stream) -> Callable[[Stream, Stream, F
 
 
 def can_splice(source: Stream, sink: Stream) -> bool:
-    """Whether both ends are bare descriptors on a system that splices."""
+    """Whether this system can splice, both streams show a descriptor, and at most one of them is framed."""
     if not splice.AVAILABLE or (source.framed and sink.framed):
         return False
     return source.source_fd() is not None and sink.sink_fd() is not None
 
 
 async def _splice(source: Stream, sink: Stream, flow: Flow) -> None:
-    """As `http2tcp.net.pump.copy`, between the streams' descriptors."""
+    """Like `http2tcp.net.pump.copy`, but between the streams' descriptors."""
     ahead = source.take_ahead()
     if ahead:
         try:
