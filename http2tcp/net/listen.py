@@ -1,7 +1,7 @@
 """Open listening sockets, and accept connections from them.
 
 trio's own `serve_listeners` sleeps and logs a traceback for each listener when descriptors run out, and it cannot
-accept what is queued before it closes. This loop logs one line, and can.
+accept what is queued before it closes. This loop logs one line for a shortage, and accepts what is queued.
 """
 
 from __future__ import annotations
@@ -23,16 +23,16 @@ logger = logging.getLogger("http2tcp.listen")
 
 # As long a queue as the kernel allows: Linux cuts it to net.core.somaxconn, 4096 by default.
 BACKLOG = 65535
-# Connections accepted in one turn of the event loop. Every busy tunnel moves its bytes in each turn, so with one
-# connection a turn, a login behind a thousand others would wait while every tunnel had a thousand turns.
+# How many connections to accept in one turn of the event loop. Every busy tunnel moves bytes in each turn. With one
+# connection a turn, a login behind a thousand others would have to wait for a thousand turns of all these tunnels.
 _AT_ONCE = 16
 # How long, in seconds, to wait before the next attempt to accept when no descriptor is free.
 _EXHAUSTED_PAUSE = 0.1
-# Under load every freed descriptor is taken at once: log the shortage at most once in so many seconds.
+# Under load every freed descriptor is taken at once: log the shortage at most once in this many seconds.
 _EXHAUSTED_SILENCE = 60.0
 _EXHAUSTED = (errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM)
 
-#: Called with a connection and its peer's address; None: it came by a Unix socket, where peers have no address.
+#: A callback that gets a connection and its peer's address. The address is None on a Unix socket: its peers have none.
 Accepted = Callable[[socket.socket, TCPAddress | None], None]
 
 
@@ -53,7 +53,7 @@ class Listener:
 
     @property
     def address(self) -> Address:
-        """Where it listens. The port is the one that the kernel chose, if 0 was asked for."""
+        """The address on which it listens. If port 0 was asked for, the port is the one that the kernel chose."""
         name = self._socket.getsockname()
         if self._socket.family in (socket.AF_INET, socket.AF_INET6):
             return TCPAddress(name[0], name[1])
@@ -100,9 +100,9 @@ class Listener:
                 await trio.sleep(_EXHAUSTED_PAUSE)
 
     def accept_queued(self, accepted: Accepted) -> bool:
-        """Pass on the connections that are queued in the kernel; False if descriptors ran out before the last.
+        """Pass on the connections that are queued in the kernel. Return False if descriptors ran out before the last.
 
-        A shared socket's queue is left for the successor.
+        A shared socket's queue is left to our successor.
         """
         while not self._shared:
             try:
@@ -124,7 +124,7 @@ class Listener:
         sock, peer = self._socket.accept()
         if sock.family not in (socket.AF_INET, socket.AF_INET6):
             return sock, None
-        # A socket for both families shows IPv4 peers as IPv4-mapped. We make none, but may be given one.
+        # A socket for both families shows IPv4 peers as IPv4-mapped. We never make such a socket, but may inherit one.
         return sock, TCPAddress(peer[0].removeprefix("::ffff:") if "." in peer[0] else peer[0], peer[1])
 
     def close(self) -> None:
@@ -139,7 +139,7 @@ class Listener:
 
 
 async def open_listeners(address: Address, unix_mode: int = 0o666) -> list[Listener]:
-    """Listen on every address of the name; an empty host is every interface. Raises ListenError.
+    """Listen on every address of the name; an empty host means every interface. Raises ListenError.
 
     `unix_mode` is the mode of a Unix socket. By default everybody on this machine may connect, as to a loopback port;
     the mode of its directory can narrow that.
@@ -166,7 +166,7 @@ async def _open_tcp_listeners(address: TCPAddress) -> list[Listener]:
             try:
                 sock = _listen_tcp(family, (sockaddr[0], port, *sockaddr[2:]))
             except OSError as error:
-                # A machine without IPv6 still resolves an empty host to :: as well; 0.0.0.0 alone is then enough.
+                # A machine without IPv6 still resolves an empty host to :: as well; 0.0.0.0 is then enough.
                 if error.errno in (errno.EAFNOSUPPORT, errno.EADDRNOTAVAIL) and len(family_hosts) > 1:
                     continue
                 raise
@@ -205,7 +205,7 @@ def _listen_unix(path: str, mode: int) -> socket.socket:
     try:
         _remove_stale(path)
         sock.bind(path)
-        # Not too late: nobody can connect before the socket listens.
+        # Setting the mode here is not too late: nobody can connect before the socket listens.
         os.chmod(path, mode)
         sock.listen(BACKLOG)
     except BaseException:
@@ -215,7 +215,7 @@ def _listen_unix(path: str, mode: int) -> socket.socket:
 
 
 def _remove_stale(path: str) -> None:
-    """Remove the socket of a process that has ended. A socket on which somebody listens stays."""
+    """Remove the socket of a process that has ended, but not a socket on which a process still listens."""
     try:
         if not stat.S_ISSOCK(os.lstat(path).st_mode):
             return

@@ -1,4 +1,4 @@
-"""A stream with a limit of bytes a second."""
+"""A stream that limits how many bytes a second it moves."""
 
 from __future__ import annotations
 
@@ -9,7 +9,8 @@ import trio
 
 from http2tcp.net.streams import CHUNK, Bytes, SocketStream, check_size
 
-# A piece that moves up to this late may be followed sooner, to keep the average. Longer pauses are not made up for.
+# If a piece moves late by less than this many seconds, the next piece may move sooner, which keeps the average rate.
+# Longer pauses are not made up for.
 _LATE = 0.1
 
 
@@ -25,11 +26,11 @@ class PacedStream(SocketStream):
         self._rate = rate
         # Ten pieces a second: smooth enough for a person, and rare enough to cost no CPU.
         self.piece = max(1, min(CHUNK, int(rate / 10)))
-        # When the next bytes may move.
+        # When the next bytes may move, on trio's clock.
         self._receive_at = self._send_at = -math.inf
 
     def source_fd(self) -> int | None:
-        """None: see the class."""
+        """Return None, so that every byte passes through this stream's methods."""
         return None
 
     sink_fd = source_fd
@@ -43,7 +44,7 @@ class PacedStream(SocketStream):
         return data
 
     async def _send(self, data: Bytes) -> None:
-        # Send each piece once the pieces before it have taken their time. Of no data at all, send one empty piece.
+        # Before each piece, wait until `rate` allows it. If there is no data at all, send one empty piece.
         with memoryview(data) as view:
             for start in range(0, max(1, len(view)), self.piece):
                 await trio.sleep_until(self._send_at)
@@ -52,7 +53,8 @@ class PacedStream(SocketStream):
                 self._send_at = self._next(self._send_at, len(piece))
 
     def _next(self, due: float, size: int) -> float:
-        """When the next bytes may move, after `size` bytes that were allowed to move at `due`."""
+        """Return when the next bytes may move, after `size` bytes that were allowed to move at `due`."""
         now = trio.current_time()
-        # A late piece does not delay the next ones. A sleep lasts a millisecond at least, which is 100 kB at 100 MB/s.
+        # A slightly late piece must not delay the next ones: a sleep takes at least a millisecond, in which 100 kB are
+        # due at 100 MB/s.
         return (due if now - due < _LATE else now) + size / self._rate

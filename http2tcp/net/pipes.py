@@ -6,24 +6,26 @@ import os
 
 # The default of fs.pipe-max-size, which bounds every process without privileges.
 PIPE_SIZE = 1024 * 1024
-# Once a user has too many pipe pages, the kernel gives new pipes two pages; copying is faster than splicing by these.
+# Do not use a smaller pipe. Once a user has too many pipe pages, the kernel gives a new pipe only two pages, and
+# copying is faster than splicing through such a pipe.
 _PIPE_USEFUL = 64 * 1024
-# Pipes at work at once: 64 MiB, which is also the default of fs.pipe-user-pages-soft. Where few descriptors are
-# allowed, pipes take at most one in eight (a pipe is two), so that enough are left for connections.
+# How many pipes may be lent at once. They hold 64 MiB, which is also the default of fs.pipe-user-pages-soft. If few
+# descriptors are allowed, pipes take at most one in eight of them (each pipe takes two), so that enough are left for
+# connections.
 _MAX_PIPES = 64
 _PIPE_SHARE = 1 / 16
-# Idle pipes that are kept for the next flow.
+# How many idle pipes are kept for later flows.
 _MAX_SPARE = 8
 
 
 class Pipe:
-    """A pipe of 1 MiB, or smaller where the user's limits do not allow that."""
+    """A pipe of 1 MiB, or smaller if the user's limits do not allow that."""
 
     __slots__ = ("entry", "exit", "held", "size")
 
     def __init__(self) -> None:
         self.exit, self.entry = os.pipe2(os.O_NONBLOCK | os.O_CLOEXEC)
-        #: How many bytes it holds.
+        #: How many bytes the pipe holds.
         self.held = 0
         self.size = grow(self.entry, PIPE_SIZE)
 
@@ -47,7 +49,7 @@ class PipePool:
         if self._spare:
             self._taken += 1
             return self._spare.pop()
-        # Asked each time, since the limit may change while the process runs. A negative value means no limit.
+        # Ask each time, since the limit may change while the process runs. A negative value means no limit.
         descriptors = os.sysconf("SC_OPEN_MAX")
         if 0 <= descriptors * _PIPE_SHARE < self._taken + 1:
             return None
@@ -62,7 +64,7 @@ class PipePool:
         return pipe
 
     def give_back(self, pipe: Pipe) -> None:
-        """Take a pipe back. One that still holds bytes, because its flow broke, is closed."""
+        """Take a pipe back. Close it if it still holds bytes, because its flow broke, or if enough pipes are idle."""
         self._taken -= 1
         if pipe.held or len(self._spare) >= _MAX_SPARE:
             pipe.close()

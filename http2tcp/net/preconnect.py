@@ -3,7 +3,8 @@
 Loading trio takes about as long as a name look-up and a round trip to a site. Threads do the look-up and begin to
 connect while the main thread loads modules. Nothing here imports trio.
 
-What `http2tcp.net.dial` must share with these threads is here too: the families and how long one waits for the other.
+What `http2tcp.net.dial` must share with these threads is here too: the families, and how long the answer for one family
+waits for the answer for the other.
 """
 
 from __future__ import annotations
@@ -39,7 +40,7 @@ def known_without_resolver(host: str, port: int) -> list[AddressInfo]:
     if host in LOCALHOST:
         return [(family, socket.SOCK_STREAM, 0, "", (ip, port)) for family, ip in LOOPBACK]
     try:
-        # Bytes, since a str is put through the idna codec, whose import costs time and which knows fewer names.
+        # Pass bytes: a str would go through the idna codec, whose import costs time and which accepts fewer names.
         return socket.getaddrinfo(host.encode("ascii"), port, type=socket.SOCK_STREAM, flags=socket.AI_NUMERICHOST)
     except (OSError, UnicodeError):
         return []
@@ -51,10 +52,10 @@ def look_up(host: str, port: int, family: socket.AddressFamily) -> list[AddressI
 
 
 def prefers_ipv6(sockaddrs: Sequence[Any]) -> bool:
-    """Whether IPv6 goes first to a name with these IPv6 addresses.
+    """Whether to try IPv6 first for a name with these IPv6 addresses.
 
-    Not where this machine has no route to them, and not where it would use a private source for a public address or
-    the reverse. The resolver sorts by that too (RFC 6724, rules 1 and 5), but only if it is asked for both families.
+    False if this machine has no route to them, or if it would use a private source for a public address or the reverse.
+    The resolver sorts by that too (RFC 6724, rules 1 and 5), but only if it is asked for both families.
     """
     if not sockaddrs:
         return False
@@ -79,12 +80,12 @@ class HeadStart:
     def __init__(self, host: str, port: int) -> None:
         self._answers: dict[socket.AddressFamily, list[AddressInfo] | OSError | UnicodeError] = {}
         self._answered = {family: threading.Event() for family in FAMILIES}
-        # Held by whoever looks at, or changes, the three below.
+        # A thread holds this lock while it reads or changes the three attributes below.
         self._lock = threading.Lock()
         self._begun: socket.socket | None = None
         self._begun_to: Any = None
         self._settled = False
-        #: The host's addresses where it took no look-up; otherwise empty.
+        #: The host's addresses if no look-up was needed; otherwise empty.
         self.known = known_without_resolver(host, port)
         if self.known:
             self._begin(self.known)
@@ -99,7 +100,7 @@ class HeadStart:
         except (OSError, UnicodeError) as error:
             self._answers[family] = error
         if family == socket.AF_INET6 and prefers_ipv6([sockaddr for *_, sockaddr in found]):
-            # Before anybody learns of the answer: who dials then finds the connection under way.
+            # Begin to connect before the answer can be read, so that the dial finds the connection under way.
             self._begin(found)
             self._answered[family].set()
         else:
@@ -117,7 +118,8 @@ class HeadStart:
             except OSError:
                 return  # the dial meets the same error, and reports it
             sock.setblocking(False)
-            # Its result is asked for later, when there is a loop to wait in; an attempt that fails at once is repeated.
+            # The dial asks for the result later, when there is an event loop to wait in. It also repeats an attempt
+            # that fails at once.
             if sock.connect_ex(sockaddr) in (0, errno.EINPROGRESS, errno.EWOULDBLOCK):
                 self._begun, self._begun_to = sock, sockaddr
             else:
@@ -128,7 +130,7 @@ class HeadStart:
         return self._answered[family].is_set()
 
     def answer(self, family: socket.AddressFamily) -> list[AddressInfo]:
-        """What `look_up` returned for this family. Blocks until it has; raises what it raised."""
+        """Return what `look_up` returned for this family, or raise what it raised. Blocks until `look_up` has ended."""
         self._answered[family].wait()
         answer = self._answers[family]
         if isinstance(answer, Exception):
@@ -136,19 +138,19 @@ class HeadStart:
         return answer
 
     def settle(self) -> Any:
-        """Begin no connection from now on. The address that one was begun to, as `connect` takes it; None: to none."""
+        """Begin no connection from now on. Return the address that one has begun to, as `connect` takes it, or None."""
         with self._lock:
             self._settled = True
             return self._begun_to
 
     def take(self) -> socket.socket | None:
-        """The socket that is connecting to the first address, once."""
+        """Hand over the socket that is connecting to the first address; None if there is none, or none any more."""
         with self._lock:
             begun, self._begun = self._begun, None
             return begun
 
     def close(self) -> None:
-        """Close the socket if nobody has taken it, and begin none."""
+        """Close the connecting socket if `take` has not handed it over, and begin no other connection."""
         self.settle()
         begun = self.take()
         if begun is not None:

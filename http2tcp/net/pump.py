@@ -22,7 +22,7 @@ class SinkBroke(Exception):
 
 
 class Flow:
-    """What a relay knows of one direction: how many bytes the sink took, and how long the source may be silent.
+    """What a relay knows about one direction: how many bytes the sink took, and how long the source may be silent.
 
     The pump calls `waits` and `received`, which move the deadline of one cancel scope. Silence counts only while the
     pump waits to receive: a direction whose sink is slow is not silent.
@@ -38,7 +38,7 @@ class Flow:
         self._waiting = False
 
     def within(self, scope: trio.CancelScope) -> None:
-        """Set the scope to cancel when the source was silent for too long."""
+        """Set the scope that is cancelled if the source is silent for too long."""
         self._scope = scope
 
     def limit_silence(self, patience: float) -> None:
@@ -49,17 +49,17 @@ class Flow:
 
     @property
     def ran_out(self) -> bool:
-        """Whether the silence of the source was too long. Only valid after the scope was left."""
+        """Whether the source was silent for too long. Only valid after the scope was left."""
         return self._waiting and self.patience != math.inf
 
     def waits(self) -> None:
-        """The pump is about to wait for the source."""
+        """Note that the pump is about to wait for the source."""
         self._waiting = True
         if self.patience != math.inf and self._scope is not None:
             self._scope.deadline = trio.current_time() + self.patience
 
     def received(self) -> None:
-        """The pump has what it waited for."""
+        """Note that the pump no longer waits for the source."""
         self._waiting = False
         if self.patience != math.inf and self._scope is not None:
             self._scope.deadline = math.inf

@@ -25,10 +25,10 @@ AVAILABLE = sys.platform == "linux" and hasattr(os, "splice") and not PORTABLE
 
 # The size of a read. A flow counts as bulky once a read was filled.
 SMALL = 64 * 1024
-# A flow that brings less than this at a time is bulky no more.
+# A flow that brings less than this at a time no longer counts as bulky.
 _QUIET = 16 * 1024
-# A bulky flow enlarges the pipe that is stdin or stdout to this. With the usual 64 KiB each step switches to the other
-# process, which costs twice the CPU; 1 MiB is no better, and 64 clients would use up the user's limit.
+# If stdin or stdout is a pipe, a bulky flow enlarges it to this size. With the usual 64 KiB each step switches to the
+# other process, which costs twice the CPU. 1 MiB is not faster, and 64 clients would use up the user's limit.
 _STDIO_PIPE_SIZE = 256 * 1024
 # After this many bytes, let the other tasks run.
 _TURN = 4 * 1024 * 1024
@@ -47,7 +47,7 @@ class Found(Enum):
 
 
 class Pump:
-    """Raw bytes from one descriptor to another."""
+    """Moves raw bytes from one descriptor to another."""
 
     __slots__ = ("_direct", "_flow", "_sink", "_source", "_splices", "_turn")
 
@@ -61,11 +61,11 @@ class Pump:
         self._turn = 0
 
     async def run(self) -> None:
-        """Until EOF."""
+        """Pump until EOF."""
         wait_readable, flow = trio.lowlevel.wait_readable, self._flow
         source, sink = self._source, self._sink
         while True:
-            # The path of a keystroke, without helper coroutines: each would add a microsecond or two.
+            # Each keystroke takes this path. It calls no helper coroutines: each would add a microsecond or two.
             flow.waits()
             await wait_readable(source)
             flow.received()
@@ -97,7 +97,7 @@ class Pump:
         self._flow.received()
 
     def _read(self) -> bytes | None:
-        """What has arrived; b"" at EOF, None if there is nothing after all."""
+        """Read what has arrived; b"" at EOF, None if there is nothing after all."""
         try:
             return os.read(self._source, SMALL)
         except BlockingIOError:
@@ -142,14 +142,15 @@ class Pump:
             await self._wait()
 
     async def _move_directly(self) -> Found:
-        """As `_move_bulk`, where one end is itself a pipe."""
+        """Like `_move_bulk`, but without a pipe of our own, since one end is itself a pipe."""
         grow(self._source if self._direct == "source" else self._sink, _STDIO_PIPE_SIZE)
         empty = False
         while True:
             try:
                 count = os.splice(self._source, self._sink, PIPE_SIZE, flags=os.SPLICE_F_NONBLOCK)
             except BlockingIOError:
-                # Either end may be the cause. Wait for the sink first; if it has room, it was the source.
+                # Either end may be the cause. Wait for the sink first. If splicing still blocks when the sink has room,
+                # the source is the cause.
                 if empty:
                     await self._wait()
                 else:
@@ -173,14 +174,15 @@ class Pump:
             await self._take_turns(count)
 
     async def _take_turns(self, count: int) -> None:
-        # A small step counts as a read: a source that brings single bytes without a pause would else run for very long.
+        # Count a small step as a full read. Otherwise a source that brings single bytes without a pause would run for
+        # very long.
         self._turn += max(count, SMALL)
         if self._turn >= _TURN:
             self._turn = 0
             await trio.lowlevel.checkpoint()
 
     async def _through(self, pipe: Pipe) -> Found:
-        """Move what the source has now through the pipe. BYTES: it brings enough at a time to go on like this."""
+        """Move what the source has now through the pipe. BYTES: it brings enough at a time to go on splicing."""
         largest = 0
         while (found := self._fill(pipe, pipe.size)) is Found.BYTES:
             largest = max(largest, pipe.held)
@@ -189,7 +191,7 @@ class Pump:
         return Found.BYTES if found is Found.LITTLE and largest >= _QUIET else found
 
     def _fill(self, pipe: Pipe, limit: int) -> Found:
-        """Splice up to `limit` bytes into the empty pipe, which knows then how many it holds."""
+        """Splice up to `limit` bytes into the empty pipe, and set `pipe.held` to their number."""
         try:
             pipe.held = os.splice(self._source, pipe.entry, limit, flags=os.SPLICE_F_NONBLOCK)
         except BlockingIOError:
@@ -226,5 +228,5 @@ def _is_pipe(fd: int) -> bool:
 
 
 def words(error: OSError) -> str:
-    """What broke, in a few words."""
+    """Say what broke, in a few words."""
     return f"the connection broke: {error.strerror}"

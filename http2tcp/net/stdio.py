@@ -23,7 +23,7 @@ from http2tcp.net.streams import CHUNK, PORTABLE, Bytes, Ends, Stream, broken, c
 
 # How long, in seconds, stdin may stay open and silent after the target's EOF. ssh closes its pipe within milliseconds.
 SILENCE = 3.0
-# The same for a terminal, which does not end by itself: after the target's EOF, nobody reads what its user types.
+# The same limit for a terminal, which does not end by itself: after the target's EOF, nobody reads what its user types.
 TERMINAL_SILENCE = 0.5
 # How often, in seconds, to look whether stdout's reader is gone, on systems whose kernel cannot wake us for that.
 _LOOK = 0.25
@@ -32,7 +32,7 @@ _LOOK = 0.25
 class StdioStream(Stream):
     """A stream made of two descriptors: it receives from the first and sends to the second.
 
-    `send_eof` closes the second.
+    `send_eof` closes the second descriptor.
     """
 
     def __init__(self, input_fd: int = 0, output_fd: int = 1, *, portable: bool = PORTABLE) -> None:
@@ -44,7 +44,7 @@ class StdioStream(Stream):
 
     @property
     def fault(self) -> str:
-        """Why reading or writing failed; empty if neither did, or if the other side has just left."""
+        """Why reading or writing failed; empty if neither failed, or if the other side has merely left."""
         return self._input.fault or self._output.fault
 
     def source_fd(self) -> int | None:
@@ -54,7 +54,7 @@ class StdioStream(Stream):
         return self._output.own_fd()
 
     async def receive_some(self, max_bytes: int | None = None) -> bytes:
-        """Up to `max_bytes` (256 KiB by default); b"" is EOF."""
+        """Receive up to `max_bytes` (default 256 KiB); b"" is EOF."""
         check_size(max_bytes)
         _check_open(self._input)
         return await self._input.read(max_bytes or CHUNK)
@@ -80,21 +80,24 @@ class StdioStream(Stream):
         await trio.lowlevel.checkpoint()
 
     async def reader_gone(self) -> None:
-        """Wait until nobody can read the output any more; for ever if it is closed or the system does not tell."""
+        """Wait until nobody can read the output any more.
+
+        Wait for ever if we have closed the output, or if the system cannot say when its reader leaves.
+        """
         await self._output.reader_gone()
         if self._output_closed:
             await trio.sleep_forever()
 
     def abort(self) -> None:
-        """Close our own copies only; the two descriptors end with the process.
+        """Close only our own copies. The two descriptors themselves stay open until the process ends.
 
-        ssh ends as soon as they are closed, and our error message must be on the terminal before that.
+        ssh ends as soon as these are closed, and our error message must be on the terminal before that.
         """
         self._input.let_go()
         self._output.let_go()
 
     async def aclose(self) -> None:
-        """Close both."""
+        """Close both descriptors."""
         self._input.close()
         self._output.close()
         await trio.lowlevel.checkpoint()
@@ -145,7 +148,7 @@ class _Output(ABC):
         await _hung_up(self.fd)
 
     def close(self) -> None:
-        """Close it, so that its reader sees the end."""
+        """Close the output, so that its reader sees the end."""
         if not self.closed:
             self.closed = True
             _shut_down(self.fd)
@@ -163,7 +166,7 @@ class _PolledInput(_Input):
         self._own = own
 
     def own_fd(self) -> int | None:
-        # Not a socket: it is left blocking, and splice(2) needs a non-blocking descriptor.
+        # Return no socket: sockets stay blocking here, and splice(2) needs a non-blocking descriptor.
         return self._own if isinstance(self._own, int) and self._own >= 0 else None
 
     async def read(self, max_bytes: int) -> bytes:
@@ -189,7 +192,7 @@ class _PolledOutput(_Output):
         self._own = own
 
     def own_fd(self) -> int | None:
-        # Not a socket: it is left blocking, and splice(2) needs a non-blocking descriptor.
+        # Return no socket: sockets stay blocking here, and splice(2) needs a non-blocking descriptor.
         return self._own if isinstance(self._own, int) and self._own >= 0 else None
 
     async def write(self, data: Bytes) -> None:
@@ -254,7 +257,10 @@ def _open_output(fd: int, portable: bool) -> _Output:
 
 
 def _open_own(fd: int, flags: int) -> int | socket.socket | None:
-    """A way to use the descriptor without changing what others share; None if only a thread can."""
+    """Return a descriptor or socket of our own for the file of `fd`, which other programs share.
+
+    Using it does not change the file for them. None if only a thread can read or write the file.
+    """
     if sys.platform != "linux":
         return None
     mode = os.fstat(fd).st_mode
@@ -294,7 +300,7 @@ def _shut_down(fd: int) -> None:
 
 
 def _give_back(fd: int) -> None:
-    # Put /dev/null in its place, so that the next descriptor that is opened does not become stdin or stdout.
+    # Put /dev/null in the place of `fd`, so that the next descriptor that is opened does not become stdin or stdout.
     nothing = os.open(os.devnull, os.O_RDWR)
     os.dup2(nothing, fd)
     os.close(nothing)
@@ -319,7 +325,7 @@ def _write(fd: int, data: bytes) -> None:
 
 async def _hung_up(fd: int) -> None:
     if sys.platform == "linux":
-        # Registered for no events, epoll reports errors and hang-ups only. trio can wait for the epoll itself.
+        # Register `fd` for no events: epoll then reports only errors and hang-ups. trio can wait for the epoll itself.
         with select.epoll() as epoll:
             try:
                 epoll.register(fd, 0)

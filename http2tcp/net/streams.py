@@ -1,8 +1,8 @@
 """The streams that the relay joins.
 
-`Stream` is trio's HalfCloseableStream with five additions: `abort` tells the peer that what it got is not
-all; `send_reason` tells it why; `flush` waits until the peer's kernel has what was sent; `ends` says what
-the end of one direction means; `unread` gives back bytes that were read together with a head.
+`Stream` is trio's HalfCloseableStream with five additions: `abort` tells the peer that it did not get everything;
+`send_reason` tells it why; `flush` waits until the peer's kernel has what was sent; `ends` says what the end of one
+direction means; `unread` gives back bytes that were read together with a head.
 """
 
 from __future__ import annotations
@@ -21,7 +21,8 @@ import trio
 
 from http2tcp.errors import Http2tcpError
 
-# Measured in one direction: 1.6 GB/s with 256 KiB, 1.05 GB/s with 64 KiB, and no more with larger chunks.
+# How many bytes to receive at a time. Measured in one direction: 1.6 GB/s with 256 KiB, 1.05 GB/s with 64 KiB, and no
+# more than 1.6 GB/s with larger chunks.
 CHUNK = 256 * 1024
 
 # The kernel notices a dead peer after 30 + 3 x 10 s; an idle tunnel costs two packets a minute.
@@ -33,10 +34,11 @@ KEEPALIVE_COUNT = 3
 # waiting for our EOF: end the tunnel.
 EOF_PATIENCE = 30.0
 
-#: Whether to move bytes, stdin and stdout as on systems other than Linux. For tests, and to compare.
+#: Whether to use the code for systems other than Linux, for relaying and for stdin and stdout. For tests and
+#: comparisons.
 PORTABLE = "HTTP2TCP_PORTABLE" in os.environ
 
-#: The error's text where a stream was closed, and its peer took no more bytes, so that it was not told of the end.
+#: The text of the error if a stream was closed while its peer took no more bytes, so that the end could not be sent.
 UNSAID_END = "the other side took nothing more, not even the end"
 
 Bytes = bytes | bytearray | memoryview
@@ -52,23 +54,23 @@ _TCP_CLOSE = 7
 
 
 class Queue(NamedTuple):
-    """How far the kernel is with what was sent, in bytes."""
+    """How much of what we sent the peer's kernel has, in bytes."""
 
     #: Sent by us, and not yet acknowledged by the peer's kernel.
     kept: int = 0
-    #: Acknowledged by the peer's kernel so far, with what TLS and capsules add to the payload.
+    #: Acknowledged by the peer's kernel so far, including what TLS and capsules add to the payload.
     acknowledged: int = 0
 
 
 class Ends(NamedTuple):
-    """What the end of a direction means on a stream, which the relay acts on."""
+    """What the end of one direction means on a stream. The relay acts on it."""
 
     #: Whether `send_eof` ends one direction only. Otherwise it raises HalfCloseUnsupported: it would end both.
     half_close: bool = True
     #: How long, in seconds, the peer may stay silent once the other side of the relay has sent its EOF.
     eof_patience: float = math.inf
-    #: Whether such a silence is the peer's end. Otherwise the tunnel counts as cut, since the peer may have had more to
-    #: say.
+    #: Whether silence for `eof_patience` counts as the peer's EOF. Otherwise the tunnel counts as cut, since the peer
+    #: may have had more to say.
     silence_is_end: bool = False
     #: Whether the peer's EOF soon ends both directions, whatever the other side of the relay does.
     eof_is_last: bool = False
@@ -76,7 +78,7 @@ class Ends(NamedTuple):
     empty_is_broken: bool = False
 
 
-#: Of a stream that ends as TCP does.
+#: The `Ends` of a stream that ends as TCP does.
 TCP_ENDS = Ends()
 
 
@@ -86,9 +88,9 @@ class Stream(trio.abc.HalfCloseableStream):
     #: What the end of a direction means on this stream.
     ends: Ends = TCP_ENDS
 
-    #: True where `source_fd` and `sink_fd` carry capsules and not the payload alone.
+    #: True if `source_fd` and `sink_fd` carry capsules, not bare payload.
     framed: bool = False
-    #: True where the connection below may be another one at any time: it has no descriptors of its own.
+    #: True if the stream may move to another connection at any time, and so shows no descriptors.
     changes_carriers: bool = False
     #: Whether `attend` has something to do.
     needs_attention: bool = False
@@ -98,11 +100,11 @@ class Stream(trio.abc.HalfCloseableStream):
     #: stream takes small pieces.
     piece: int = CHUNK
 
-    #: Why the peer ended, by its own words, as a sentence fit for a terminal. Empty if it gave no reason.
+    #: Why the peer ended the tunnel, in its own words, as a sentence fit for a terminal. Empty if it gave no reason.
     peer_reason: str = ""
 
     _ahead: bytes = b""
-    #: Whether a task is sending. On the class, so that an idle tunnel pays nothing for it.
+    #: Whether a task is sending. The default is on the class, so that an idle tunnel uses no memory for it.
     _sending: bool = False
 
     def unread(self, data: bytes) -> None:
@@ -111,7 +113,7 @@ class Stream(trio.abc.HalfCloseableStream):
 
     @property
     def has_ahead(self) -> bool:
-        """Whether something was given back."""
+        """Whether `unread` has given back bytes that nobody has taken yet."""
         return bool(self._ahead)
 
     def take_ahead(self, max_bytes: int | None = None) -> bytes:
@@ -120,7 +122,7 @@ class Stream(trio.abc.HalfCloseableStream):
         return data
 
     def _begin_sending(self) -> None:
-        """Raise BusyResourceError where another task is sending. The caller unsets `_sending` when it is done."""
+        """Raise BusyResourceError if another task is sending. The caller resets `_sending` when it is done."""
         if self._sending:
             raise trio.BusyResourceError("another task is sending on this stream")
         self._sending = True
@@ -141,50 +143,53 @@ class Stream(trio.abc.HalfCloseableStream):
 
     @abstractmethod
     def abort(self) -> None:
-        """Close at once, with a reset where the transport has one, so that the peer takes no part for the whole."""
+        """Close at once, with a reset if the transport has one: the peer must not mistake a part for the whole."""
 
     async def send_reason(self, why: str, code: int = 0) -> None:
-        """Before `abort`: tell the peer why, where the transport can carry a reason. The caller sets a deadline.
+        """Before `abort`: tell the peer why, if the transport can carry a reason. The caller sets a deadline.
 
         `code` is one of `http2tcp.protocol.capsule.ResetCode`, for transports that have codes.
         """
 
     async def leave(self) -> None:
-        """Before `abort`, where the relay was cancelled: tell a peer that would otherwise wait for us to come back.
+        """Before `abort` of a cancelled relay: say that we leave, if the peer would otherwise wait for us to come back.
 
-        It takes a second at most.
+        This takes a second at most.
         """
 
     def delivery_patience(self, code: int) -> float:
-        """How many seconds `send_reason` and `flush` may take, where that is longer than usual; `code` as there."""
+        """How many seconds `send_reason` (with this `code`) and `flush` may take, if that is longer than usual."""
         return 0.0
 
     async def flush(self) -> None:
         """Wait until the peer's kernel has everything that was sent. The caller sets a deadline."""
 
     def queue(self) -> Queue:
-        """How far the kernel is with what was sent. All zeros where it does not say."""
+        """How much of what we sent the peer's kernel has. All zeros if our kernel does not say."""
         return Queue()
 
     def reset_on_exit(self) -> None:
-        """If the process ends before `aclose`, the peer gets a reset, so that it does not take a part for the whole."""
+        """Make the kernel send a reset if the process ends before `aclose`.
+
+        Otherwise the peer might mistake a part for the whole.
+        """
 
     def acknowledge_eof(self) -> None:
-        """Tell the peer, now or soon, that all it sent was handed on with its EOF, if the transport can say so."""
+        """Tell the peer, now or soon, that all its bytes and its EOF were handed on, if the transport can say so."""
 
     @property
     def eof_acknowledged(self) -> bool:
-        """Whether the peer was told that all it sent was handed on. Then none of that may be dropped any more."""
+        """Whether we have told the peer that all its bytes were handed on. If so, none of them may be dropped now."""
         return False
 
     async def wait_acknowledged(self) -> None:
         """After the peer's EOF: wait until the peer has acknowledged ours. Raises BrokenResourceError if it is gone."""
 
     async def finish(self) -> None:
-        """Both directions have ended: send what is still owed, and wait until the peer has everything.
+        """Once both directions have ended: send what is still owed, and wait until the peer has everything.
 
-        Raises BrokenResourceError. Once it has returned, `aclose` sends nothing that the peer needs. It takes as long
-        as the peer does, so the caller sets a deadline, and aborts the stream if it did not return.
+        Raises BrokenResourceError. Once `finish` has returned, `aclose` sends nothing that the peer needs. `finish`
+        takes as long as the peer does, so the caller sets a deadline, and aborts the stream if `finish` did not return.
         """
 
     async def linger(self) -> None:
@@ -204,7 +209,7 @@ def check_size(max_bytes: int | None) -> None:
 
 
 class HalfCloseUnsupported(Http2tcpError):
-    """`send_eof` on a stream whose `ends.half_close` is False."""
+    """`send_eof` was called on a stream whose `ends.half_close` is False."""
 
 
 class SocketStream(Stream):
@@ -226,7 +231,7 @@ class SocketStream(Stream):
     sink_fd = source_fd
 
     async def receive_some(self, max_bytes: int | None = None) -> bytes:
-        """Up to `max_bytes` (256 KiB by default); b"" is EOF. Raises BrokenResourceError on a reset."""
+        """Receive up to `max_bytes` (default 256 KiB); b"" is EOF. Raises BrokenResourceError on a reset."""
         check_size(max_bytes)
         if self._ahead:
             self._open()
@@ -243,9 +248,9 @@ class SocketStream(Stream):
                 raise broken(error) from error
 
     async def send_all(self, data: Bytes) -> None:
-        """Send everything. Raises BrokenResourceError where the peer is gone.
+        """Send everything. Raises BrokenResourceError if the peer is gone.
 
-        Once everything is sent it cannot be cancelled any more: its caller would believe that a part was not sent.
+        Once everything is sent, a cancellation has no effect: the caller would believe that a part was not sent.
         """
         self._begin_sending()
         try:
@@ -281,7 +286,7 @@ class SocketStream(Stream):
             self._sending = False
 
     async def send_eof(self) -> None:
-        """Send FIN and go on receiving. A peer that is gone is no error here: `receive_some` raises it."""
+        """Send FIN and go on receiving. If the peer is gone, raise nothing: `receive_some` reports it."""
         self._begin_sending()
         try:
             await self._send_fin()
@@ -303,12 +308,12 @@ class SocketStream(Stream):
         reset_on_close(self.socket)
 
     async def linger(self) -> None:
-        """See `Stream.linger`. It sends FIN first, for which the peer may wait; a task that sends is broken off."""
+        """See `Stream.linger`. Sends FIN first, since the peer may be waiting for it; a send under way then fails."""
         await self._send_fin()
         await super().linger()
 
     async def flush(self) -> None:
-        """See `Stream.flush`. Returns at once where the kernel does not say."""
+        """See `Stream.flush`. Returns at once if our kernel does not say what the peer's kernel has."""
         await delivered(self.socket)
 
     def queue(self) -> Queue:
@@ -357,7 +362,7 @@ def deliver_on_close(sock: socket.socket) -> None:
 
 
 def broken(error: OSError) -> Exception:
-    """The trio exception for a socket's error."""
+    """Translate a socket's error into an exception of trio's."""
     if error.errno == errno.EBADF:
         return trio.ClosedResourceError("another task closed this stream")
     return trio.BrokenResourceError(f"the connection broke: {error.strerror}")
@@ -381,7 +386,7 @@ def _tune(sock: socket.socket) -> None:
 
 
 async def delivered(sock: socket.socket) -> None:
-    """Wait until the peer's kernel has what was sent. Returns at once where our own kernel does not say."""
+    """Wait until the peer's kernel has what was sent. Returns at once if our own kernel does not say."""
     if sys.platform == "linux":
         pause = 0.001
         while sock.fileno() >= 0 and _unsent(sock):
@@ -393,7 +398,7 @@ def _unsent(sock: socket.socket) -> int:
     import fcntl
 
     try:
-        # After a reset, the kernel goes on counting the bytes that it dropped as unsent.
+        # After a reset, the kernel still counts the bytes that it dropped as unsent.
         if sock.getsockopt(socket.IPPROTO_TCP, socket.TCP_INFO, 1)[0] == _TCP_CLOSE:
             return 0
         answer = fcntl.ioctl(sock.fileno(), _SIOCOUTQ, b"\0\0\0\0")
@@ -403,7 +408,7 @@ def _unsent(sock: socket.socket) -> int:
 
 
 def queue_of(sock: socket.socket) -> Queue:
-    """See `Stream.queue`. Only Linux says, and only for TCP."""
+    """See `Stream.queue`. Only Linux has these numbers, and only for TCP."""
     if sys.platform != "linux" or sock.fileno() < 0:
         return Queue()
     kept = _unsent(sock)

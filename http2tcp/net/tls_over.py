@@ -1,6 +1,6 @@
 """TLS over any stream that is not a plain socket, such as the TLS session with an https proxy.
 
-OpenSSL gets a few records at a time, as in `http2tcp.net.tls_session`, which says why. As in `http2tcp.net.tls`, a
+OpenSSL gets a few records at a time, for the reason that `http2tcp.net.tls_session` gives. As in `http2tcp.net.tls`, a
 stream that ends without close_notify was cut, and there is no half-close.
 """
 
@@ -26,7 +26,7 @@ class ByRecords(trio.abc.Stream):
         self._limit = MAX_HANDSHAKE
 
     def fruitful(self) -> None:
-        """The records returned so far had payload, or completed the handshake: count those without payload anew."""
+        """Restart the count of records without payload: those so far had payload, or completed the handshake."""
         self._given, self._limit = 0, MAX_BARREN
 
     async def receive_some(self, max_bytes: int | None = None) -> bytes:
@@ -140,7 +140,7 @@ class TLSOverStream(Stream):
 
 
 def _broken(error: trio.BrokenResourceError) -> trio.BrokenResourceError:
-    """The same error with words of its own: trio has them in the cause only."""
+    """Make an error that says what broke: trio's own error has the words only in its cause."""
     if isinstance(error.__cause__, ssl.SSLError):
         return trio.BrokenResourceError(what_broke(error.__cause__))
     return trio.BrokenResourceError(str(error) or "an earlier send was cancelled half-way")
@@ -149,9 +149,9 @@ def _broken(error: trio.BrokenResourceError) -> trio.BrokenResourceError:
 async def open_tls_over(
     carrier: Stream, context: ssl.SSLContext, server_name: str, pins: Collection[bytes] = ()
 ) -> TLSOverStream:
-    """As `http2tcp.net.tls.open_tls`, on any stream.
+    """Like `http2tcp.net.tls.open_tls`, but on any stream.
 
-    The caller sets the deadline. Raises ssl.SSLError, OSError or PinMismatch; the carrier is aborted then.
+    The caller sets the deadline. Raises ssl.SSLError, OSError or PinMismatch, after it has aborted the carrier.
     """
     try:
         records = ByRecords(carrier)

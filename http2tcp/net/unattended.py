@@ -1,8 +1,8 @@
-"""The stream of a tunnel that comes back, for a program: nobody attends to it but who sends and who receives.
+"""A resumable stream for a program that runs no `attend`: the tasks that send and receive do its work.
 
-In the command, the relay reads all the time and a task of its own attends. A program may send for long and never
-receive, and the acknowledgements that make room come with what it does not receive. So whoever waits for room reads
-meanwhile, and whoever finds the connection lost makes another one.
+In the http2tcp command, the relay reads all the time and a separate task runs `attend`. Another program may send for
+long and never receive. Then the acknowledgements that make room to send are never read either. So a task that waits for
+room reads meanwhile, and a task that finds the connection lost makes another one.
 """
 
 from __future__ import annotations
@@ -12,10 +12,10 @@ import trio
 from http2tcp.net.resumable import ResumableStream
 from http2tcp.protocol.resume import LAPSE_AFTER
 
-#: What such a program promises to say something within, in seconds: nobody sends keepalives for it, and it may be
-#: silent as long as it likes. A day is as good as never, and an interval has to be named.
+#: The keepalive interval, in seconds, that such a program announces. No task sends keepalives for it, so it may be
+#: silent for any length of time; but some interval must be announced, and a day is as good as none.
 SILENCE = 86400.0
-# How many bytes are read ahead of a program that sends and does not receive.
+# How many bytes to read ahead for a program that sends and does not receive.
 _AHEAD = 1024 * 1024
 
 
@@ -23,11 +23,11 @@ class UnattendedStream(ResumableStream):
     """A resumable stream without `attend`."""
 
     _reading: trio.Lock | None = None
-    # How often something was read.
+    # How many reads have ended.
     _reads = 0
 
     async def _receive(self) -> None:
-        """As in ResumableStream; of those who come together, one reads, and what it reads is everybody's."""
+        """Like `ResumableStream._receive`, but if several tasks call it at the same time, only one reads, for all."""
         if self._reading is None:
             self._reading = trio.Lock()
         seen = self._reads
@@ -39,7 +39,7 @@ class UnattendedStream(ResumableStream):
                     self._reads += 1
 
     async def wait_for_room(self) -> None:
-        """See `ResumableStream.wait_for_room`. Reads meanwhile, up to a limit."""
+        """See `ResumableStream.wait_for_room`. While it waits, it also reads ahead, up to a limit."""
         machine = self.machine
         await self._transmit()
         while self._failure is None and machine.broken is None and (self.attachment is None or machine.room <= 0):
@@ -47,7 +47,7 @@ class UnattendedStream(ResumableStream):
             if attachment is None or len(self._ahead) < _AHEAD:
                 await self._receive()
             else:
-                # The acknowledgement may stand behind what nobody takes.
+                # The acknowledgement may come behind bytes that we cannot read, since the program does not receive.
                 with trio.move_on_after(LAPSE_AFTER) as waited:
                     await self._room.wait()
                 if waited.cancelled_caught and len(self._ahead) >= _AHEAD:
