@@ -74,7 +74,8 @@ class Ends(NamedTuple):
     silence_is_end: bool = False
     #: Whether the peer's EOF soon ends both directions, whatever the other side of the relay does.
     eof_is_last: bool = False
-    #: Whether an EOF before the first byte is a break: the peer never reached what it stands for.
+    #: Whether an EOF before the first byte counts as a break: the peer is a server that answers before it connects to
+    #: the target, and it ends like this if it cannot connect.
     empty_is_broken: bool = False
 
 

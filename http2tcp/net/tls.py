@@ -1,11 +1,11 @@
 """TLS over a plain socket: waits with trio for what `http2tcp.net.tls_session` needs.
 
-Handshakes queue, so that the event loop does a step of one handshake in each turn. A handshake costs a millisecond of
+Handshakes queue, so that the event loop does one step of one handshake in each turn. A handshake costs a millisecond of
 public-key arithmetic, and hundreds of them in one turn would hold up the tunnels.
 
 A stream that ends without close_notify was cut (RFC 8446, section 6.1). It is reported as broken, never as an EOF.
 There is no half-close: a client cannot know what its front end does with a close_notify, and nginx ends both
-directions. `http2tcp.net.tls_server` has it, for the side that knows its peer.
+directions. `http2tcp.net.tls_server` has half-close, for the side that knows its peer.
 """
 
 from __future__ import annotations
@@ -37,12 +37,12 @@ from http2tcp.net.streams import (
 )
 from http2tcp.net.tls_session import CHUNK, TLSSocket
 
-# Where systems keep their authorities. A Python that was built for another system does not know.
+# The files in which systems keep their authorities. A Python that was built for another system does not know them.
 _BUNDLES = ("/etc/ssl/certs/ca-certificates.crt", "/etc/pki/tls/certs/ca-bundle.crt", "/etc/ssl/cert.pem")
 
 _HASHED = re.compile(r"[0-9a-f]{8}\.[0-9]+")
 
-# Bytes: a certificate with its chain and key is shorter.
+# How many bytes of a file `beginnings` reads. A certificate with its chain and key is shorter.
 _ENOUGH = 64 * 1024
 
 # The lock that a task holds while it does a step of its handshake: one step in each turn of the event loop.
@@ -52,7 +52,7 @@ _HANDSHAKE_TURN: trio.lowlevel.RunVar[trio.StrictFIFOLock] = trio.lowlevel.RunVa
 _CLOSING = 1.0
 _TORN = "an earlier send was cancelled half-way"
 
-#: TLS without half-close: the peer cannot be told of an EOF, and may be waiting for it.
+#: TLS without half-close: we cannot send the peer an EOF, and it may be waiting for one.
 TLS_ENDS = Ends(half_close=False, eof_patience=EOF_PATIENCE)
 
 _T = TypeVar("_T")
@@ -65,7 +65,7 @@ class PinMismatch(Exception):
 def client_context(
     *, ca_file: str | None = None, cert: str | None = None, key: str | None = None, verify: bool = True
 ) -> ssl.SSLContext:
-    """A context that verifies against `ca_file` or else the system's authorities. Raises OSError."""
+    """Make a client's context, which verifies against `ca_file`, or else the system's authorities. Raises OSError."""
     context = bare_context(ssl.PROTOCOL_TLS_CLIENT)
     if not verify:
         context.check_hostname = False
@@ -75,15 +75,19 @@ def client_context(
     else:
         _load_system_authorities(context)
     if cert is not None:
-        # With a password, if an empty one, an encrypted key is an error. Without one OpenSSL asks on the terminal.
+        # Pass a password, even an empty one, so that an encrypted key is an error. Without a password, OpenSSL would
+        # ask for one on the terminal.
         context.load_cert_chain(cert, key, password="")
     return context
 
 
 def bare_context(protocol: int) -> ssl.SSLContext:
-    """A context for either side, without certificates. ALPN has http/1.1 only, and a cut is never taken for an end."""
+    """Make a context for either side, without certificates.
+
+    ALPN has only http/1.1, and an end without close_notify is an error.
+    """
     context = ssl.SSLContext(protocol)
-    # Python before 3.11.4 has OpenSSL 3 take an end without close_notify for a clean one.
+    # Python before 3.11.4 makes OpenSSL 3 treat an end without close_notify as a clean one.
     context.options &= ~getattr(ssl, "OP_IGNORE_UNEXPECTED_EOF", 0)
     # HTTP/2 has no Upgrade: a front end that spoke it would drop the field (RFC 9113, section 8.2.2).
     context.set_alpn_protocols(["http/1.1"])
@@ -94,7 +98,8 @@ def _load_system_authorities(context: ssl.SSLContext) -> None:
     paths = ssl.get_default_verify_paths()
     named = os.environ.get(paths.openssl_cafile_env) or os.environ.get(paths.openssl_capath_env)
     if not named and paths.capath is not None and any(_HASHED.fullmatch(name) for name in os.listdir(paths.capath)):
-        # From a directory of hashed names OpenSSL reads only the authority that it needs: 27 ms, not 48 ms for all 140.
+        # From a directory of hashed names, OpenSSL reads only the authority that it needs. That takes 27 ms; reading
+        # all 140 takes 48 ms.
         context.load_verify_locations(capath=paths.capath)
         return
     context.load_default_certs()
@@ -125,7 +130,10 @@ def unusable_authorities() -> str:
 
 
 def beginnings(files: Sequence[tuple[str, str | None]]) -> list[tuple[str, str, bytes]]:
-    """Each option with its file and the file's first bytes, to find out which file is wrong; only readable files."""
+    """Return each option with its file and the file's first bytes, to find out which file is wrong.
+
+    Leaves out the files that cannot be read.
+    """
     found = []
     for option, path in files:
         try:
@@ -133,7 +141,7 @@ def beginnings(files: Sequence[tuple[str, str | None]]) -> list[tuple[str, str, 
                 with open(path, "rb") as file:
                     found.append((option, path, file.read(_ENOUGH)))
         except OSError:
-            continue  # the caller has an error that says so
+            continue  # the caller already has an error that says so
     return found
 
 
@@ -167,7 +175,7 @@ class TLSStream(Stream):
         check_size(max_bytes)
         if self.socket.fileno() < 0:
             raise trio.ClosedResourceError("this stream was already closed")
-        # trio would not notice the second task, since `_readable` lets a sender wait for the same readiness.
+        # trio would not notice a second receiver, since `_readable` lets two tasks wait for the same readiness.
         if self._receiving:
             raise trio.BusyResourceError("another task is receiving from this stream")
         self._receiving = True
@@ -184,8 +192,8 @@ class TLSStream(Stream):
         while True:
             if self.socket.fileno() < 0:
                 raise trio.ClosedResourceError("this stream was already closed")
-            # Other tunnels run between two reads, always. In the middle of a bulk transfer the kernel usually has more
-            # already, and an attempt to read costs less than waiting for readiness.
+            # Always let other tunnels run between two reads. In the middle of a bulk transfer the kernel usually has
+            # more bytes already, and trying to read costs less than waiting for readiness.
             if self.socket.buffered or self._bulky:
                 await trio.lowlevel.checkpoint()
             elif self.socket.owes:
@@ -227,14 +235,14 @@ class TLSStream(Stream):
             sent = 0
             self._torn = True
             while sent < len(view):
-                # A name of its own, since a retry must pass the same bytes again.
+                # Compute `rest` only once for each send, since a retry must pass the same bytes again.
                 rest = view[sent:]
                 try:
                     sent += await self._when_ready(lambda: self.socket.send(rest))  # noqa: B023
                 except ssl.SSLZeroReturnError:
                     raise trio.BrokenResourceError("the other side had ended TLS already") from None
             self._torn = False
-        # All of it is sent, so a cancellation must not make it look unfinished.
+        # All bytes are sent, so a cancellation must not make the send look unfinished.
         await trio.lowlevel.cancel_shielded_checkpoint()
 
     async def wait_send_all_might_not_block(self) -> None:
@@ -254,7 +262,7 @@ class TLSStream(Stream):
         raise HalfCloseUnsupported("TLS has no half-close here")
 
     async def flush(self) -> None:
-        """See `Stream.flush`. Returns at once on systems whose kernel does not tell."""
+        """See `Stream.flush`. Returns at once on systems whose kernel does not say what the peer's kernel has."""
         await delivered(self.socket)
 
     def queue(self) -> Queue:
@@ -269,11 +277,14 @@ class TLSStream(Stream):
         if self._torn:
             raise trio.BrokenResourceError(_TORN)
         await self._send_close_notify()
-        # The session is over: what arrives from now on is not ours to return, and nothing more can be sent.
+        # The session is over: from now on, return nothing that arrives, and refuse to send.
         self._said_all = self._ended = self._torn = True
 
     async def _send_close_notify(self) -> None:
-        """Send it as soon as the kernel has room. If the peer is gone, raise nothing: the next receive reports it."""
+        """Send close_notify as soon as the kernel has room.
+
+        If the peer is gone, raise nothing: the next receive reports it.
+        """
         while True:
             if self.socket.fileno() < 0:
                 raise trio.ClosedResourceError("this stream was already closed")
@@ -352,7 +363,8 @@ class TLSStream(Stream):
                 raise broken(error) from error
 
     async def _readable(self) -> None:
-        # Sender and receiver may both wait for this, and trio allows one task to: the second waits for the first.
+        # The sender and the receiver may both wait for this, but trio lets only one task wait: the second task waits
+        # for the first.
         if self._reader is not None:
             await self._reader.wait()
             return
@@ -385,7 +397,7 @@ def _handshake_turn() -> trio.StrictFIFOLock:
 
 
 def what_broke(error: ssl.SSLError) -> str:
-    """The words for a session that failed."""
+    """Say what broke a session, in a few words."""
     if is_cut(error):
         return "TLS ended without close_notify"
     return f"TLS failed: {error.reason or 'unknown error'}"
@@ -400,7 +412,7 @@ def is_cut(error: ssl.SSLError) -> bool:
 def name_to_verify(server_name: str) -> bytes:
     """The name that a certificate must have: without the final dot of a host name, or the zone of an IPv6 address.
 
-    Bytes, since ssl puts a str through the idna codec, whose import costs milliseconds.
+    It is bytes, since ssl puts a str through the idna codec, whose import costs milliseconds.
     """
     return without_zone(server_name).rstrip(".").encode()
 
@@ -408,9 +420,9 @@ def name_to_verify(server_name: str) -> bytes:
 async def open_tls(
     stream: SocketStream, context: ssl.SSLContext, server_name: str, pins: Collection[bytes] = ()
 ) -> TLSStream:
-    """Shake hands as a client and hold the peer's public key to `pins` (SHA-256 digests), if any.
+    """Shake hands as a client, and check the peer's public key against `pins` (SHA-256 digests), if there are any.
 
-    The caller sets the deadline. Raises ssl.SSLError, OSError or PinMismatch; the socket is closed then.
+    The caller sets the deadline. Raises ssl.SSLError, OSError or PinMismatch, after it has closed the socket.
     """
     try:
         tls = TLSStream(TLSSocket(stream.socket, context, server_hostname=name_to_verify(server_name)))
@@ -427,7 +439,7 @@ async def open_tls(
 
 
 def check_pin(certificate: bytes | None, pins: Collection[bytes]) -> None:
-    """Hold a DER certificate's public key to `pins`, if there are any. Raises PinMismatch."""
+    """Check the public key of a DER certificate against `pins`, if there are any. Raises PinMismatch."""
     if pins:
         # Imported late: few clients pin a key, and from Python 3.14 on nothing else here imports hashlib.
         import hashlib

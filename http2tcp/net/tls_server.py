@@ -39,7 +39,7 @@ class HandshakeFailed(Exception):
 
 
 def server_context(certificate: str, key: str | None = None) -> ssl.SSLContext:
-    """Load a certificate and its key. Logs a warning for one that is not valid now or a key that anybody can read.
+    """Load a certificate and its key. Logs a warning if the certificate is not valid now or anybody can read the key.
 
     `certificate`: a PEM file with the server's own certificate first, then those that lead to its authority.
     `key`: the PEM file with its key; None: the key is in the same file. Raises SettingsError.
@@ -164,7 +164,7 @@ def _reason(error: OSError) -> str:
 
 
 async def _peek(stream: SocketStream) -> bytes:
-    """The first byte, which stays in the kernel's buffer; b"" is EOF."""
+    """Return the first byte, and leave it in the kernel's buffer; b"" is EOF."""
     while True:
         await trio.lowlevel.wait_readable(stream.socket)
         try:
@@ -176,7 +176,8 @@ async def _peek(stream: SocketStream) -> bytes:
 async def _deliver_alert(tls: ServerTLSStream) -> None:
     """Wait until the client has had time to read the alert that OpenSSL has sent, and close.
 
-    Closing at once, with bytes of the client's unread, would make the kernel send a reset, which discards the alert.
+    Closing at once, while bytes from the client are unread, would make the kernel send a reset, which discards the
+    alert.
     """
     raw = SocketStream(socket.socket(fileno=tls.socket.detach()))
     try:
@@ -191,8 +192,9 @@ async def _deliver_alert(tls: ServerTLSStream) -> None:
 class ServerTLSStream(TLSStream):
     """A TLS session that has half-close. Make one with `accept_tls`.
 
-    Here no front end ends TLS: the client itself reads the close_notify. Our own client then still sends what its
-    stdin has. A client cannot do the same, since it does not know what its front end does with a close_notify.
+    No front end ends TLS here: the client itself reads the close_notify. Our own client then still sends the rest of
+    its stdin. A client cannot half-close in this way, since it does not know what its front end does with a
+    close_notify.
     """
 
     ends = TCP_ENDS
@@ -219,15 +221,15 @@ class ServerTLSStream(TLSStream):
             raise trio.BrokenResourceError("an earlier send was cancelled half-way")
         # Nothing may follow a close_notify, even one that is sent only in part.
         self._torn = True
-        # Take what is decrypted already: with such bytes left, OpenSSL's shutdown fails with "application data after
-        # close notify".
+        # Take the bytes that are decrypted already: if any are left, OpenSSL's shutdown fails with "application data
+        # after close notify".
         while size := self.socket.pending():
             self._ahead += self.socket.recv(size)
         await self._send_close_notify()
         self._said_all = True
 
     async def finish(self) -> None:
-        """See `Stream.finish`. Sends close_notify unless `send_eof` has."""
+        """See `Stream.finish`. Sends close_notify unless `send_eof` has sent it already."""
         await self._send_eof()
 
     async def linger(self) -> None:

@@ -24,14 +24,14 @@ from typing import Any
 RECORD = 16 * 1024
 CHUNK = 4 * RECORD
 
-#: Records in one turn. A busy peer's 64 KiB are five records; 32 records of one byte take a tenth of a millisecond.
+#: The most records in one turn. A busy peer's 64 KiB are five records; 32 of one byte take a tenth of a millisecond.
 RECORDS = 32
-#: Records without payload in one turn, if they are small. One that is larger than `_SMALL` ends the turn.
+#: The most records without payload in one turn, if they are small. A record larger than `_SMALL` ends the turn.
 BARREN = 8
 _SMALL = 1024
-#: Records without payload in a row. A renegotiation has some 30; a key update comes once in gigabytes.
+#: The most records without payload in a row. A renegotiation has some 30; a key update comes once in gigabytes.
 MAX_BARREN = 128
-#: Records of one handshake. So many, since some clients send their hello in records of one byte.
+#: The most records in one handshake. The limit is high since some clients send their hello in records of one byte.
 MAX_HANDSHAKE = 4096
 
 _HEAD = 5
@@ -52,11 +52,11 @@ class Records:
         self._at = 0
         #: How many bytes of the record that was taken last are still to come.
         self._left = 0
-        #: Whether its header is not one of TLS. Give it to OpenSSL all the same, for its error.
+        #: Whether the header of that record is not a TLS header. OpenSSL gets the record all the same, to report it.
         self.odd = False
 
     def receive(self, data: bytes) -> None:
-        """Take bytes from the wire."""
+        """Add bytes from the wire."""
         self._data = self._data[self._at :] + data if self._at < len(self._data) else data
         self._at = 0
 
@@ -71,7 +71,7 @@ class Records:
         return not self._left
 
     def take(self) -> memoryview:
-        """The next record, or the part of it that has come; empty until its header is complete."""
+        """Return the next record, or the part of it that has come; empty until its header is complete."""
         data, at = self._data, self._at
         if len(data) - at < (1 if self._left else _HEAD):
             return _NOTHING
@@ -93,7 +93,7 @@ class Records:
         return memoryview(data)[at:end]
 
     def rest(self) -> bytes:
-        """What is left at the end of the stream: a header that is not complete."""
+        """Return what is left at the end of the stream: a header that is not complete."""
         rest, self._data, self._at = self._data[self._at :], b"", 0
         return rest
 
@@ -134,12 +134,12 @@ class TLSSocket(socket.socket):
         self.ended = False
         self._failure: OSError | None = None
         self._cut = False
-        # Encrypted bytes that the kernel has not taken yet, and how much of what `send` was given is in them.
+        # Encrypted bytes that the kernel has not taken yet, and how many bytes of the data given to `send` they hold.
         self._unsent: list[memoryview] = []
         self._accepted = 0
 
     def version(self) -> str | None:
-        """As of an SSLSocket."""
+        """See `ssl.SSLSocket.version`."""
         return self._session.version()
 
     def certificate(self) -> bytes | None:
@@ -147,7 +147,7 @@ class TLSSocket(socket.socket):
         return self._session.getpeercert(binary_form=True)
 
     def pending(self) -> int:
-        """As of an SSLSocket."""
+        """See `ssl.SSLSocket.pending`."""
         return self._session.pending()
 
     @property
@@ -158,11 +158,11 @@ class TLSSocket(socket.socket):
 
     @property
     def owes(self) -> bool:
-        """Whether an answer of TLS's own waits for room in the kernel, and no `send` under way will send it."""
+        """Whether bytes that TLS itself has to send wait for room in the kernel, and no `send` under way sends them."""
         return not self._accepted and (bool(self._unsent) or self._outgoing.pending > 0)
 
     def do_handshake(self) -> bool:
-        """Do one turn's part of the handshake; True when it is done.
+        """Do one turn's part of the handshake. Return whether the handshake is complete.
 
         Raises SSLWantReadError, SSLWantWriteError or any other SSLError.
         """
@@ -177,7 +177,7 @@ class TLSSocket(socket.socket):
                     # A large record may cost a millisecond to answer: do that in the next turn.
                     return False
             except ssl.SSLError:
-                self._flush_if_room()  # an alert, where there is one
+                self._flush_if_room()  # send an alert, if there is one
                 raise
             else:
                 self.flush()
@@ -186,9 +186,12 @@ class TLSSocket(socket.socket):
         return False
 
     def receive(self, wanted: int) -> bytes:
-        """The payload of one turn's records, up to `wanted` bytes; b"" if they had none or at the end (`ended`)."""
+        """Return the payload of one turn's records, up to `wanted` bytes.
+
+        b"" if they had no payload, or at the end (`ended`).
+        """
         if self._outgoing.pending > RECORD:
-            self.flush()  # answers to a peer that does not read them
+            self.flush()  # the peer does not read TLS's answers: send them before reading on
         elif self.owes:
             self._flush_if_room()
         parts: list[bytes] = []
@@ -198,8 +201,8 @@ class TLSSocket(socket.socket):
         except (ssl.SSLWantReadError, ssl.SSLWantWriteError) as error:
             waits = error
         except OSError as error:
-            self._flush_if_room()  # an alert, where there is one
-            # Keep it for every later call: after a fatal alert, OpenSSL's next answer would be a clean end.
+            self._flush_if_room()  # send an alert, if there is one
+            # Raise the same error in every later call: after a fatal alert, OpenSSL would next report a clean end.
             self._failure = error
             if not parts:
                 raise
@@ -220,11 +223,11 @@ class TLSSocket(socket.socket):
     def _decrypt(self, wanted: int, parts: list[bytes]) -> None:
         """Take one turn's records, and append their payload to `parts`, up to `wanted` bytes.
 
-        Raises SSLWantReadError, SSLWantWriteError or any other OSError. What is in `parts` by then is good.
+        Raises SSLWantReadError, SSLWantWriteError or any other OSError. Even then, what is in `parts` is valid payload.
         """
         session, records = self._session, self._records
         size = barren = fed = 0
-        # Asked once: after a read below, nothing of its record is left, or `wanted` is reached.
+        # Ask only once: after a read below, nothing is left of its record, or `wanted` is reached.
         pending = session.pending()
         for _ in range(RECORDS):
             if pending:
@@ -252,11 +255,14 @@ class TLSSocket(socket.socket):
                 return
 
     def recv(self, bufsize: int, flags: int = 0) -> bytes:
-        """What is decrypted already (`pending`); if nothing is, the same as `receive`."""
+        """Return bytes that are decrypted already (`pending`); if there are none, do the same as `receive`."""
         return self._session.read(bufsize) if self._session.pending() else self.receive(bufsize)
 
     def send(self, data: Any, flags: int = 0) -> int:
-        """Send; returns how much of `data` the kernel has. After SSLWantWriteError, call it with the same data."""
+        """Send. Return how many bytes of `data` the kernel has taken.
+
+        After SSLWantWriteError, call this again with the same data.
+        """
         if not self._accepted:
             self._encrypt(memoryview(data)[:CHUNK])
         self.flush()
@@ -304,10 +310,10 @@ class TLSSocket(socket.socket):
             except (ssl.SSLWantReadError, ssl.SSLWantWriteError, ssl.SSLZeroReturnError):
                 if not self._accepted:
                     raise
-                return  # send first what is encrypted
+                return  # first send what is encrypted
             except OSError as error:
-                # As in `receive`, keep it: a renegotiation can fail in the middle of a write, and the next read must
-                # not take that for a clean end.
+                # As in `receive`, raise the same error in every later call: a renegotiation can fail in the middle of a
+                # write, and the next read must not report a clean end.
                 self._failure = error
                 raise
             self._unsent.append(memoryview(self._outgoing.read()))
@@ -323,7 +329,7 @@ class TLSSocket(socket.socket):
                 self._count(MAX_BARREN)
 
     def _feed(self) -> int:
-        """Give OpenSSL the next record or a part of it; returns its size. Raises SSLWantReadError or OSError."""
+        """Give OpenSSL the next record or a part of it. Return its size. Raises SSLWantReadError or OSError."""
         if self._failure is not None:
             raise self._failure
         part = self._records.take()

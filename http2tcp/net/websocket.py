@@ -14,19 +14,20 @@ from http2tcp.net.send_lock import SendLock
 from http2tcp.net.streams import CHUNK, EOF_PATIENCE, Bytes, Ends, HalfCloseUnsupported, Queue, Stream, check_size
 from http2tcp.protocol.websocket import MAX_SENT, Code, WebSocket, WebSocketError
 
-# Less than elsewhere: each byte is copied several times, and malloc returns larger buffers to the system in between.
+# How many bytes to receive at a time. This is less than for other streams: each byte is copied several times, and
+# malloc returns larger buffers to the system in between.
 _RECEIVED = 128 * 1024
 # How long closing may wait for the peer's Close, in seconds, and how many bytes of payload may come before it.
 _CLOSING = 1.0
 _CLOSING_BYTES = CHUNK
-# How long a client that was sent a Close may be silent before it counts as gone, and how long `finish` may wait for
-# room to send ours.
+# How long, in seconds, a client may be silent after the server has sent Close, before it counts as gone. Also how long
+# `finish` may wait for room to send our Close.
 _CLOSE_PATIENCE = 5.0
-# A server whose target has ended sends Close, and takes what the client sends until the client's own Close. A client
-# that did so would lose the reply, since a server answers it by ending both directions.
+# A server whose target has ended sends Close, and takes what the client sends until the client's own Close. If a client
+# sent Close for an EOF, it would lose the reply, since a server answers a Close by ending both directions.
 _SERVER_ENDS = Ends(eof_patience=_CLOSE_PATIENCE, eof_is_last=True)
 _CLIENT_ENDS = Ends(half_close=False, eof_patience=EOF_PATIENCE, eof_is_last=True)
-# How long a program that receives without running `attend` may be held up by a pong for which the kernel has no room.
+# How long, in seconds, to wait until the kernel has room for a pong, if a program receives without running `attend`.
 _PONG_PATIENCE = 0.1
 
 
@@ -37,7 +38,7 @@ class WebSocketStream(Stream):
     """
 
     needs_attention = True
-    # A message, less the head of a capsule.
+    # The size of a message, less the head of a capsule.
     chunk = MAX_SENT - 16
 
     def __init__(self, inner: Stream, *, client: bool, keepalive: float) -> None:
@@ -50,14 +51,15 @@ class WebSocketStream(Stream):
         self._receiving = False
         self._attended = False
         self._owing = trio.Event()
-        # Whether our own caller has ended sending, our Close was sent whole, and the peer broke the rules.
+        # Whether our own caller has ended sending; our Close was sent as a whole; this stream was closed; the peer
+        # broke the rules.
         self._shut = False
         self._told = False
         self._closed = False
         self._failed = False
 
     async def receive_some(self, max_bytes: int | None = None) -> bytes:
-        """Payload; b"" after a Close without an error. Raises BrokenResourceError for any other end."""
+        """Receive payload; b"" after a Close without an error. Raises BrokenResourceError for any other end."""
         check_size(max_bytes)
         if self._closed:
             raise trio.ClosedResourceError("this stream was already closed")
@@ -77,7 +79,7 @@ class WebSocketStream(Stream):
         try:
             payload = self._machine.payload()
         except WebSocketError as error:
-            # Only once: a caller that receives again must not wait again.
+            # Part with the peer only once: a caller that receives again must not wait again.
             if not self._failed:
                 self._failed = True
                 await self._part(error.code, str(error), self.inner.linger)
@@ -103,7 +105,7 @@ class WebSocketStream(Stream):
         self._machine.receive(data)
 
     async def send_all(self, data: Bytes) -> None:
-        """Send it as binary messages. Raises BrokenResourceError where the peer takes no more."""
+        """Send `data` as binary messages. Raises BrokenResourceError if the peer takes no more."""
         if self._closed:
             raise trio.ClosedResourceError("this stream was already closed")
         self._begin_sending()
@@ -126,9 +128,10 @@ class WebSocketStream(Stream):
         return trio.BrokenResourceError(self._machine.complaint or "the peer had closed it already")
 
     async def _say(self, make: Callable[[], bytes]) -> None:
-        """Take the lock, call `make`, and send the frame that it returns: the frame depends on those sent before.
+        """Take the lock, call `make`, and send the frame that it returns.
 
-        A cancellation sends the whole frame or nothing: wsproto has no way back from a frame that was sent in part.
+        `make` is called under the lock, since its frame depends on the frames sent before. If this is cancelled, it
+        sends either the whole frame or nothing: wsproto cannot take back a frame that was sent in part.
         """
         cancelled: trio.Cancelled | None = None
         async with self._send_lock:
@@ -163,7 +166,7 @@ class WebSocketStream(Stream):
         await self._say(lambda: self._machine.close(Code.DONE))
 
     async def finish(self) -> None:
-        """See `Stream.finish`. It returns once each side has sent its Close, ours as a whole."""
+        """See `Stream.finish`. Returns once each side has sent its Close, and ours was sent as a whole."""
         if not self._machine.ended:
             raise trio.BrokenResourceError(self._machine.complaint or "it did not answer our Close")
         with trio.move_on_after(_CLOSE_PATIENCE):
@@ -215,7 +218,7 @@ class WebSocketStream(Stream):
                     await self._say(lambda: self._machine.close(code, why))
                 await hear()
             except (trio.BrokenResourceError, trio.ClosedResourceError):
-                pass  # it is gone
+                pass  # the peer is gone
 
     async def _hear_close(self) -> None:
         unread = _CLOSING_BYTES
@@ -225,11 +228,11 @@ class WebSocketStream(Stream):
                 await self._feed()
             else:
                 unread -= len(payload)
-                # As in `receive_some`.
+                # As in `receive_some`, let the other tunnels run.
                 await trio.lowlevel.checkpoint()
 
     async def wait_send_all_might_not_block(self) -> None:
-        """As the stream below."""
+        """Wait until the stream below has room."""
         if self._closed:
             raise trio.ClosedResourceError("this stream was already closed")
         self._begin_sending()
@@ -239,11 +242,11 @@ class WebSocketStream(Stream):
             self._sending = False
 
     async def flush(self) -> None:
-        """As the stream below."""
+        """See `Stream.flush`: that of the stream below."""
         await self.inner.flush()
 
     def queue(self) -> Queue:
-        """As the stream below."""
+        """See `Stream.queue`: that of the stream below."""
         return self.inner.queue()
 
     async def linger(self) -> None:
