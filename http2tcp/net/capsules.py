@@ -27,7 +27,7 @@ _CLOSING = 1.0
 
 
 class CapsuleStream(Stream):
-    """The payload of capsules, over `inner`, which it owns.
+    """A stream whose payload travels in capsules over `inner`, which it owns.
 
     `keepalive`: after this many seconds without sending, `attend` sends a keepalive. `peer_keepalive`: the interval
     that the peer announced, or None if the peer may be silent for ever. `confirms`: each end acknowledges when it has

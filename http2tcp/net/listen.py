@@ -21,7 +21,8 @@ from http2tcp.errors import ListenError
 
 logger = logging.getLogger("http2tcp.listen")
 
-# As long a queue as the kernel allows: Linux cuts it to net.core.somaxconn, 4096 by default.
+# The queue of a listening socket is as long as the kernel allows: Linux cuts this to net.core.somaxconn, 4096 by
+# default.
 BACKLOG = 65535
 # How many connections to accept in one turn of the event loop. Every busy tunnel moves bytes in each turn. With one
 # connection a turn, a login behind a thousand others would have to wait for a thousand turns of all these tunnels.

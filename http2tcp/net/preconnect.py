@@ -36,7 +36,7 @@ def other(family: socket.AddressFamily) -> socket.AddressFamily:
 
 
 def known_without_resolver(host: str, port: int) -> list[AddressInfo]:
-    """The addresses of localhost, or of a host that is an IP address; empty for other names, which take a look-up."""
+    """The addresses of localhost, or of a host that is an IP address; empty for other names, which need a look-up."""
     if host in LOCALHOST:
         return [(family, socket.SOCK_STREAM, 0, "", (ip, port)) for family, ip in LOOPBACK]
     try:
@@ -138,13 +138,13 @@ class HeadStart:
         return answer
 
     def settle(self) -> Any:
-        """Begin no connection from now on. Return the address that one has begun to, as `connect` takes it, or None."""
+        """Begin no connection from now on. If one has begun, return its address, as `connect` takes it; else None."""
         with self._lock:
             self._settled = True
             return self._begun_to
 
     def take(self) -> socket.socket | None:
-        """Hand over the socket that is connecting to the first address; None if there is none, or none any more."""
+        """Hand over the socket that is connecting to the first address; None if there is none or it is taken already."""
         with self._lock:
             begun, self._begun = self._begun, None
             return begun

@@ -1,4 +1,4 @@
-"""One sender at a time on a stream where several tasks send."""
+"""A lock that lets only one task at a time send on a stream."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import trio
 
 
 class SendLock:
-    """Held by the task that sends. A keepalive that waits for room must not end up in the middle of other bytes.
+    """A task holds this lock while it sends, so that no keepalive ends up in the middle of another task's bytes.
 
     A send that fails or is cancelled may have sent a part, so nothing can be sent after it: taking the lock then raises
     BrokenResourceError.

@@ -47,14 +47,14 @@ _RESET = struct.pack("ii", 1, 0)
 _DELIVER = struct.pack("ii", 0, 0)
 # linux/sockios.h. Python has it only in termios, which is not worth an import.
 _SIOCOUTQ = 0x5411
-# linux/tcp.h: where tcpi_bytes_acked is in TCP_INFO, a number of 64 bits.
+# linux/tcp.h: the position of tcpi_bytes_acked in TCP_INFO. It is a number of 64 bits.
 _ACKNOWLEDGED = slice(120, 128)
-# linux/tcp_states.h: the state of a connection that is over, which is the first byte of TCP_INFO.
+# linux/tcp_states.h: the state of a connection that has ended. The state is the first byte of TCP_INFO.
 _TCP_CLOSE = 7
 
 
 class Queue(NamedTuple):
-    """How much of what we sent the peer's kernel has, in bytes."""
+    """How far the delivery of what we sent has got, in bytes."""
 
     #: Sent by us, and not yet acknowledged by the peer's kernel.
     kept: int = 0
@@ -166,7 +166,7 @@ class Stream(trio.abc.HalfCloseableStream):
         """Wait until the peer's kernel has everything that was sent. The caller sets a deadline."""
 
     def queue(self) -> Queue:
-        """How much of what we sent the peer's kernel has. All zeros if our kernel does not say."""
+        """How far the delivery of what we sent has got. All zeros if our kernel does not say."""
         return Queue()
 
     def reset_on_exit(self) -> None:

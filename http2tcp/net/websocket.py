@@ -32,7 +32,7 @@ _PONG_PATIENCE = 0.1
 
 
 class WebSocketStream(Stream):
-    """The bytes in binary messages, over `inner`, which it owns.
+    """A stream whose bytes travel in binary messages over `inner`, which it owns.
 
     `keepalive`: after this many seconds without sending, `attend` sends a ping.
     """
