@@ -144,7 +144,7 @@ class HeadStart:
             return self._begun_to
 
     def take(self) -> socket.socket | None:
-        """Hand over the socket that is connecting to the first address; None if there is none or it is taken already."""
+        """Hand over the socket connecting to the first address; None if there is none or it is already taken."""
         with self._lock:
             begun, self._begun = self._begun, None
             return begun
