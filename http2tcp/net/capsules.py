@@ -236,9 +236,9 @@ class CapsuleStream(Stream):
             self._sending = False
 
     async def send_reason(self, why: str, code: int = 0) -> None:
-        """Send RESET, unless FINAL_DATA and DONE have told the peer that all is well. Also send it on the stream below.
+        """Send RESET, unless FINAL_DATA and DONE have told the peer that all is well.
 
-        That stream may have a way of its own to carry a reason, such as a WebSocket's Close.
+        Then let the stream below send the reason in its own way, such as a WebSocket's Close.
         """
         with trio.move_on_after(_CLOSING):
             try:

@@ -163,9 +163,9 @@ async def relay(
     """Carry bytes both ways until both directions have ended, then close both streams.
 
     `client` is the side that asked for the tunnel and `target` the side that it leads to: for a client, these are its
-    own program and the tunnel. Cancelling the relay aborts both streams. If `lifetime` ends the relay, it delivers what
-    had arrived before it aborts them. `codes` maps why the relay ended to the `ResetCode` that the remaining sides are
-    sent: the key is an `End` if a side broke, or the cause if `lifetime` ended the relay.
+    own program and the tunnel. Cancelling the relay aborts both streams. If `lifetime` ends the relay, it delivers
+    what had arrived, then aborts. `codes` maps the reason for the end to the `ResetCode` for the sides that did not
+    break: the key is the `End` of the side that broke, or the cause if `lifetime` ended the relay.
     """
     sides = _Side(client, End.CLIENT_BROKE, End.CLIENT_SILENT), _Side(target, End.TARGET_BROKE, End.TARGET_SILENT)
     client.reset_on_exit()
@@ -281,7 +281,7 @@ async def _carry(source: _Side, sink: _Side, flow: Flow, opposite: Flow, scope: 
     try:
         await pump(source.stream, sink.stream, flow)
         if source.broken:
-            return  # sending to the source failed before: this is no real EOF, its bytes just stop here
+            return  # sending to the source failed earlier, so this is not a real EOF
         if source.stream.ends.empty_is_broken and not flow.bytes:
             raise SourceBroke("it ended before its first byte")
         await _pass_eof_on(source, sink, opposite)

@@ -251,7 +251,8 @@ class SocketStream(Stream):
     async def send_all(self, data: Bytes) -> None:
         """Send everything. Raises BrokenResourceError if the peer is gone.
 
-        Once everything is sent, a cancellation has no effect: the caller would believe that a part was not sent.
+        Once everything is sent, a cancellation has no effect. Otherwise the caller would believe that a part was not
+        sent.
         """
         self._begin_sending()
         try:
