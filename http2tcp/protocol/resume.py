@@ -4,32 +4,33 @@ Theory of operation
 ===================
 
 A *session* is one tunnel. It lives through any number of *connections*; one at a time is attached to it. Each side has
-one `Resumable` for the session. It does no I/O and has no clock.
+one `Resumable` for the session. A `Resumable` does no I/O and has no clock.
 
 **Positions.** A direction of n bytes is n positions long, and n + 1 once it has ended: its end, FINAL_DATA or RESET,
-takes one. So one number says everything about a direction. Of the peer's direction there are three:
+takes one. So one number says everything about a direction. The peer's direction has three such numbers:
 
-- `received`: what this session has in memory, or further. It survives the connection. It says where sending goes on.
-- `handed_on`: what the sink has taken (write(2) returned; for the end, shutdown or the reset is done).
-- `told`: what we have said of `handed_on`, in ACK or HELLO.
+- `received`: how much has arrived, in this session's memory or already in the sink. It outlives the connection: on the
+  next one, the peer sends from there.
+- `handed_on`: how much the sink has taken (write(2) returned; for the end, the shutdown or the reset is done).
+- `told`: the last `handed_on` that we sent to the peer, in an ACK or a HELLO.
 
-The peer drops what it keeps by ACK alone, so that an end that is only in memory is never taken for delivered.
+The peer drops kept bytes only up to our `told`, so an end that is only in memory never counts as delivered.
 `Outgoing` (resume_outgoing.py) has the numbers of our own direction.
 
-**Lapse.** An ACK can hide behind data that nobody reads. Where my sink is blocked *and* I wait for room for what I
-send, both sides may wait for ever. Then `lapse` drops what is kept, and sending goes on unkept until the sink has taken
-something. A connection that is lost before the peer has got as far as `out.base` is a gap: RESET 10, which both ends
-learn.
+**Lapse.** An ACK can be stuck behind data that nobody reads. If our sink is blocked *and* we wait for room to send,
+both sides may wait for ever. Then `lapse` drops the kept bytes, and we send without keeping anything until the sink has
+taken something. If the connection is lost before the peer has received up to `out.base`, bytes are lost (a gap): the
+session ends with RESET 10, and both ends learn why.
 
-**Attempts** are numbered, and both sides prove that they have the session's secret, over nonces of both. An attempt
-that is not newer than the last one that attached touches nothing, and neither does a wrong proof.
+**Attempts** are numbered. Both sides prove that they have the session's secret; each proof covers the nonces of both.
+An attempt with a wrong proof, or one that is not newer than the last that attached, does not change the session.
 
 The server, new tunnel (the request has Http2tcp-Resume: ?1)::
 
     machine = Resumable.offer(session, secret, terms)    # attached; HELLO is first in data_to_send
-    The loop below. If the client's first capsule is no HELLO, `mode` is PLAIN from then on: nothing is kept, DONE takes
-    the place of ACK, and everything else goes on as before. `resumable` is True once the client has said HELLO and ACK
-    or PING: only then is a lost connection a reason to wait for another one.
+    The loop below. If the client's first capsule is not a HELLO, `mode` is PLAIN from then on: nothing is kept, DONE
+    takes the place of ACK, and everything else stays the same. `resumable` is True once the client has sent HELLO and
+    then ACK or PING: only then does the server wait for another connection when this one is lost.
 
 The client, new tunnel::
 
@@ -39,46 +40,47 @@ The client, new tunnel::
 
 Both, while attached::
 
-    in    for part in machine.receive(data, attachment): a generator, with one turn of work a part
+    in    for part in machine.receive(data, attachment): a generator; each part is one turn of work
               hand part.payload on; machine.sink_took(n) for every n that the sink takes
               at part.end: shutdown or reset; machine.sink_ended()
           bulk: up to machine.payload_left bytes may be spliced; machine.took(n) as they leave the socket, and
-          machine.sink_took(n) as they reach the sink. `took` tells of an end, as `receive` does.
+          machine.sink_took(n) as they reach the sink. `took` returns the end if it follows these bytes.
     out   read at most machine.room from the source; machine.give(data), give_end(), give_reset(code, words)
           while wire := machine.data_to_send(most): write all of it, or give the connection up
-          bulk: where wants_write is False, tee n bytes into machine.out.kept (nowhere while machine.out.lapsed);
+          bulk: if wants_write is False, tee n bytes into machine.out.kept (skip this while machine.out.lapsed);
           head = machine.begin_data(n); write head; splice the n bytes after it
-    After each of these look at machine.wants_write: a PING that came, and every quarter of the window, owe an ACK.
+    After each of these check machine.wants_write: an ACK is due after each PING and each quarter of the window.
     ACK_WITHIN after machine.owed became more than 0: machine.acknowledge(), then data_to_send.
-    In the place of a keepalive: machine.keepalive().
-    Where one pump waits for its sink, the other for room, and both for LAPSE_AFTER: machine.lapse().
+    When it is time for a keepalive: write what machine.keepalive() returns.
+    If one pump has waited for its sink, and the other for room, both for LAPSE_AFTER: machine.lapse().
 
-Taking bytes out of `data_to_send`, `begin_data` or `keepalive` and writing them is one step under a lock: the bytes
-count as sent on this connection from then on, and their order is the protocol.
+Hold a lock while you take bytes from `data_to_send`, `begin_data` or `keepalive` and write them: bytes count as sent on
+this connection once they are taken, and must be written in the order in which they were taken.
 
 A connection is lost::
 
-    machine.detach(attachment)    # False where it was not the current one: then nothing happened
-    Detached, `give` still takes what is in hand, `sink_took` goes on, and `room` is 0 once the window is full.
+    machine.detach(attachment)    # returns False, and does nothing, if it was not the current one
+    While detached, `give` still takes bytes that were already read, `sink_took` works as before, and `room` is 0 once
+    the window is full.
 
 Resuming, at the client::
 
     Challenge:  attempt = machine.answer(event.nonce, nonce)     # write attempt.capsule
     Hello:      attachment = machine.resume(attempt, event)      # then receive(first.rest, attachment)
-    Reset:      refused, and the session is untouched; machine.may_retry(event) says whether another attempt makes sense
+    Reset:      refused, the session is unchanged; machine.may_retry(event) says whether another attempt makes sense
 
 Resuming, at the server::
 
     write challenge(nonce); read a Hello within its deadline
-    machine.check(event, nonce)                     # before anything is touched: NotYours, Stale
+    machine.check(event, nonce)                     # before anything is changed: NotYours, Stale
     abort the old connection; wait until its tasks are gone; machine.detach(machine.attachment)
     attachment = machine.take_over(event, nonce)    # checks again: another attempt may have been faster
-    A ResumeError has the RESET to answer with. After Gap and Violation the session is over, on both ends.
+    Answer a ResumeError with its RESET. After Gap and Violation the session is over, on both ends.
 
-The end. `finished`: both directions have ended well and each side knows it: close, exit 0. `over`: that, or the RESET
-of either side was handed on. The server keeps a `tombstone`, for a client whose last ACK was lost.
+The end. `finished`: both directions have ended well and each side knows it: close, exit 0. `over`: finished, or the
+RESET of either side was handed on. The server keeps a `tombstone`, for a client whose last ACK was lost.
 
-Parking: `freeze` a session that is detached; `Resumable.thaw`.
+Parking: `freeze` saves a detached session, and `Resumable.thaw` restores it.
 """
 
 from __future__ import annotations
@@ -109,14 +111,14 @@ if TYPE_CHECKING:
     from http2tcp.protocol.resume_proof import Attempt, Claim, Role
     from http2tcp.protocol.resume_tombstone import Tombstone
 
-#: Seconds after the first byte that is owed an ACK, at the latest.
+#: The longest time, in seconds, from the first byte that needs an ACK to that ACK.
 ACK_WITHIN = 1.0
-#: Seconds for which both directions have to be stuck before they lapse: a sink that is slow for a moment is not stuck.
+#: Seconds for which both directions must be stuck before the session lapses: a sink may just be slow for a moment.
 LAPSE_AFTER = 1.0
 
-# What a DATA capsule carries at most, unless the caller says otherwise.
+# The most payload that one DATA capsule carries, in bytes, unless the caller says otherwise.
 _CHUNK = 256 * 1024
-# Capsules that are read in one turn of the loop, as in capsule.py.
+# How many capsules are read in one turn of the loop. capsule.py has the same limit.
 _BATCH = 32
 
 
@@ -135,45 +137,45 @@ BOUNDS = Bounds()
 
 
 class Side(Enum):
-    """Which of the two this is."""
+    """Which side of the tunnel this is."""
 
     CLIENT = "client"
     SERVER = "server"
 
 
 class Mode(Enum):
-    """What was agreed."""
+    """Whether client and server have agreed to resume the tunnel."""
 
-    #: The server has offered, and the client's first capsule is to come.
+    #: The server has offered to resume, and the client's first capsule has not come yet.
     OFFERED = "offered"
     RESUMABLE = "resumable"
-    #: The client did not take the offer: capsules as ever.
+    #: The client did not take the offer: plain capsules, nothing is kept.
     PLAIN = "plain"
 
 
 class Terms(NamedTuple):
-    """One side's figures, which it says in HELLO."""
+    """The figures that one side sends in its HELLO."""
 
-    #: Milliseconds.
+    #: Milliseconds: this side sends something at least this often.
     keepalive: int
-    #: Bytes kept in a direction.
+    #: Bytes that this side keeps of its direction.
     window: int
-    #: Seconds: how long it wants to be missed for, or misses the other side at most.
+    #: Seconds without a connection: how long the client wants the server to wait, or how long the server waits at most.
     grace: int
-    #: Seconds; the server's alone.
+    #: Seconds of silence after which the server ends the tunnel; only the server sends this.
     idle_timeout: int | None = None
 
 
 class Received(NamedTuple):
-    """What one turn of reading brought."""
+    """The payload and the end that one turn of reading brought."""
 
     payload: bytes
-    #: The direction's end, after the payload.
+    #: The end of the peer's direction, after the payload; None: it goes on.
     end: End | None
 
 
 class Resumable:
-    """One side of a session: see the module."""
+    """One side of a session: see the docstring of this module."""
 
     __slots__ = (
         "_ack_due",
@@ -208,55 +210,56 @@ class Resumable:
     def __init__(
         self, side: Side, session: str, secret: bytes, terms: Terms, *, confirms: bool = False, bounds: Bounds = BOUNDS
     ) -> None:
-        """See `offer` and `agree`."""
+        """Use `offer` at the server and `agree` at the client."""
         self.side = side
         self.session = session
         self._secret = secret
         self.terms = terms
-        #: The peer's, once it has said HELLO.
+        #: The peer's terms, once its HELLO has come.
         self.peer: Terms | None = None
         self._bounds = bounds
         self.mode = Mode.OFFERED if side is Side.SERVER else Mode.RESUMABLE
-        #: At the server: the client has said ACK or PING, so that it knows the session.
+        #: At the server: whether the client has sent ACK or PING, which shows that it knows the session.
         self.confirmed = False
-        #: In PLAIN: both sides say DONE (Http2tcp-Confirm).
+        #: In PLAIN: whether both sides send DONE (they agreed on Http2tcp-Confirm).
         self.confirms = confirms
-        #: In PLAIN: the peer has said DONE.
+        #: In PLAIN: whether the peer has sent DONE.
         self.done = False
-        #: The last attempt: at the server the last that attached, at the client the last that began.
+        #: The number of the last attempt: at the server the last that attached, at the client the last that began.
         self.attempt = 0
         #: The number of the newest connection.
         self.attachment = 0
         self.attached = False
         self._reader: Reader | None = None
-        # What comes before anything else on this connection.
+        # Capsules to send before anything else on this connection.
         self._due = b""
         self.out = Outgoing()
-        #: Bytes: how much the process's memory allows to be kept, more than 0; `room` follows it at once.
+        #: How many bytes the process's memory allows this session to keep; more than 0. `room` obeys it at once.
         self.keep_at_most = terms.window
-        #: How often it has lapsed.
+        #: How often the session has lapsed.
         self.lapses = 0
-        # A PING is to be sent; and how far the peer had acknowledged when the last one asked for room.
+        # Whether to send a PING.
         self._ping_due = False
+        # `out.acked` when this connection's last PING was sent; -1: none was.
         self._asked = -1
         #: Positions of the peer's direction that are in memory or further.
         self.received = 0
-        #: Those that the sink has taken.
+        #: Positions of the peer's direction that the sink has taken.
         self.handed_on = 0
-        #: Those that the peer was told of.
+        #: The value of `handed_on` that we last sent to the peer.
         self.told = 0
         self.peer_end: End | None = None
         self._ack_due = False
-        # The peer has asked when it had sent so much: an ACK is due once that is handed on.
+        # `received` when the peer's last PING came: an ACK is due once that much is handed on. -1: it was, or no PING.
         self._promised = -1
-        #: A RESET that came after our FINAL_DATA: it has no position.
+        #: Our RESET, if we broke the tunnel off after our FINAL_DATA: it has no position.
         self.last_words: Reset | None = None
 
     @classmethod
     def offer(
         cls, session: str, secret: bytes, terms: Terms, *, confirms: bool = False, bounds: Bounds = BOUNDS
     ) -> Resumable:
-        """The server's side of a new tunnel. `secret` is KEY_SIZE random bytes."""
+        """Make the server's side of a new tunnel. `secret` is KEY_SIZE random bytes."""
         self = cls(Side.SERVER, session, secret, terms, confirms=confirms, bounds=bounds)
         self._due = self._hello(session=session, secret=secret).capsule()
         self._attach()
@@ -264,12 +267,12 @@ class Resumable:
 
     @classmethod
     def agree(cls, hello: Hello, terms: Terms, *, bounds: Bounds = BOUNDS) -> Resumable:
-        """The client's side of a new tunnel, by the server's HELLO. Raises Violation."""
+        """Make the client's side of a new tunnel from the server's HELLO. Raises Violation."""
         if hello.session is None or hello.secret is None:
             raise Violation("the server's HELLO has no session or no secret")
         self = cls(Side.CLIENT, hello.session, hello.secret, terms, bounds=bounds)
         self._learn(hello)
-        # The ACK says that the client knows the session: from here on the server waits for it.
+        # The ACK tells the server that the client knows the session: from then on the server waits for a lost client.
         self._due = self._hello().capsule() + ack(0)
         self._attach()
         return self
@@ -278,12 +281,12 @@ class Resumable:
 
     @property
     def resumable(self) -> bool:
-        """Whether a lost connection is worth waiting for another one."""
+        """Whether the session can go on with another connection when this one is lost."""
         return self.mode is Mode.RESUMABLE and (self.side is Side.CLIENT or self.confirmed)
 
     @property
     def grace(self) -> int:
-        """Seconds for which the server waits for the client, and the client tries."""
+        """Seconds without a connection for which the server waits and the client tries to come back."""
         return min(self.terms.grace, self.peer.grace) if self.peer else 0
 
     def _hello(
@@ -326,7 +329,7 @@ class Resumable:
         return self.attachment
 
     def detach(self, attachment: int) -> bool:
-        """This connection is lost. False, and nothing else, where it was not the current one."""
+        """Detach a lost connection. Return False, and do nothing, if it is not the current one."""
         if attachment != self.attachment or not self.attached:
             return False
         self.attached = False
@@ -334,13 +337,13 @@ class Resumable:
         self._due = b""
         self._ack_due = self._ping_due = False
         self._asked = self._promised = -1
-        # What is given from here on is kept: it may all be sent on the next connection.
+        # Keep all data that is given from here on: the next connection may have to send all of it.
         self.out.lapsed = False
         self.out.sent = self.out.most
         return True
 
     def answer(self, server_nonce: bytes, client_nonce: bytes) -> Attempt:
-        """The client's next attempt, in answer to a CHALLENGE; older ones are over. Only while detached."""
+        """Answer a CHALLENGE with the client's next attempt, which makes older ones stale. Only while detached."""
         assert self.side is Side.CLIENT
         assert not self.attached
         from http2tcp.protocol.resume_proof import Attempt, Role
@@ -357,14 +360,14 @@ class Resumable:
         return Attempt(self.attempt, claim.acked, hello.capsule(), server_nonce, client_nonce)
 
     def resume(self, attempt: Attempt, hello: Hello) -> int:
-        """The server's HELLO to the client's attempt; the number of the connection.
+        """Attach by the server's HELLO, its answer to the client's attempt. Return the connection's number.
 
-        Raises Stale where a newer attempt has begun or attached, NotYours where the server has no proof: then the
-        connection is dropped and the session untouched. Gap and Violation end the session.
+        Raises Stale if a newer attempt has begun or attached, and NotYours if the server's proof is missing or wrong:
+        drop the connection then; the session is unchanged. Gap and Violation end the session.
         """
         from http2tcp.protocol.resume_proof import Role
 
-        # Only a detached session begins an attempt, so `received` is what this one has said.
+        # The session has been detached since the attempt began, so `received` is still what the attempt's HELLO said.
         if attempt.number != self.attempt or self.attached:
             raise Stale("a newer attempt has begun")
         if hello.received is None or hello.acked is None or hello.proof is None:
@@ -380,17 +383,17 @@ class Resumable:
         return self._attach()
 
     def may_retry(self, said: Reset) -> bool:
-        """Whether a refused attempt may be followed by another one: the server is busy, or it is another node.
+        """Whether to try again after a refusal: the server is busy, or another node has answered.
 
-        A code that is not known here is an end, as any code is.
+        Every other code ends the session, also a code that is unknown here.
         """
         if said.code == ResetCode.GONE:
-            # The id without its 12 digits and the hyphen before them.
+            # The node of our session is its id without the 12 digits and the hyphen before them.
             return parse_gone(said.words).node not in ("", self.session[:-13])
         return said.code == ResetCode.BUSY
 
     def check(self, hello: Hello, server_nonce: bytes) -> None:
-        """Whether a client's HELLO may take the session over. Touches nothing. Raises NotYours or Stale."""
+        """Check that a client's HELLO may take the session over. Changes nothing. Raises NotYours or Stale."""
         assert self.side is Side.SERVER
         if self.mode is Mode.PLAIN:
             raise NotYours("this tunnel cannot be resumed: its client did not agree to it")
@@ -399,9 +402,10 @@ class Resumable:
         verify(self._secret, self.session, self.attempt, hello, server_nonce)
 
     def take_over(self, hello: Hello, server_nonce: bytes) -> int:
-        """Attach the connection of a client's HELLO; its number. Only while detached, its old tasks gone.
+        """Attach the connection of a client's HELLO, and return the connection's number.
 
-        Raises NotYours and Stale as `check` does; Gap and Violation end the session.
+        Only while detached, and after the tasks of the old connection are gone. Raises NotYours and Stale like `check`;
+        Gap and Violation end the session.
         """
         from http2tcp.protocol.resume_proof import Role
 
@@ -414,7 +418,8 @@ class Resumable:
         self._learn(hello)
         self.out.go_on(hello.received, hello.acked)
         self.attempt = hello.attempt
-        # The proof says it, too, where the client's first words were lost with the connection.
+        # The client's first HELLO and ACK may be lost with their connection. Its proof shows as well that it knows the
+        # session.
         self.mode = Mode.RESUMABLE
         self.confirmed = True
         claim = self._claim(Role.SERVER, hello.attempt, self.received, self.handed_on, server_nonce, hello.nonce)
@@ -442,11 +447,11 @@ class Resumable:
     # --- receiving --------------------------------------------------------------------------------
 
     def receive(self, data: bytes, attachment: int) -> Iterator[Received]:
-        """What the connection brought, in parts that take a moment each. Raises Violation.
+        """Read what the connection brought; yield it in parts, each a short turn of work. Raises Violation.
 
-        A part counts as received once it is yielded: the caller has it in memory then, and keeps it until its sink has
-        taken it. What an older connection still brings is dropped unread. Whoever stops in the middle gives the
-        connection up: what it did not get is not counted, and comes again on the next one.
+        A part counts as received once it is yielded: the caller then has it in memory, and keeps it until its sink has
+        taken it. Bytes of an older connection are dropped unread. A caller that stops in the middle must give the
+        connection up: the parts that it did not get are not counted, and come again on the next connection.
         """
         parts: list[bytes] = []
         heads = 0
@@ -467,7 +472,7 @@ class Resumable:
                         return
                     parts, end = [], None
         except Violation:
-            # What came before it has been counted.
+            # The parts before the violation are already counted as received: yield them.
             if parts or end:
                 yield Received(b"".join(parts), end)
             raise
@@ -480,13 +485,13 @@ class Resumable:
 
     @property
     def payload_left(self) -> int:
-        """How many of the connection's next bytes are payload, which may go past this machine."""
+        """How many of the connection's next bytes are payload. The caller may move them past this machine."""
         return self._reader.payload_left if self._reader else 0
 
     def took(self, count: int) -> End | None:
-        """So many bytes of payload were moved elsewhere, into memory that outlives the connection; the end behind them.
+        """Count `count` bytes of payload that were moved past this machine. Return the end, if it follows them.
 
-        Raises Violation.
+        The bytes must be in memory that outlives the connection. Raises Violation.
         """
         assert self._reader is not None
         ended = self._reader.took(count)
@@ -494,7 +499,7 @@ class Resumable:
         return self._ended(None) if ended else None
 
     def _payload(self, count: int) -> bool:
-        """Count it; False where nobody wants it any more."""
+        """Count payload as received. Return False if it is to be dropped: we have broken the tunnel off."""
         if self.mode is Mode.OFFERED:
             self._go_plain()
         if self.peer_end is not None:
@@ -544,18 +549,18 @@ class Resumable:
         self.out.drop_all()
 
     def sink_took(self, count: int) -> None:
-        """The sink has taken so many bytes, in whatever way they went."""
+        """Count `count` bytes that the sink has taken, either from `receive` or spliced past this machine."""
         if self._broken_here:
             return
         assert 0 <= count <= self.in_hand
         self.handed_on += count
         if count and self.mode is not Mode.PLAIN:
-            # My sink moves, so ACKs will come: what is sent from here on is kept again.
+            # Our sink takes bytes again, so we read on and get the peer's ACKs: keep again what is sent from here on.
             self.out.lapsed = False
         self._judge()
 
     def sink_ended(self) -> None:
-        """The sink has been told of the peer's end, after all bytes; after a RESET those in hand may be dropped."""
+        """Record that the sink got the peer's end, after all bytes. Before a RESET, bytes in hand may be dropped."""
         assert self.peer_end is not None
         if self.peer_end.reset is None:
             if self._broken_here:
@@ -567,18 +572,18 @@ class Resumable:
 
     @property
     def in_hand(self) -> int:
-        """Bytes that were received and not yet handed on: the caller has them. None where we have broken it off."""
+        """How many received bytes the caller has not handed on yet. 0 if we have broken the tunnel off."""
         if self._broken_here:
             return 0
         return max(0, self.received - (self.peer_end is not None) - self.handed_on)
 
     @property
     def owed(self) -> int:
-        """Positions that were handed on and that the peer was not told of."""
+        """How many positions were handed on since the last ACK or HELLO to the peer."""
         return self.handed_on - self.told
 
     def acknowledge(self) -> None:
-        """An ACK is due, if anything is owed. A new connection begins with what is owed until then."""
+        """Make an ACK due, if one is owed. Does nothing while detached: the next connection's HELLO says it."""
         self._ack_due = self._ack_due or (self.attached and self.owed > 0)
 
     def _judge(self) -> None:
@@ -593,42 +598,42 @@ class Resumable:
 
     @property
     def room(self) -> int:
-        """How many bytes may be read for `give` now. What was read already is taken in any case."""
+        """How many bytes the caller may read for `give` now. `give` also takes more, if they are already read."""
         if self.out.end is not None or self.broken is not None:
             return 0
         window = min(self.terms.window, self.keep_at_most)
         return window if self.out.lapsed else max(0, window - self.out.held)
 
     def give(self, data: bytes) -> None:
-        """These are to be sent. Nothing may have ended this direction."""
+        """Queue data to send; drop it if the tunnel is broken off. This direction must not have ended."""
         assert self.out.end is None
         if data and self.broken is None:
             self.out.give(data)
 
     def give_end(self) -> None:
-        """This direction has ended well. Nothing where it has ended already."""
+        """End this direction well (FINAL_DATA). Does nothing if it has already ended."""
         if self.out.end is None:
             self.out.end = End(None)
 
     def give_reset(self, code: int, words: str) -> None:
-        """The tunnel is broken, after what was given: nothing more is handed on, either way."""
+        """Break the tunnel off, after the data that was given. Nothing more is handed on, in either direction."""
         if self.broken is not None or self.finished:
             return
         why = Reset(code, words)
         if self.out.end is None or self.out.most <= self.out.length:
             self.out.end = End(why)
         else:
-            # FINAL_DATA has been said, and has the direction's last position.
+            # FINAL_DATA was already sent, and has the direction's last position: send the RESET without a position.
             self.last_words = why
             self._due += reset(*why) if self.attached else b""
 
     def ping(self) -> None:
-        """Ask for an ACK."""
+        """Make a PING due, which asks the peer for an ACK."""
         self._ping_due = self.attached and self.mode is not Mode.PLAIN
 
     @property
     def wants_write(self) -> bool:
-        """Whether `data_to_send` has something now."""
+        """Whether `data_to_send` has something to send now."""
         if not self.attached:
             return False
         if self._due or self._ack_due or self._ping_due or self._wants_room:
@@ -642,7 +647,7 @@ class Resumable:
 
     @property
     def _wants_room(self) -> bool:
-        """Whether to ask for an ACK because the window is full: once, until the peer gets on."""
+        """Whether to ask for an ACK because the window is full: once, until the peer has acknowledged more."""
         return (
             self.mode is Mode.RESUMABLE
             and self._sends
@@ -652,9 +657,9 @@ class Resumable:
         )
 
     def data_to_send(self, most: int = _CHUNK) -> bytes:
-        """Whole capsules that are due now, with `most` bytes of payload at most; b"" where nothing is.
+        """Take the whole capsules that are due now, with at most `most` bytes of payload; b"" if nothing is due.
 
-        All of it has to be written to this connection, or the connection to be given up.
+        The caller writes all of it to this connection, or gives the connection up.
         """
         if not self.attached:
             return b""
@@ -666,9 +671,9 @@ class Resumable:
         return b"".join(parts)
 
     def begin_data(self, count: int) -> bytes:
-        """So many new bytes go out now, past this machine: what to write before them.
+        """Count `count` new bytes that go out past this machine. Return what to write before them.
 
-        They are in `out.kept` already, or, where `out.lapsed`, nowhere. Nothing else may wait to be sent.
+        The bytes are already in `out.kept`; while `out.lapsed`, they are not kept. No other data may wait to be sent.
         """
         assert self.attached
         assert self.out.end is None
@@ -676,7 +681,7 @@ class Resumable:
         return self._controls(True) + data_header(count)
 
     def keepalive(self) -> bytes:
-        """What to send in the place of a keepalive: what is due or owed, else a keepalive."""
+        """Return what to send when a keepalive is due: the capsules that are due or owed, else a KEEPALIVE."""
         self.acknowledge()
         return self.data_to_send() or (KEEPALIVE if self.attached else b"")
 
@@ -688,7 +693,7 @@ class Resumable:
                 wire += DONE if self.confirms else b""
             self._ack_due = False
             return wire
-        # With data on its way, an ACK costs no packet.
+        # An ACK that goes out together with data costs no packet of its own.
         if self._ack_due or (data and self.owed):
             wire += ack(self.handed_on)
             self.told = self.handed_on
@@ -696,7 +701,7 @@ class Resumable:
         return wire
 
     def _question(self) -> bytes:
-        """A PING where one is due. It comes after the data that it asks about."""
+        """Return a PING if one is due. The PING goes out after the data that it asks about."""
         if not (self._ping_due or self._wants_room):
             return b""
         self._asked = self.out.acked
@@ -704,7 +709,7 @@ class Resumable:
         return PING
 
     def lapse(self) -> bool:
-        """My sink is blocked, and I wait for room. True where that made room; what is in flight is kept no more."""
+        """Stop keeping what is sent: our sink is blocked, and we wait for room. Return whether that made room."""
         if not self.attached or self.mode is not Mode.RESUMABLE or self.out.end is not None:
             return False
         if self.room or self.broken or self.out.lapsed or self.out.sent < self.out.length:
@@ -718,7 +723,7 @@ class Resumable:
 
     @property
     def broken(self) -> Reset | None:
-        """Why the tunnel was broken off, by either side."""
+        """The RESET by which either side broke the tunnel off; None: neither did."""
         if self.peer_end is not None and self.peer_end.reset is not None:
             return self.peer_end.reset
         return self.last_words or (self.out.end.reset if self.out.end else None)
@@ -729,15 +734,15 @@ class Resumable:
 
     @property
     def end_acked(self) -> bool:
-        """Whether the peer has handed on all of ours, the end included."""
+        """Whether the peer has handed on our whole direction, the end included."""
         return self.out.end is not None and self.out.acked > self.out.length
 
     @property
     def finished(self) -> bool:
         """Whether both directions have ended well, and each side knows that the other has everything.
 
-        This side has handed on the peer's end and has said so, and its own end is acknowledged. If the ACK that said
-        so is lost, the client comes back and finds the tombstone.
+        This side has handed on the peer's end and has acknowledged it, and its own end is acknowledged. If the last ACK
+        is lost, the client comes back and finds the tombstone.
         """
         if self.peer_end is None or self.peer_end.reset is not None or self.out.end is None or self.out.end.reset:
             return False
@@ -748,7 +753,7 @@ class Resumable:
 
     @property
     def over(self) -> bool:
-        """Whether neither side needs another connection: finished, or broken and both know."""
+        """Whether neither side needs another connection: finished, or broken off and both sides know it."""
         if self.finished:
             return True
         if self.peer_end is not None and self.peer_end.reset is not None:
@@ -756,7 +761,7 @@ class Resumable:
         return self._broken_here and self.last_words is None and self.end_acked
 
     def tombstone(self, code: int, words: str) -> Tombstone:
-        """What is left of the server's side: enough to tell a client that comes back how it ended."""
+        """Make what the server remembers of the session: enough to tell a client that comes back how it ended."""
         from http2tcp.protocol.resume_tombstone import Tombstone
 
         return Tombstone(
@@ -773,11 +778,11 @@ class Resumable:
     # --- parking ----------------------------------------------------------------------------------
 
     def freeze(self) -> tuple[str, bytes]:
-        """All of a detached session: a line of JSON, which has the secret in it, and the bytes that are kept.
+        """Save a detached session. Return a line of JSON, which contains the secret, and the kept bytes.
 
-        What the caller has in hand (`in_hand`) is the caller's to keep.
+        The received bytes that the caller still has (`in_hand`) are not included: the caller must save them.
         """
-        import json  # no client needs it
+        import json  # imported here, since no client needs it
 
         assert not self.attached
 
@@ -804,7 +809,7 @@ class Resumable:
 
     @classmethod
     def thaw(cls, line: str, kept: bytes) -> Resumable:
-        """The session that was frozen. Raises StateError for what another version wrote."""
+        """Restore a session that `freeze` saved. Raises StateError if it is damaged, or of another version."""
         import json
 
         try:

@@ -1,7 +1,8 @@
-"""One direction of a resumable tunnel, as its sender has it: positions, and the bytes that are kept.
+"""The sender's side of one direction of a resumable tunnel: positions, and the bytes that are kept.
 
-acked ≤ base ≤ sent ≤ length + 1, where the end has been acknowledged acked is length + 1. What lies between `base` and
-`length` is kept in a `Kept`, which need not be this module's: the positions do not depend on where the bytes are.
+acked ≤ base ≤ sent ≤ length + 1, except that acked is length + 1 once the end has been acknowledged. A `Kept` keeps the
+bytes between `base` and `length`. It may be another class than this module's `KeptBytes`: the positions do not depend
+on where the bytes are.
 """
 
 from __future__ import annotations
@@ -16,38 +17,39 @@ from http2tcp.protocol.resume_wire import Gap, Violation
 
 
 class Kept(Protocol):
-    """Where the bytes of one direction are kept that the peer has not acknowledged. Its front is `Outgoing.base`."""
+    """Keeps the bytes of one direction that the peer has not acknowledged. Its first byte is at `Outgoing.base`."""
 
     def append(self, data: bytes) -> None:
-        """Keep these behind the others."""
+        """Keep `data` behind the bytes that are already kept."""
 
     def drop(self, count: int) -> None:
         """Forget the first `count` bytes."""
 
     def read(self, offset: int, most: int) -> bytes:
-        """Up to `most` bytes from `offset` on, not all of them perhaps, but one at least."""
+        """Return up to `most` bytes from `offset` on. There may be more than are returned, but at least one is."""
 
 
-# Pieces below this are put together, so that keystrokes do not take thirty times their size.
+# Pieces smaller than this, in bytes, are joined, so that keystrokes do not take thirty times their size in memory.
 _SMALL = 4 * 1024
+# A piece of this size or more grows no further.
 _TOGETHER = 16 * 1024
 
 
 class KeptBytes:
-    """Kept bytes in a deque. Large pieces are kept as they are, without a copy; small ones are put together."""
+    """Keeps bytes in a deque. It stores large pieces as they are, without a copy, and joins small ones."""
 
     __slots__ = ("_cursor", "_cursor_at", "_pieces", "_skipped")
 
     def __init__(self) -> None:
         self._pieces: deque[bytes | bytearray] = deque()
-        # Bytes of the first piece that are dropped already.
+        # How many bytes of the first piece are already dropped.
         self._skipped = 0
         # Where the last `read` stopped: the index of a piece, and its offset from the first piece. A replay reads in
         # order, so the next `read` starts its search there.
         self._cursor = self._cursor_at = 0
 
     def append(self, data: bytes) -> None:
-        """Keep these behind the others."""
+        """Keep `data` behind the bytes that are already kept."""
         if len(data) >= _SMALL:
             self._pieces.append(data)
             return
@@ -70,7 +72,7 @@ class KeptBytes:
         assert self._pieces or not self._skipped
 
     def read(self, offset: int, most: int) -> bytes:
-        """Up to `most` bytes from `offset` on; fewer only where there are no more."""
+        """Return up to `most` bytes from `offset` on; fewer only if no more are kept."""
         offset += self._skipped
         if offset < self._cursor_at:
             self._cursor = self._cursor_at = 0
@@ -86,7 +88,7 @@ class KeptBytes:
                 offset += len(part)
             if offset - self._cursor_at < len(piece):
                 break
-            # The last piece may grow: stay there.
+            # Leave the cursor at the last piece, which may still grow.
             if self._cursor == len(self._pieces) - 1:
                 break
             self._cursor_at += len(piece)
@@ -100,36 +102,38 @@ class KeptBytes:
 
 
 class End(NamedTuple):
-    """How a direction ends: None is FINAL_DATA, which is TCP's FIN."""
+    """How a direction ends."""
 
+    #: None: it ended well, by FINAL_DATA, which stands for TCP's FIN.
     reset: Reset | None
 
 
 class Outgoing:
-    """What was given to be sent: its positions, and what of it is kept."""
+    """The data of one direction that was given to be sent: its positions, and the bytes that are kept."""
 
     __slots__ = ("acked", "base", "end", "kept", "lapsed", "length", "most", "sent")
 
     def __init__(self, kept: Kept | None = None) -> None:
-        #: The peer has handed on so many positions.
+        #: How many positions the peer has handed on, as far as it has told us.
         self.acked = 0
-        #: The first position that is kept.
+        #: The position of the first byte that is kept.
         self.base = 0
-        #: The next position to put on this connection.
+        #: The next position to send on this connection.
         self.sent = 0
-        #: Bytes that were given.
+        #: How many bytes were given.
         self.length = 0
-        #: The most positions that any connection has carried.
+        #: The highest value of `sent` so far, on any connection.
         self.most = 0
+        #: How this direction ended; None: it goes on.
         self.end: End | None = None
-        #: None until the first byte: an idle tunnel has none.
+        #: None until the first byte is given: an idle tunnel needs no `Kept`.
         self.kept = kept
-        #: Nothing is kept for now.
+        #: Whether bytes are at present sent without being kept.
         self.lapsed = False
 
     @property
     def positions(self) -> int:
-        """All of them, the end included."""
+        """How many positions this direction has so far, the end included."""
         return self.length + (self.end is not None)
 
     @property
@@ -138,14 +142,14 @@ class Outgoing:
         return self.length - self.base
 
     def give(self, data: bytes) -> None:
-        """These are to be sent."""
+        """Keep data that is to be sent."""
         if self.kept is None:
             self.kept = KeptBytes()
         self.kept.append(data)
         self.length += len(data)
 
     def take(self, most: int) -> bytes:
-        """The next bytes for this connection; b"" where there are none."""
+        """Take the next bytes to send on this connection; b"" if there are none."""
         most = min(most, self.length - self.sent)
         if most <= 0:
             return b""
@@ -156,7 +160,7 @@ class Outgoing:
         return piece
 
     def put_elsewhere(self, count: int) -> None:
-        """So many new bytes go out now, and are in `kept` already, unless it has lapsed."""
+        """Count `count` new bytes that go out now. They are already in `kept`, unless `lapsed`."""
         assert self.sent == self.length
         self.length += count
         if self.lapsed:
@@ -164,7 +168,7 @@ class Outgoing:
         self._put(count)
 
     def take_end(self) -> bytes:
-        """The capsule of the end, where that is what comes next."""
+        """Take the capsule of the end, if the end comes next; otherwise b""."""
         if self.end is None or self.sent != self.length:
             return b""
         self._put(1)
@@ -177,7 +181,7 @@ class Outgoing:
             self._forget(self.sent)
 
     def acknowledge(self, position: int) -> None:
-        """The peer has handed on so many. Raises Violation for a count that is not true."""
+        """The peer has handed on `position` positions: forget them. Raises Violation if that cannot be true."""
         if not self.acked <= position <= self.sent:
             raise Violation(f"the peer acknowledges {position}, after {self.acked} and of {self.sent} sent")
         self.acked = position
@@ -194,7 +198,7 @@ class Outgoing:
         self.sent = received
 
     def drop_all(self) -> None:
-        """Keep nothing that was sent."""
+        """Forget all bytes that were sent."""
         self._forget(self.sent)
 
     def _forget(self, upto: int) -> None:

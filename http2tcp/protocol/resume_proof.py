@@ -1,6 +1,6 @@
-"""Who may go on with a session: what a client claims in an attempt, what both sides prove, and how it is judged.
+"""The proof that lets a client go on with a session: what a client claims, what both sides prove, and the check.
 
-A client that never loses its connection does not load this.
+A client that never loses its connection does not load this module.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ from http2tcp.protocol.resume_wire import Hello, NotYours, Stale
 
 
 class Role(Enum):
-    """Whose proof it is. A proof of one side is none of the other's."""
+    """Which side makes the proof. A proof covers its role, so neither side can use the other's proof."""
 
     CLIENT = b"client"
     SERVER = b"server"
@@ -21,7 +21,7 @@ class Role(Enum):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Claim:
-    """What a proof covers: who says, of which session and in which attempt, how far it got."""
+    """What a proof covers: the side that makes it, the session, the attempt, and how far that side has received."""
 
     role: Role
     session: str
@@ -33,24 +33,27 @@ class Claim:
     client_nonce: bytes = field(repr=False)
 
     def prove(self, secret: bytes) -> bytes:
-        """HMAC-SHA-256 over all of it. Each part has a fixed length or ends with 00: none can pass for another."""
+        """Make the proof: HMAC-SHA-256 over all fields.
+
+        Each field has a fixed length or ends with a zero byte, so no two claims give the same input.
+        """
         numbers = b"".join(number.to_bytes(8, "big") for number in (self.received, self.acked, self.attempt))
         names = b"http2tcp resume 1\0" + self.role.value + b"\0" + self.session.encode("ascii") + b"\0"
         return hmac.digest(secret, names + self.server_nonce + self.client_nonce + numbers, "sha256")
 
     def holds(self, secret: bytes, proof: bytes) -> bool:
-        """Whether it is the proof, compared in constant time."""
+        """Whether `proof` is the right proof of this claim. Compares in constant time."""
         return hmac.compare_digest(self.prove(secret), proof)
 
 
 @dataclass(frozen=True, slots=True)
 class Attempt:
-    """One attempt of the client's. Only the newest one can be resumed with."""
+    """One attempt of the client to resume its session. Only the newest attempt can succeed."""
 
     number: int
-    #: What its HELLO says of `handed_on`.
+    #: The client's `handed_on`, as the HELLO of this attempt states it.
     acked: int
-    #: The HELLO to send.
+    #: The whole HELLO to send.
     capsule: bytes = field(repr=False)
     server_nonce: bytes = field(repr=False)
     client_nonce: bytes = field(repr=False)

@@ -18,21 +18,21 @@ class Tombstone:
     attempt: int
     received: int
     acked: int
-    #: Both ends were acknowledged; otherwise `reset` says why not.
+    #: Whether both ends were acknowledged. If not, `reset` says why the session is over.
     finished: bool
     reset: Reset
     hello: Hello
     secret: bytes = field(repr=False)
 
     def freeze(self) -> str:
-        """All of it, the secret too, as a line of JSON."""
+        """Save the tombstone, its secret included, as a line of JSON."""
         state = asdict(self) | {"version": VERSION, "secret": self.secret.hex()}
         state["hello"] = list(self.hello[:3]), self.hello.idle_timeout
         return json.dumps(state)
 
     @classmethod
     def thaw(cls, line: str) -> Tombstone:
-        """The tombstone that was frozen. Raises StateError for what another version wrote."""
+        """Restore a tombstone that `freeze` saved. Raises StateError if it is damaged, or of another version."""
         try:
             state = json.loads(line)
             if state.pop("version") != VERSION:
@@ -46,7 +46,7 @@ class Tombstone:
             raise StateError("the state of a tombstone cannot be read") from error
 
     def answer(self, hello: Hello, server_nonce: bytes) -> bytes:
-        """What to say to a client's HELLO, after which the connection is closed. Raises NotYours or Stale."""
+        """Return the capsule that answers a client's HELLO. Then close the connection. Raises NotYours or Stale."""
         verify(self.secret, self.session, self.attempt, hello, server_nonce)
         if not self.finished:
             return reset(*self.reset)

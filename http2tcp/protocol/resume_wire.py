@@ -1,7 +1,7 @@
 """Sans-IO capsules of a resumable tunnel: HELLO, CHALLENGE, ACK and PING.
 
-docs/wire.md, "Resuming", has the layouts. This module knows what the bytes mean; `http2tcp.protocol.resume` decides
-what follows from them. Its errors carry the RESET that answers them.
+docs/wire.md, "Resuming", has the layouts. This module reads and writes the capsules; `http2tcp.protocol.resume` decides
+what to do about them. The errors of this module carry the RESET to answer with.
 """
 
 from __future__ import annotations
@@ -28,22 +28,22 @@ from http2tcp.protocol.capsule import (
 if TYPE_CHECKING:
     pass
 
-# Chosen at random, as capsule.py's own are.
+# Capsule types, chosen at random like those of capsule.py.
 HELLO_TYPE = 0x316EEF55
 CHALLENGE_TYPE = 0x3FE5EBA9
 ACK_TYPE = 0x16F884A5
 PING_TYPE = 0x3DD10190
 
-#: Bytes of a secret, of a nonce and of a proof: those of SHA-256.
+#: The size of a secret, of a nonce and of a proof, in bytes: that of a SHA-256 digest.
 KEY_SIZE = 32
-# All parameters that exist take about 250 bytes; the rest is for those to come.
+# The most bytes in the value of a HELLO. All parameters of today take about 250; the rest is for future ones.
 MAX_HELLO = 1024
-# The code of a RESET has 8 bytes at most.
+# The most bytes that are read of the value of a RESET. Its code takes 8 bytes at most.
 _MAX_RESET = 8 + MAX_WORDS
-# Milliseconds and seconds: nobody means more than 24 days, or 68 years.
+# The longest time in a HELLO: 24 days in milliseconds, or 68 years in seconds. A longer one is a mistake.
 _MAX_TIME = (1 << 31) - 1
 
-#: `[NODE-]12 hex`: it stands in a header field, on which front ends route.
+#: A session's id: `[NODE-]12 hex`. It is sent in a header field, by which a front end can route the request.
 SESSION = re.compile(r"(?:[a-z0-9][a-z0-9.-]{0,62}-)?[0-9a-f]{12}")
 
 _DATA = frozenset(data for data, _ in DATA_TYPES)
@@ -54,34 +54,34 @@ _FINAL = frozenset(final for _, final in DATA_TYPES)
 
 
 class ResumeError(Http2tcpError):
-    """This peer, or this attempt of it, is refused. The sentence names no secret."""
+    """This peer, or this attempt of it, is refused. The error's sentence contains no secret."""
 
-    #: What the peer is told.
+    #: The code of the RESET for the peer.
     code = ResetCode.PROTOCOL
 
     def capsule(self) -> bytes:
-        """The RESET that answers it."""
+        """The RESET that answers this error."""
         return reset(self.code, str(self))
 
 
 class Violation(ResumeError):
-    """The peer broke the rules. On a connection that is attached, or behind the right proof, the session is over."""
+    """The peer broke the rules. If its connection is attached, or its proof is right, the session is over."""
 
 
 class Gap(ResumeError):
-    """The peer asks for what is no longer kept: the session is over."""
+    """The peer has not received bytes that are no longer kept: the session is over."""
 
     code = ResetCode.GAP
 
 
 class NotYours(ResumeError):
-    """The proof is wrong, or missing. The session is untouched."""
+    """The proof is wrong or missing. The session is unchanged."""
 
     code = ResetCode.NOT_YOURS
 
 
 class Stale(ResumeError):
-    """The attempt is not newer than the last one that attached. The session is untouched."""
+    """The attempt is not newer than the last one that attached. The session is unchanged."""
 
     code = ResetCode.BUSY
 
@@ -93,27 +93,27 @@ def _capsule(kind: int, value: bytes) -> bytes:
     return encode_varint(kind) + encode_varint(len(value)) + value
 
 
-#: The whole capsule that asks for an ACK at once.
+#: The whole PING, which asks the peer for an ACK at once.
 PING = _capsule(PING_TYPE, b"")
 
 
 def ack(position: int) -> bytes:
-    """The whole ACK: so many positions of the peer's direction have been handed on."""
+    """The whole ACK: `position` positions of the peer's direction have been handed on."""
     return _capsule(ACK_TYPE, encode_varint(position))
 
 
 def challenge(nonce: bytes) -> bytes:
-    """The whole CHALLENGE, of KEY_SIZE random bytes."""
+    """The whole CHALLENGE. `nonce` is KEY_SIZE random bytes."""
     assert len(nonce) == KEY_SIZE
     return _capsule(CHALLENGE_TYPE, nonce)
 
 
 class Gone(NamedTuple):
-    """What a RESET with GONE says: which server does not know the session, and since when it runs."""
+    """The words of a RESET with GONE: which server does not know the session, and when that server started."""
 
-    #: The server's `--node`; empty where it has none.
+    #: The server's `--node`; empty if it has none.
     node: str
-    #: Its start, in seconds since 1970; 0 where the words do not say.
+    #: When the server started, in seconds since 1970; 0 if the words do not say.
     started: int
 
 
@@ -123,7 +123,7 @@ def gone(node: str, started: int) -> bytes:
 
 
 def parse_gone(words: str) -> Gone:
-    """Read the words of a RESET with GONE; whatever they are, they are no error."""
+    """Read the words of a RESET with GONE. Words that cannot be read are not an error."""
     node, _, started = words.partition(" ")
     known = re.fullmatch(r"[a-z0-9][a-z0-9.-]{0,62}", node)
     return Gone(node if known else "", int(started) if re.fullmatch(r"[0-9]{1,12}", started) else 0)
@@ -133,16 +133,16 @@ def parse_gone(words: str) -> Gone:
 
 
 class Hello(NamedTuple):
-    """One HELLO. docs/wire.md says which side gives which of these, and when.
+    """One HELLO. docs/wire.md says which side sends which of the fields, and when.
 
-    It is no dataclass, of which a login would pay for the making.
+    Not a dataclass: creating such a class at import would slow down every login.
     """
 
-    #: Milliseconds: at least this often its sender sends something.
+    #: Milliseconds: its sender sends something at least this often.
     keepalive: int
-    #: Bytes that its sender keeps of what it sends.
+    #: How many bytes its sender keeps of what it sends.
     window: int
-    #: Seconds that its sender wants to be missed for, or misses the other side at most.
+    #: Seconds without a connection: how long a client wants the server to wait, or how long a server waits at most.
     grace: int | None = None
     session: str | None = None
     secret: bytes | None = None
@@ -155,7 +155,7 @@ class Hello(NamedTuple):
     nonce: bytes | None = None
 
     def __repr__(self) -> str:
-        """Without the secret, the proof and the nonce."""
+        """Show all fields that are not secret: leave out the secret, the proof and the nonce."""
         shown = (f"{name}={value!r}" for name, value in self._asdict().items() if name not in _KEYS.values())
         return f"Hello({', '.join(shown)})"
 
@@ -228,45 +228,45 @@ def _number(name: str, part: bytes) -> int:
 
 
 class Challenge(NamedTuple):
-    """The server knows the session, and wants a proof that has its nonce in it."""
+    """The server knows the session, and wants a proof that covers this nonce."""
 
     nonce: bytes
 
 
 class Ack(NamedTuple):
-    """The peer has handed on so many of our positions."""
+    """The peer has handed on our direction up to `position`."""
 
     position: int
 
 
 class Mark(Enum):
-    """A capsule that says all by its type."""
+    """A capsule that is fully described by its type."""
 
     FINAL = "final"
     PING = "ping"
     DONE = "done"
-    #: Skipped: it is none of these, or it is DATA without payload.
+    #: A capsule that is skipped: of another type, or DATA without payload.
     OTHER = "other"
 
 
 Event = bytes | Hello | Challenge | Ack | Reset | Mark
 
-# Types whose value is waited for, and the most bytes that it may have.
+# The types whose value is read only once it is complete, and the most bytes that the value may have.
 _VALUES = {HELLO_TYPE: MAX_HELLO, CHALLENGE_TYPE: KEY_SIZE, ACK_TYPE: 8, PING_TYPE: 0}
 
 
 class Reader:
-    """Takes the bytes of one connection and gives what they mean, in their order.
+    """Turns the bytes of one connection into events, in order.
 
-    Payload is given before its capsule is whole. Memory is bounded, whatever comes: only the values of HELLO,
-    CHALLENGE, ACK and RESET are kept until they are whole, and they are short.
+    Payload is passed on before its capsule is complete. Memory is bounded, whatever the peer sends: only the values of
+    HELLO, CHALLENGE, ACK and RESET are kept until they are complete, and these are short.
     """
 
     __slots__ = ("_final", "_head", "_kind", "_over", "_skip_left", "_value", "payload_left")
 
     def __init__(self) -> None:
         self._head = b""
-        #: How many of the bytes that come next are payload: whoever moves them elsewhere calls `took`.
+        #: How many of the next bytes are payload. A caller that moves them past this reader calls `took`.
         self.payload_left = 0
         self._final = False
         self._kind: int | None = None
@@ -275,7 +275,7 @@ class Reader:
         self._over = False
 
     def took(self, count: int) -> bool:
-        """`count` bytes of payload went past this reader. True where that was the last of FINAL_DATA."""
+        """Count `count` bytes of payload that went past this reader. Return whether they completed FINAL_DATA."""
         assert 0 <= count <= self.payload_left
         self.payload_left -= count
         ended = self._final and not self.payload_left
@@ -283,7 +283,7 @@ class Reader:
         return ended
 
     def read(self, data: bytes) -> Iterator[Event]:
-        """What is in `data`. Raises Violation. After a RESET nothing counts."""
+        """Yield the events that are in `data`. Raises Violation. Everything after a RESET is ignored."""
         view = memoryview(data)
         while view and not self._over:
             if self.payload_left:
@@ -303,7 +303,7 @@ class Reader:
                         yield event
             else:
                 before = len(self._head)
-                # Two integers of 8 bytes at most; what is taken too far goes back.
+                # The head is two integers of 8 bytes at most. Bytes behind it are read again, from `view`.
                 self._head += view[: 16 - before]
                 first = decode_varint(self._head, 0)
                 second = decode_varint(self._head, first[1]) if first else None
@@ -332,7 +332,7 @@ class Reader:
 
     def _finish(self) -> Event | None:
         kind, value = self._kind, self._value
-        # The words of a RESET that is too long are not waited for.
+        # Do not wait for the rest of a RESET that is too long.
         if self._skip_left and not (kind == RESET_TYPE and len(value) == _MAX_RESET):
             return None
         self._kind, self._value = None, b""
@@ -354,20 +354,20 @@ class Reader:
 
 
 class FirstCapsule:
-    """Reads one capsule and no further: the first one decides how a connection goes on.
+    """Reads the first capsule of a connection and no further: it decides how the connection goes on.
 
-    A first capsule that is neither HELLO, CHALLENGE nor RESET is Mark.OTHER, and is not consumed: all that came stands
-    in `rest`, for a reader of plain capsules. The caller bounds the time; the bytes are bounded here.
+    A first capsule that is neither HELLO, CHALLENGE nor RESET is Mark.OTHER, and is not consumed: all bytes that came
+    are in `rest`, for a reader of plain capsules. The caller bounds the time; this class bounds the bytes.
     """
 
     __slots__ = ("rest",)
 
     def __init__(self) -> None:
-        #: What has come and is not read: all of it, until there is an event.
+        #: The bytes that have come and are not consumed. Until there is an event, these are all bytes.
         self.rest = b""
 
     def receive(self, data: bytes) -> Hello | Challenge | Reset | Mark | None:
-        """The first capsule; None where more is needed. Raises Violation."""
+        """Take more bytes. Return the first capsule, or None if it is not complete yet. Raises Violation."""
         self.rest += data
         first = decode_varint(self.rest, 0)
         if first is None:
@@ -390,7 +390,7 @@ class FirstCapsule:
         return event
 
 
-#: The version of what `freeze` writes.
+#: The version of the format that `freeze` writes.
 VERSION = 1
 
 
