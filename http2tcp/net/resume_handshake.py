@@ -1,6 +1,6 @@
-"""How a session gets its next connection: the first capsules of an attempt, both sides.
+"""How a session gets its next connection: the first capsules of an attempt, on both sides.
 
-The caller bounds the time. Nothing here touches the session before the other side's proof holds.
+The caller sets the deadlines. Nothing here changes the session before the other side's proof has been checked.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ _T = TypeVar("_T", Challenge, Hello)
 
 
 class AttemptRefused(Exception):
-    """The server refuses this attempt. The session may go on, or not: `Resumable.may_retry` says which."""
+    """The server refuses this attempt. `Resumable.may_retry` says whether another attempt makes sense."""
 
     def __init__(self, said: Reset) -> None:
         super().__init__(said.words)
@@ -27,9 +27,9 @@ class AttemptRefused(Exception):
 
 
 async def read_first(carrier: Stream) -> Hello | Challenge | Reset | Mark:
-    """The first capsule of a connection; what came behind it is unread. Mark.OTHER is not consumed.
+    """Read the first capsule of a connection, and unread the bytes behind it. Mark.OTHER is not consumed.
 
-    Raises Violation, and BrokenResourceError where the connection ends before that.
+    Raises Violation, and BrokenResourceError if the connection ends before the capsule is complete.
     """
     first = FirstCapsule()
     while True:
@@ -48,8 +48,8 @@ async def read_first(carrier: Stream) -> Hello | Challenge | Reset | Mark:
 async def resume(stream: ResumableStream, carrier: Stream) -> None:
     """At the client: prove on a new connection that the session is ours, and go on with it.
 
-    Raises AttemptRefused, BrokenResourceError where the connection is of no use, and ResumeError: NotYours and Stale
-    leave the session as it is, Gap and Violation end it.
+    Raises AttemptRefused, BrokenResourceError if the connection breaks, and ResumeError: NotYours and Stale leave the
+    session as it is, Gap and Violation end it.
     """
     challenged = await _expect(carrier, Challenge)
     attempt = stream.machine.answer(challenged.nonce, os.urandom(KEY_SIZE))
@@ -69,9 +69,9 @@ async def _expect(carrier: Stream, kind: type[_T]) -> _T:
 
 
 async def receive_claim(carrier: Stream) -> tuple[Hello, bytes]:
-    """At the server: challenge a client that names a session; its HELLO and the nonce of ours that it proves.
+    """At the server: challenge a client that names a session. Return its HELLO, and the nonce that we sent to it.
 
-    Raises NotYours where it answers otherwise, Violation, and BrokenResourceError.
+    Raises NotYours if its answer is not a HELLO, Violation, and BrokenResourceError. The proof is not checked here.
     """
     nonce = os.urandom(KEY_SIZE)
     await carrier.send_all(challenge(nonce))
