@@ -1,7 +1,7 @@
-"""Getting a lost tunnel its next connection: when to try, by which way, what to say, when to give up.
+"""Reconnect a tunnel that lost its connection: when to try, what to report to the user, when to give up.
 
-Loaded where a connection was lost. Each attempt goes the way of the first one: the same proxy, pins and certificates;
-the token is read anew from where it came from.
+Loaded only after a connection was lost. Each attempt takes the route of the first connection: the same proxy, pins and
+certificates. The token is read again from its source.
 """
 
 from __future__ import annotations
@@ -24,31 +24,33 @@ from http2tcp.protocol.resume_wire import Gap, ResumeError, Violation, parse_gon
 
 logger = logging.getLogger("http2tcp.client")
 
-# Pauses before the attempts, in seconds, each longer or shorter by a quarter: what many clients lost together, they
-# should not all ask for at the same moment. Google IAP's client ends at 20 s, Teleport's at 10 s.
+# Pauses before the attempts, in seconds. Each is made longer or shorter by up to a quarter, so that many clients that
+# lost their connections together do not all return at the same moment. Google IAP's client waits 20 s at most,
+# Teleport's 10 s.
 _FIRST = 0.25
 _PAUSES = (0.5, 1.0, 2.0, 4.0, 8.0, 15.0)
 _SPREAD = 0.25
-# While the user waits for what was typed, pauses are no longer than this.
+# The longest pause while typed bytes wait to be sent, in seconds: the user waits for the echo.
 _IMPATIENT = 3.0
-# Fresh input starts an attempt at once, but not sooner than this after the last one.
+# New input starts an attempt at once, but not sooner than this many seconds after the last one ended.
 _AT_ONCE = 1.0
-# An outage shorter than this is nobody's business.
+# An outage shorter than this, in seconds, is not reported to the user.
 _QUIET = 3.0
-# How long a refused token is tried again: it may be in the middle of being renewed.
+# How long to try again with a refused token, in seconds: its owner may just be renewing it.
 _TOKEN_PATIENCE = 60.0
-# How long another node is asked for, which the front end may not find by the session's id.
+# How long, in seconds, and how often to try again if a wrong node answers. The front end may be unable to find the
+# session's own node by the session's id.
 _NODE_PATIENCE = 60.0
 _NODE_TRIES = 10
-# How long the server may take from the challenge to its HELLO.
+# How long the server may take on a new connection until its HELLO has come, in seconds.
 _HELLO_TIMEOUT = 5.0
 
-#: Opens a connection for the session of this id: the stream that the capsules travel on.
+#: Opens a connection for the session with this id. Returns the stream that carries the capsules.
 Open = Callable[[str], Awaitable[Stream]]
 
 
 class Reconnector:
-    """Brings one tunnel back, any number of times."""
+    """Reconnects one tunnel, any number of times."""
 
     def __init__(self, stream: ResumableStream, open: Open) -> None:
         self._stream = stream
@@ -56,12 +58,12 @@ class Reconnector:
         self._tried = 0
         self._started = self._last_end = -math.inf
         self._cause = ""
-        # The causes that the user was told of in this outage.
+        # The causes that were reported to the user in this outage.
         self._said: set[str] = set()
         self._elsewhere = 0
 
     async def revive(self) -> None:
-        """Try until the tunnel is back. Raises BrokenResourceError where it cannot come back."""
+        """Try until the tunnel is back. Raises BrokenResourceError if it cannot come back."""
         self._started, self._last_end = trio.current_time(), -math.inf
         self._tried = self._elsewhere = 0
         self._cause, self._said = self._stream.lost_words, set()
@@ -71,7 +73,7 @@ class Reconnector:
             nursery.start_soon(self._tell)
             try:
                 await self._try_until_back()
-            except trio.BrokenResourceError as error:  # out of the nursery without a group around it
+            except trio.BrokenResourceError as error:  # raised below, outside the nursery: not wrapped in a group
                 failure = error
             nursery.cancel_scope.cancel()
         if failure is not None:
@@ -89,7 +91,7 @@ class Reconnector:
                 self._judge(error)
                 self._cause = f"{error.hop}: {error}"
             except SettingsError as error:
-                # The file of the token cannot be read now: it may be in the middle of being replaced.
+                # The token's file cannot be read now, perhaps because it is just being replaced: try again.
                 self._cause = str(error)
             except AttemptRefused as refused:
                 self._judge_refusal(refused)
@@ -117,8 +119,8 @@ class Reconnector:
 
     async def _pause(self) -> None:
         if not self._tried:
-            # At once, but for a moment: the connection that a lid's closing cut is best not tried in the last
-            # milliseconds before the machine sleeps.
+            # Make the first attempt almost at once. The short pause is for a connection that was lost because the lid
+            # of a laptop was closed: an attempt in the last milliseconds before the machine sleeps would be wasted.
             await trio.sleep(random.uniform(0, _FIRST))  # noqa: S311
             return
         pause = _PAUSES[min(self._tried, len(_PAUSES)) - 1] * random.uniform(1 - _SPREAD, 1 + _SPREAD)  # noqa: S311
@@ -129,7 +131,7 @@ class Reconnector:
             await trio.sleep_until(self._last_end + _AT_ONCE)
 
     def _judge(self, error: TunnelError) -> None:
-        """Raises BrokenResourceError for what another attempt would not change."""
+        """Raise BrokenResourceError if another attempt would fail in the same way."""
         since = trio.current_time() - self._started
         if isinstance(error, DestinationForbidden) or error.lasting:
             self._give_up(str(error))
@@ -162,7 +164,7 @@ class Reconnector:
         raise trio.BrokenResourceError(words)
 
     async def _tell(self) -> None:
-        """After a while, and for each new cause, one line. Causes that take turns are said once."""
+        """Log a line once the outage has lasted `_QUIET`, then one for each new cause. Repeat no cause."""
         await trio.sleep_until(self._started + _QUIET)
         while True:
             if self._cause not in self._said:
