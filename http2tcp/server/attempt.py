@@ -1,7 +1,7 @@
 """A connection that asks to resume a tunnel: challenge → proof → take-over, or a RESET that says why not.
 
-The proof comes before anything of the session is touched. A token alone, which a team may share, does not even disturb
-a session of somebody else.
+The proof is checked before anything in the session changes. A team may share one token, so a token without the proof
+must not even disturb the session of another member.
 """
 
 from __future__ import annotations
@@ -25,25 +25,25 @@ if TYPE_CHECKING:
 
 # How long a client may take to answer the challenge, in seconds.
 _HELLO_TIMEOUT = 5.0
-# How long it may take to read why it is refused.
+# How long a refused client may take to read the reason, in seconds.
 _LINGER = 1.0
 
 
 class Attempt:
-    """One such connection."""
+    """One connection that asks to resume a tunnel."""
 
     def __init__(self, state: State, carrier: Stream, records: SessionRecords, *, transport: str) -> None:
-        """`records` are the connection's own: they know where it comes from."""
+        """`records` are those of this connection, not of the session: they have the client's present address."""
         self._state = state
         self._carrier = carrier
         self._records = records
         self._transport = transport
 
     async def run(self, found: Entry | Tombstone | None, proved: Callable[[], None]) -> str:
-        """Resume what was found; how it went, in a word of `counters.RESUMES`.
+        """Resume the session that was found. Return the outcome: a word of `counters.RESUMES`.
 
-        `proved` is called once the client has proved the session. Where it is resumed, this returns when the session
-        no longer needs the connection.
+        Calls `proved` once the client has proved that the session is its own. If the session is resumed, this returns
+        only when the session no longer uses this connection.
         """
         try:
             if isinstance(found, Entry):
@@ -81,7 +81,8 @@ class Attempt:
             return await self._deny(error)
         proved()
         if leaves:
-            # It could not say so before, or not past bytes that nobody reads.
+            # The client came back only to end the session. It could not say so on its last connection, which was lost
+            # or blocked by bytes that nobody reads.
             stream.break_off("the client has left")
             return "left"
         away = stream.last_gap
@@ -95,7 +96,7 @@ class Attempt:
         return "resumed"
 
     async def _tell_end(self, stone: Tombstone) -> str:
-        """The session is over; a client that proves it learns how."""
+        """The session is over. Tell the client how it ended, if the client proves that the session was its own."""
         try:
             with trio.fail_after(_HELLO_TIMEOUT):
                 hello, nonce = await receive_claim(self._carrier)
@@ -116,7 +117,7 @@ class Attempt:
                 await self._carrier.send_all(capsule)
                 await self._carrier.linger()
             except (trio.BrokenResourceError, trio.ClosedResourceError):
-                pass  # it did not wait for the answer
+                pass  # the client did not wait for the answer
 
 
 def _result(error: ResumeError) -> str:
