@@ -1,8 +1,8 @@
-"""The resumable sessions of a server: who is away, who may come back, and who has to give up the place.
+"""The resumable sessions of a server: which clients are away, which may come back, and which sessions to evict.
 
-A session's relay and its records belong to the connection that opened it, whose task goes on while the client is away.
-Another connection that proves the session hands its stream over (`net.resumable`), and waits until it is no longer
-needed. Nothing here does I/O.
+The task of the connection that opened a session runs its relay and its records, and goes on while the client is away.
+The task of a later connection that proves the session hands its stream over to it (`net.resumable`), and waits until
+the session no longer uses that stream. Nothing here does I/O.
 """
 
 from __future__ import annotations
@@ -30,22 +30,23 @@ if TYPE_CHECKING:
     from http2tcp.server.policy import Token
     from http2tcp.server.settings import ServerSettings
 
-# Sessions that are over and are remembered, for a client whose last words were lost: about 450 bytes each.
+# How many sessions are remembered after they are over, for a client that lost its connection before it knew. Each takes
+# about 450 bytes.
 _TOMBSTONES = 1000
-# Attempts at one session that may be under way. Of more, the oldest goes: whoever shares the token can begin as many as
-# they like, and must not keep the owner out, who needs one round trip.
+# How many attempts at one session may be under way. One more cancels the oldest. Anybody who shares the token can begin
+# any number of attempts, but must not keep out the session's own client, which needs one round trip to prove itself.
 ATTEMPTS = 8
-# A session counts as absent, and may have to give up its place, only after so many seconds: where a front end restarts,
-# all of its clients are away for a moment.
+# A session counts as absent, and can be evicted, only after its client has been away for this many seconds: when a
+# front end restarts, all of its clients are away for a moment.
 PATIENCE = 120.0
-# Bytes that every session may keep in a direction, whatever the others do.
+# How many bytes every session may keep, however much the others keep.
 _OWN = 64 * 1024
-# A name that `--node` takes.
+# The names that `--node` accepts.
 NODE = re.compile(r"[a-z0-9](?:[a-z0-9.-]{0,61}[a-z0-9])?")
 
 
 class Session(Protocol):
-    """What a session is here: `http2tcp.server.session.Session`."""
+    """The part of `http2tcp.server.session.Session` that this module uses."""
 
     token: Token | None
     lifetime: Lifetime
@@ -53,10 +54,10 @@ class Session(Protocol):
 
     @property
     def id(self) -> str:
-        """The id that the logs of both sides have."""
+        """The session's id, as it appears in the logs of both sides."""
 
     def give_up_place(self) -> None:
-        """Give up the place among the tunnels."""
+        """Free the session's place among the tunnels that are counted."""
 
 
 @dataclass(eq=False, slots=True)
@@ -65,16 +66,16 @@ class Entry:
 
     session: Session
     stream: ResumableStream
-    #: The client's address, as its records have it.
+    #: The client's address, as the session's records have it.
     client: str
-    #: Attempts at it that have not proved anything yet, the oldest first: what cancels each.
+    #: The cancel scopes of the attempts that have not proved the session yet, the oldest first.
     attempts: list[trio.CancelScope] = field(default_factory=list)
-    #: When the client was lost, on trio's clock; None while it is there.
+    #: When the client was lost, on trio's clock; None while the client is connected.
     away_since: float | None = None
 
 
 class Memory:
-    """How many bytes all sessions keep, by token. A session above its own 64 KiB shares what its token has."""
+    """Counts the bytes that all sessions keep, by token. Beyond its own 64 KiB, a session shares its token's part."""
 
     def __init__(self, total: int) -> None:
         self.total = total
@@ -82,22 +83,22 @@ class Memory:
         self._by_token: Counter[bytes] = Counter()
 
     def keeps(self, token: bytes, change: int) -> None:
-        """A session of this token keeps so many bytes more, or fewer."""
+        """A session of this token keeps `change` more bytes than before (fewer if negative)."""
         self.used += change
         self._by_token[token] += change
         if not self._by_token[token]:
             del self._by_token[token]
 
     def left(self, token: bytes) -> int:
-        """How many more bytes sessions of this token may keep. Tokens that keep something have equal shares."""
+        """How many more bytes the sessions of this token may keep. All tokens that keep bytes have equal shares."""
         sharing = len(self._by_token) + (token not in self._by_token)
-        # One token alone leaves an eighth for the others that may come.
+        # If only one token keeps bytes, it leaves an eighth for tokens that may come.
         share = self.total * 7 // 8 if sharing == 1 else self.total // sharing
         return max(0, min(share - self._by_token[token], self.total - self.used))
 
 
 class Account:
-    """What one session keeps, as the memory of all counts it."""
+    """Counts the bytes that one session keeps, as a part of the `Memory` of all sessions."""
 
     __slots__ = ("_counted", "_memory", "_token")
 
@@ -107,7 +108,7 @@ class Account:
         self._counted = 0
 
     def settle(self, machine: Resumable) -> None:
-        """Count what the session keeps now, and set how much it may keep."""
+        """Count the bytes that the session keeps now, and set how many it may keep."""
         change = machine.out.held - self._counted
         if change:
             self._memory.keeps(self._token, change)
@@ -115,13 +116,13 @@ class Account:
         machine.keep_at_most = max(_OWN, machine.out.held + self._memory.left(self._token))
 
     def close(self) -> None:
-        """The session keeps nothing any more."""
+        """The session no longer keeps bytes: count 0."""
         self._memory.keeps(self._token, -self._counted)
         self._counted = 0
 
 
 class Resumption:
-    """All of them."""
+    """All resumable sessions of a server, and the tombstones of those that are over."""
 
     def __init__(self, settings: ServerSettings) -> None:
         self.settings = settings
@@ -133,7 +134,7 @@ class Resumption:
         self._away: OrderedDict[Entry, None] = OrderedDict()
 
     def configure(self, settings: ServerSettings) -> None:
-        """Take new settings, for sessions to come; the limits hold for those that are away, too."""
+        """Use new settings for new sessions. Their limits also apply at once to the sessions that are away."""
         self.settings = settings
         self.memory.total = settings.resume_memory
         self.make_room()
@@ -141,7 +142,7 @@ class Resumption:
     # --- sessions ---------------------------------------------------------------------------------
 
     def offer(self, session: Session, *, keepalive: float, confirms: bool, idle_timeout: float | None) -> Resumable:
-        """The machine of a new session."""
+        """Make the machine of a new session."""
         terms = Terms(
             keepalive=int(keepalive * 1000),
             window=self.settings.resume_window,
@@ -151,7 +152,7 @@ class Resumption:
         return Resumable.offer(session.id, secrets.token_bytes(KEY_SIZE), terms, confirms=confirms)
 
     def account(self, session: Session) -> Account:
-        """What counts the bytes that the session keeps."""
+        """Make the account that counts the bytes that the session keeps."""
         return Account(self.memory, _owner(session.token))
 
     def add(self, entry: Entry) -> None:
@@ -159,7 +160,7 @@ class Resumption:
         self._entries[entry.session.id] = entry
 
     def remove(self, entry: Entry, code: int, words: str) -> None:
-        """A session is over. What its client is told if it comes back all the same."""
+        """Remove a session that is over. `code` and `words` are for its client, if that comes back all the same."""
         del self._entries[entry.session.id]
         self._away.pop(entry, None)
         entry.stream.keeps_nothing()
@@ -172,7 +173,7 @@ class Resumption:
                 self._tombstones.popitem(last=False)
 
     def find(self, session: str, token: Token | None) -> Entry | Tombstone | None:
-        """The session, or what is left of it; None where this token has none of that id."""
+        """Find a session, or its tombstone, by id; None if no session of this token has the id."""
         entry = self._entries.get(session)
         if entry is not None:
             return entry if _is_same(entry.session.token, token) else None
@@ -185,20 +186,20 @@ class Resumption:
         return stone
 
     def unknown(self) -> bytes:
-        """What is said of a session that is not known here."""
+        """The RESET that answers a request for a session that this server does not know."""
         return gone(self.settings.node, self.started)
 
     # --- who is away ------------------------------------------------------------------------------
 
     def left(self, entry: Entry) -> None:
-        """Its client was lost."""
+        """Record that the client of a session was lost."""
         entry.away_since = trio.current_time()
         entry.client = entry.session.records.client
         self._away[entry] = None
         self.make_room()
 
     def returned(self, entry: Entry) -> None:
-        """Its client is back."""
+        """Record that the client of a session is back."""
         entry.away_since = None
         self._away.pop(entry, None)
 
@@ -208,7 +209,7 @@ class Resumption:
         return len(self._away)
 
     def _absent(self) -> Iterator[Entry]:
-        """Those that have been away for long enough to count, the longest first."""
+        """Yield the sessions that have been away for `PATIENCE` or longer, the longest absence first."""
         latest = trio.current_time() - PATIENCE
         for entry in self._away:
             assert entry.away_since is not None
@@ -217,7 +218,7 @@ class Resumption:
             yield entry
 
     def make_room(self) -> None:
-        """End what is over the limits. To be called now and then: those who are away begin to count with time."""
+        """Evict the sessions that are over the limits. Call it regularly: sessions become absent as time passes."""
         for owner, entries in self._by_owner().items():
             for _ in range(len(entries) - self.settings.max_detached_per_token):
                 self._evict(_first_to_go(owner, entries))
@@ -227,7 +228,7 @@ class Resumption:
             self._evict(_first_to_go(owner, owners[owner]))
 
     def give_place(self, token: Token | None, client: str) -> bool:
-        """End the session of this token that has been away longest, those of this client first; False: none may go."""
+        """Evict this token's longest absent session, one of this client if possible. Return whether there was one."""
         mine = self._by_owner().get(_owner(token))
         if not mine:
             return False
@@ -247,9 +248,10 @@ class Resumption:
 
 
 def _first_to_go(owner: bytes, entries: list[Entry]) -> Entry:
-    """Take out who makes room: of the client that has most of these, the one that has been away longest.
+    """Choose the session to evict and remove it from `entries`: the longest absent one of the client that has most.
 
-    Without tokens anybody may leave any number: there the newest goes, so that a flood drives nobody out.
+    Without tokens, anybody can leave any number of sessions behind. Then choose that client's newest absent session, so
+    that a flood does not drive out older sessions.
     """
     clients = Counter(entry.client for entry in entries)
     most = clients.most_common(1)[0][0]
@@ -264,7 +266,7 @@ def _owner(token: Token | None) -> bytes:
 
 
 def _is_same(owner: Token | None, token: Token | None) -> bool:
-    """Whether both are the same token; one that was given a new secret keeps its name."""
+    """Whether both are the same token. A token that was given a new secret is recognized by its name."""
     if owner is None or token is None:
         return owner is token
     return owner.digest == token.digest or (bool(owner.name) and owner.name == token.name)
