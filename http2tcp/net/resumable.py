@@ -1,12 +1,12 @@
-"""A tunnel that outlives its connections: what the relay sees in place of `CapsuleStream`.
+"""A tunnel that outlives its connections: the stream that the relay uses in place of `CapsuleStream`.
 
-`http2tcp.protocol.resume.Resumable` decides; this stream moves the bytes. It has one *carrier* at a time, the stream of
-the connection that is attached. A carrier that breaks, ends early or falls silent is only a detachment: nothing is
-raised, what is received stays in memory, and `send_all` keeps what it was given and waits, so that the other side of
-the relay is read no further. `attach` goes on with another carrier. The tunnel breaks where nobody comes back within
-the grace, where either side breaks it off, and where bytes were lost.
+`http2tcp.protocol.resume.Resumable` decides; this stream moves the bytes. It has one *carrier* at a time: the stream of
+the connection that is attached. A carrier that breaks, ends early or falls silent is only detached: nothing is raised,
+received bytes stay in memory, and `send_all` keeps the bytes that it was given and waits, so that the relay stops
+reading its other side. `attach` goes on with another carrier. The tunnel breaks if the client does not come back within
+the grace, if either side breaks it off, or if bytes were lost.
 
-Bytes count as handed on once the pump comes back for more: it has then given them to its sink.
+Bytes count as handed on once the pump comes back for more: by then it has written them to its sink.
 """
 
 from __future__ import annotations
@@ -26,36 +26,37 @@ from http2tcp.protocol.capsule import KEEPALIVE, ResetCode
 from http2tcp.protocol.resume import ACK_WITHIN, LAPSE_AFTER, Mode, Resumable
 from http2tcp.protocol.resume_wire import Gap, Hello, Violation
 
-# How many of its own intervals a peer may miss before its connection is given up.
+# For how many of its own keepalive intervals a peer may be silent before its connection is given up.
 _MISSED = 3
-# How long closing may try to say that nothing more comes, and a broken tunnel why.
+# How long, in seconds, closing may try to send our end, and a broken tunnel its reason.
 _CLOSING = 1.0
-# How long a client that has everything waits for the server's close: closing first, with bytes unread, would reset the
-# connection, and a reset overtakes the last ACK.
+# How long a finished client waits for the server to close first, in seconds. If the client closed first, with bytes
+# unread, the kernel would reset the connection, and the reset could overtake the client's last ACK.
 _LAST_CLOSE = 2.0
-# A client that has unacknowledged bytes and hears nothing asks after this long, and gives the connection up after as
-# long again. Eternal Terminal's figure; a keystroke without an echo should not wait longer.
+# A client that has unacknowledged bytes and receives nothing sends a PING after this long, and gives the connection up
+# after as long again. Eternal Terminal has the same figure; a keystroke should not wait longer for its echo.
 _PROBE = 5.0
 # After the machine wakes up, the client sends a PING at once, and gives the connection up after this long without an
 # answer.
 _PROBE_AFTER_SUSPEND = 3.0
-# How often a client looks whether the machine was suspended, and how much the two clocks may differ for other reasons.
+# How often a client checks whether the machine was suspended, and how far the two clocks may drift apart between checks
+# without that counting as a suspend. Both in seconds.
 _SUSPEND_LOOK = 5.0
 _SUSPENDED = 2.0
 
 
 class Account(Protocol):
-    """What counts the bytes that a session keeps."""
+    """Counts the bytes that a session keeps."""
 
     def settle(self, machine: Resumable) -> None:
-        """Count what is kept now, and set how much may be (`keep_at_most`)."""
+        """Count the bytes that are kept now, and set how many may be (`keep_at_most`)."""
 
     def close(self) -> None:
-        """Nothing is kept any more."""
+        """Count no bytes from now on: the session is over."""
 
 
 class Bell:
-    """Wakes those who wait for something to have changed. It costs nothing while nobody waits."""
+    """Wakes the tasks that wait for a change. It costs nothing while no task waits."""
 
     __slots__ = ("_event",)
 
@@ -63,13 +64,13 @@ class Bell:
         self._event: trio.Event | None = None
 
     def ring(self) -> None:
-        """Wake all."""
+        """Wake all tasks that wait."""
         if self._event is not None:
             self._event.set()
             self._event = None
 
     async def wait(self) -> None:
-        """Until the next ring."""
+        """Wait until the next `ring`."""
         if self._event is None:
             self._event = trio.Event()
         await self._event.wait()
@@ -82,7 +83,7 @@ class Piped(Protocol):
         """Move all bytes from the pipe into the heap."""
 
     def close(self) -> None:
-        """Forget them."""
+        """Forget the bytes, and give the pipe back."""
 
 
 class Attachment:
@@ -92,23 +93,24 @@ class Attachment:
 
     def __init__(self, carrier: Stream, number: int) -> None:
         self.carrier = carrier
-        #: What the machine calls it.
+        #: The connection's number in the machine.
         self.number = number
-        #: Capsules are written one sender at a time.
+        #: Only the task that holds this lock writes capsules.
         self.lock = SendLock()
-        #: When something last came, on trio's clock.
+        #: When bytes last came, on trio's clock.
         self.heard_at = trio.current_time()
-        #: Whether somebody waits for bytes from it: otherwise its silence means nothing.
+        #: Whether a task waits for bytes from the connection: otherwise its silence proves nothing.
         self.reading = False
-        #: When a PING asked whether it is still there; None: it was not asked, or something came since.
+        #: When a PING asked whether the peer is still there; None: no PING was sent, or bytes came since.
         self.asked_at: float | None = None
-        #: How long it may take to answer that PING, and what the peer's kernel had acknowledged then.
+        #: How long the peer may take to answer that PING, in seconds.
         self.patience = _PROBE
+        #: How many bytes the peer's kernel had acknowledged at that PING, or at the last check since.
         self.taken = 0
 
 
 class ResumableStream(Stream):
-    """The bytes of a session, over whichever connection it has. It owns its carriers."""
+    """The bytes of a session, over the connection that it has at the time. Owns its carriers."""
 
     needs_attention = True
     changes_carriers = True
@@ -126,12 +128,12 @@ class ResumableStream(Stream):
         on_broken_off: Callable[[str], None] | None = None,
         account: Account | None = None,
     ) -> None:
-        """Times are seconds. `peer_keepalive` counts until the peer's HELLO says another.
+        """Times are in seconds. `peer_keepalive` applies until the peer's HELLO brings the peer's own figure.
 
-        `revive`: how a client gets another connection; it calls `attach`, or raises BrokenResourceError where the
-        tunnel cannot come back. `on_lost` is told why, each time that a connection is lost and waited for, and
-        `on_broken_off` where the tunnel is over all at once: the relay may be stuck at its other side. `account`
-        counts what is kept, and bounds it.
+        `revive` gets a client another connection: it calls `attach`, or raises BrokenResourceError if the tunnel cannot
+        come back. `on_lost` is called with the reason each time a connection is lost and the session waits for another.
+        `on_broken_off` is called with the reason if `break_off` ends the tunnel: the relay may be blocked at its other
+        side, and not notice. `account` counts the kept bytes and limits them.
         """
         self.machine = machine
         self._keepalive = keepalive
@@ -144,33 +146,36 @@ class ResumableStream(Stream):
         self.attachment: Attachment | None = Attachment(carrier, machine.attachment)
         #: When the connection was lost, on trio's clock; None while one is attached.
         self.lost_at: float | None = None
-        #: Why the last one was lost.
+        #: Why the last connection was lost, or why the last attempt to reconnect failed.
         self.lost_words = ""
-        #: Whether the tunnel broke because nobody came back.
+        #: Whether the tunnel broke because no connection came back.
         self.given_up = False
-        #: Whether it broke because bytes were lost in between.
+        #: Whether the tunnel broke because bytes were lost in between.
         self.gap = False
-        #: How often it was resumed, and how long it was without a connection, in seconds.
+        #: How often the session was resumed.
         self.resumes = 0
+        #: How long the session was without a connection, in seconds: in total, and the last time.
         self.lost_for = self.last_gap = 0.0
         self._is_reviving = False
-        #: How much is read at a time: less where more would be spliced.
+        #: The most bytes to read at a time from a carrier with a descriptor. The pump lowers it: it splices the rest.
         self.sip = CHUNK
-        #: Where the kept bytes are that have not come through memory.
+        #: The store of the kept bytes, if some of them may be in a pipe.
         self.piped: Piped | None = None
-        # Why the tunnel is broken for good; None: it is not.
+        # Why the tunnel is broken for good; None: it is not broken.
         self._failure: str | None = None
-        # Bytes that the pump has taken and not come back from.
+        # How many bytes the pump has taken and not yet reported as written to its sink.
         self._lent = 0
+        # When the pump last took bytes, or last reported some as written.
         self._lent_at = 0.0
-        # Since when a sender waits for the peer to acknowledge something.
+        # Since when a sender has waited for room; None: none waits.
         self._full_since: float | None = None
+        # Since when we have owed the peer an ACK; None: we owe none.
         self._owed_since: float | None = None
-        #: A connection came or went, or the tunnel is over.
+        #: Rings when a connection comes or goes, and when the tunnel is over.
         self._changed = Bell()
-        #: There may be room, or a reason to have none.
+        #: Rings when there may be room to send, and when there will never be any.
         self._room = Bell()
-        #: `attend` has something to do before the time that it sleeps to.
+        #: Rings when `attend` has something to do before it would wake up by itself.
         self._stir = Bell()
         self._drift = _clock_drift()
         self._is_attended = False
@@ -178,7 +183,7 @@ class ResumableStream(Stream):
     # --- connections ------------------------------------------------------------------------------
 
     def attach(self, carrier: Stream) -> None:
-        """Go on with this carrier: the machine has taken it over, or resumed with it. What came too far is unread."""
+        """Go on with this carrier, after the machine's `take_over` or `resume`. Bytes read too far are unread in it."""
         assert self.attachment is None
         carrier.reset_on_exit()
         self.attachment = Attachment(carrier, self.machine.attachment)
@@ -190,21 +195,22 @@ class ResumableStream(Stream):
         self._ring()
 
     def detach(self, why: str) -> None:
-        """Give the connection up; a session that cannot come back is broken."""
+        """Give the connection up. A session that cannot be resumed is then broken."""
         if self.attachment is not None:
             self._lose(self.attachment, why)
 
     def replace(self, hello: Hello, server_nonce: bytes, carrier: Stream) -> Attachment:
-        """At the server: a client's HELLO takes the session over, and its connection the place of the old one.
+        """At the server: let a client's HELLO take the session over. Its connection replaces the old one.
 
-        Raises NotYours and Stale, which touch nothing, and Gap and Violation, which end the session.
+        Raises NotYours and Stale, which change nothing; Gap and Violation, which end the session; BrokenResourceError
+        if the session has just ended.
         """
         self.machine.check(hello, server_nonce)
         if self._failure is not None:
-            # It has just ended. Another attempt finds what is left of it.
+            # The session has just ended. The client's next attempt finds the tombstone.
             raise trio.BrokenResourceError(self._failure)
         if self.attachment is not None:
-            # The proof says that the client knows the session, even where its first words were lost.
+            # The proof shows that the client knows the session, even if its first HELLO and ACK were lost.
             self.machine.mode, self.machine.confirmed = Mode.RESUMABLE, True
             self._lose(self.attachment, "a newer connection of this client took its place")
         try:
@@ -218,7 +224,7 @@ class ResumableStream(Stream):
         return self.attachment
 
     async def wait_detached(self, attachment: Attachment) -> None:
-        """Until this connection is no longer the session's."""
+        """Wait until the session no longer uses this connection."""
         while self.attachment is attachment:
             await self._changed.wait()
 
@@ -229,7 +235,7 @@ class ResumableStream(Stream):
         attachment.carrier.abort()
         self.machine.detach(attachment.number)
         if self.piped is not None:
-            # They are about to be sent again, and nobody keeps a pipe while he waits for that.
+            # The kept bytes will be sent again, and a session that waits for a connection should hold no pipe.
             self.piped.fold()
         self._owed_since = None
         if self.machine.resumable and self._failure is None:
@@ -242,13 +248,13 @@ class ResumableStream(Stream):
         self._ring()
 
     def fail(self, why: str) -> None:
-        """The tunnel is broken for good."""
+        """Break the tunnel for good. The first reason counts."""
         if self._failure is None:
             self._failure = why
         self._ring()
 
     def break_off(self, why: str) -> None:
-        """As `fail`, where the relay may be stuck at its other side, and would not notice."""
+        """Like `fail`, but also call `on_broken_off`: a relay that is blocked at its other side would not notice."""
         self.fail(why)
         if self._on_broken_off is not None:
             self._on_broken_off(why)
@@ -265,7 +271,7 @@ class ResumableStream(Stream):
     # --- receiving --------------------------------------------------------------------------------
 
     async def receive_some(self, max_bytes: int | None = None) -> bytes:
-        """Payload; b"" after the peer's end. Raises BrokenResourceError where the tunnel is broken for good."""
+        """Receive payload; b"" after the peer's end. Raises BrokenResourceError if the tunnel is broken for good."""
         if max_bytes is not None and max_bytes < 1:
             raise ValueError("max_bytes must be 1 or more")
         self.take_back()
@@ -281,21 +287,21 @@ class ResumableStream(Stream):
         return data
 
     def unread(self, data: bytes) -> None:
-        """See `Stream.unread`: it was not handed on."""
+        """See `Stream.unread`. These bytes do not count as handed on."""
         self._lent -= len(data)
         super().unread(data)
 
     def take_back(self) -> None:
-        """The pump is back: its sink has taken what it was given."""
+        """Count the lent bytes as handed on: the pump is back, so its sink has taken them."""
         if self._lent:
             self.machine.sink_took(self._lent)
             self._lent = 0
             self._owe()
 
     async def take_past(self, attachment: Attachment, count: int) -> None:
-        """So many bytes of payload have left the connection past this stream, and are lent to the pump.
+        """Count `count` bytes of payload that the pump took from the connection past this stream, as lent to it.
 
-        Raises BrokenResourceError where the peer broke the rules.
+        Raises BrokenResourceError if the peer broke the rules.
         """
         try:
             self.machine.took(count)
@@ -307,25 +313,25 @@ class ResumableStream(Stream):
         self._lent_at = attachment.heard_at
 
     def handed_on(self, count: int) -> None:
-        """The pump's sink has taken so many of the bytes that it was lent."""
+        """Count `count` of the lent bytes as handed on: the pump's sink has taken them."""
         self.machine.sink_took(count)
         self._lent -= count
         self._lent_at = trio.current_time()
         self._owe()
 
     def keep_in_hand(self, count: int) -> None:
-        """So many of the bytes that the pump was lent will not reach its sink."""
+        """Count `count` of the lent bytes as not handed on: they will not reach the pump's sink."""
         self._lent -= count
 
     def incoming_fd(self) -> int | None:
-        """The descriptor on which the connection's next bytes come; None where there is none, or not only one."""
+        """The descriptor on which the connection's next bytes come; None if it has none, or if bytes wait in memory."""
         attachment = self.attachment
         if attachment is None or self._ahead or attachment.carrier.has_ahead:
             return None
         return attachment.carrier.source_fd()
 
     def _owe(self) -> None:
-        """See to it that the peer is told of what was handed on, in time."""
+        """Make `attend` send an ACK for the bytes that were handed on, in time."""
         if self.machine.wants_write:
             self._stir.ring()
         elif self.machine.owed and self._owed_since is None and self.machine.mode is not Mode.PLAIN:
@@ -333,7 +339,7 @@ class ResumableStream(Stream):
             self._stir.ring()
 
     async def _check_end(self) -> None:
-        """Raises BrokenResourceError where the peer's end is a RESET."""
+        """Raise BrokenResourceError if the peer's end is a RESET."""
         assert self.machine.peer_end is not None
         said = self.machine.peer_end.reset
         if said is None:
@@ -347,7 +353,7 @@ class ResumableStream(Stream):
         raise trio.BrokenResourceError(self.peer_reason)
 
     async def _receive(self) -> None:
-        """One read of the connection, or a wait for one. Raises BrokenResourceError."""
+        """Read once from the connection, or wait for a connection. Raises BrokenResourceError."""
         self._check()
         attachment = self.attachment
         if attachment is None:
@@ -364,7 +370,7 @@ class ResumableStream(Stream):
             self._lose(attachment, str(error))
             return
         if attachment is not self.attachment:
-            return  # a newer connection has taken over: what the old one still brings is not counted
+            return  # a newer connection has taken over: ignore what the old one still brings
         if not data:
             self._lose(attachment, "it ended before the tunnel did")
             return
@@ -373,7 +379,7 @@ class ResumableStream(Stream):
             parts = self.machine.receive(data, attachment.number)
             self._ahead += next(parts).payload
             for part in parts:
-                # The other tunnels have their turn. What has arrived is not dropped if this one is over.
+                # Let other tunnels have their turn. Shielded: a cancel must not drop bytes that have arrived.
                 await trio.lowlevel.cancel_shielded_checkpoint()
                 self._ahead += part.payload
         except Violation as error:
@@ -389,7 +395,7 @@ class ResumableStream(Stream):
             self._account.settle(self.machine)
 
     def keeps_nothing(self) -> None:
-        """The tunnel is over, and what it kept is forgotten."""
+        """Close the account: the tunnel is over, and its kept bytes are forgotten."""
         if self._account is not None:
             self._account.close()
             self._account = None
@@ -414,7 +420,7 @@ class ResumableStream(Stream):
         return math.inf if self._peer_keepalive is None else _MISSED * self._peer_keepalive
 
     async def _accuse(self, attachment: Attachment, error: Violation) -> None:
-        """Tell a peer that broke the rules so, and give it up."""
+        """Tell the peer which rule it broke, break the tunnel, and give the connection up."""
         self.fail(str(error))
         with trio.move_on_after(_CLOSING):
             try:
@@ -422,18 +428,19 @@ class ResumableStream(Stream):
                     await attachment.carrier.send_all(error.capsule())
                 await attachment.carrier.flush()
             except (trio.BrokenResourceError, trio.ClosedResourceError):
-                pass  # it is gone
+                pass  # the connection is already gone
         self._lose(attachment, str(error))
 
     # --- sending ----------------------------------------------------------------------------------
 
     async def send_all(self, data: Bytes) -> None:
-        """Keep it and send it, and wait until there is room for more. Raises BrokenResourceError."""
+        """Keep `data` and send it, and wait until there is room for more. Raises BrokenResourceError."""
         self._check()
         machine = self.machine
         if machine.out.end is not None:
             raise trio.ClosedResourceError("the end was already sent")
-        # A cancel comes before the bytes are taken, or only stops the wait: they are the session's from then on.
+        # A cancel takes effect here, before the session has the bytes, or it only ends the wait for room: the bytes are
+        # the session's then.
         await trio.lowlevel.checkpoint_if_cancelled()
         machine.give(data if isinstance(data, bytes) else bytes(data))
         self._settle()
@@ -441,7 +448,7 @@ class ResumableStream(Stream):
         await self.wait_for_room()
 
     async def wait_for_room(self) -> None:
-        """Send what is due, and wait until there is a connection and room for more. Raises BrokenResourceError."""
+        """Send what is due. Wait until there is a connection and room for more. Raises BrokenResourceError."""
         machine = self.machine
         await self._transmit()
         while self._failure is None and machine.broken is None and (self.attachment is None or machine.room <= 0):
@@ -460,33 +467,33 @@ class ResumableStream(Stream):
 
     @property
     def has_unsent(self) -> bool:
-        """Whether something waits for a connection."""
+        """Whether bytes, or our end, wait to be sent."""
         return self.machine.out.sent < self.machine.out.positions
 
     async def wait_for_input(self) -> None:
-        """While detached: until there is something to send that was not there before."""
+        """While detached: wait until more is given to send."""
         given = self.machine.out.positions
         while self.machine.out.positions == given:
             await self._stir.wait()
 
     def stir_if_asleep(self) -> None:
-        """Something is to be sent after a while without: its answer may fail to come."""
+        """At a client that sends again after a pause: wake `attend`, to watch for the answer, or a pausing `revive`."""
         if self._client and (self.attachment is None or self.machine.out.acked == self.machine.out.sent):
             self._stir.ring()
 
     async def _transmit(self) -> None:
-        """Write what is due, as far as there is a connection."""
+        """Write what is due, as long as there is a connection."""
         while (attachment := self.attachment) is not None and self.machine.wants_write:
             await self._write(attachment, self.machine.data_to_send)
 
     def carrier_fd(self) -> int | None:
-        """The descriptor to which the connection's next bytes go; None where there is none."""
+        """The descriptor to which the connection's next bytes are written; None if there is none."""
         return None if self.attachment is None else self.attachment.carrier.sink_fd()
 
     async def write_past(
         self, begin: Callable[[int], bytes], follow: Callable[[Attachment, bytes], Awaitable[None]]
     ) -> None:
-        """Let `follow` write what `begin` gives, and more after it, past this stream; nothing if that is b""."""
+        """Let `follow` write what `begin` returns, and more after it, past this stream. Do nothing if that is b""."""
         if self.attachment is not None:
             await self._write(self.attachment, begin, follow)
             self._settle()
@@ -497,7 +504,7 @@ class ResumableStream(Stream):
         take: Callable[[int], bytes],
         follow: Callable[[Attachment, bytes], Awaitable[None]] | None = None,
     ) -> None:
-        """Take what is due and write it, as one step: their order is the protocol."""
+        """Take what is due and write it under one lock: capsules must be written in the order they are taken."""
         taken = False
         try:
             async with attachment.lock:
@@ -515,12 +522,12 @@ class ResumableStream(Stream):
             self._lose(attachment, str(error))
         except trio.Cancelled:
             if taken:
-                # A part of a capsule may be out. Nothing can follow it on this connection.
+                # Perhaps only a part of a capsule was written: nothing can follow it on this connection.
                 self._lose(attachment, "a write was cut short")
             raise
 
     async def send_eof(self) -> None:
-        """End our direction, once. It is sent on whichever connection there is."""
+        """End our direction. The end is sent now, or on the next connection if there is none now."""
         self._check()
         self.machine.give_end()
         await self._transmit()
@@ -537,7 +544,7 @@ class ResumableStream(Stream):
     # --- attending --------------------------------------------------------------------------------
 
     async def attend(self) -> None:
-        """Keep the connection alive, acknowledge in time, and wait for, or make, another one.
+        """Keep the connection alive and acknowledge in time. Once it is lost, wait for another one, or make one.
 
         If no task runs `attend`, the task that receives or sends makes the next connection.
         """
@@ -583,11 +590,11 @@ class ResumableStream(Stream):
     def _keepalive_due(self, _: int) -> bytes:
         machine = self.machine
         if machine.mode is Mode.PLAIN and machine.out.sent > machine.out.length and machine.told == machine.received:
-            return b""  # DONE was our last word
+            return b""  # we have sent DONE, which is our last capsule
         return machine.keepalive() or KEEPALIVE
 
     def _next_look(self, attachment: Attachment) -> float:
-        """When there is something to do, at the latest."""
+        """The time, on trio's clock, at which `_tend` has to check again."""
         now = trio.current_time()
         silent_since = now if attachment.lock.held else attachment.lock.released_at
         looks = [silent_since + self._keepalive]
@@ -603,17 +610,17 @@ class ResumableStream(Stream):
                 looks.append(attachment.heard_at + _PROBE)
             if attachment.asked_at is not None:
                 looks.append(attachment.asked_at + attachment.patience)
-        # Never in the past: what is overdue was tried just now.
+        # Return no time in the past: `_tend` has just tried whatever is overdue.
         return max(min(looks), now + 0.05) if min(looks) <= now else min(looks)
 
     def _is_stuck(self, now: float) -> bool:
-        """Whether both directions have been: our sink takes nothing, and the peer acknowledges nothing."""
+        """Whether both directions have been stuck for `LAPSE_AFTER`: our sink takes no bytes, and we get no room."""
         if self._full_since is None or not self._lent:
             return False
         return now >= max(self._full_since, self._lent_at) + LAPSE_AFTER
 
     def _probe(self, attachment: Attachment, now: float) -> None:
-        """Ask a silent connection whether it is still there, and give it up where it does not answer."""
+        """Send a PING on a silent connection, and give the connection up if no answer comes."""
         drift = _clock_drift()
         suspended, self._drift = drift - self._drift > _SUSPENDED, drift
         if not attachment.reading:
@@ -631,14 +638,14 @@ class ResumableStream(Stream):
         elif now >= attachment.asked_at + attachment.patience:
             taken = attachment.carrier.queue().acknowledged
             if taken != attachment.taken:
-                # It is slow, not dead: the peer's kernel goes on taking what is queued.
+                # The connection is slow, not dead: the peer's kernel still acknowledges queued bytes.
                 attachment.taken, attachment.asked_at = taken, now
             else:
                 silent = now - attachment.heard_at
                 self._lose(attachment, f"nothing came for {silent:.0f} s, not even an answer to a PING")
 
     async def _await_return(self) -> None:
-        """Wait for another connection, for the grace at most; a client makes one."""
+        """Wait for another connection, at most for the grace. A client makes one itself."""
         if self.lost_at is None or self._is_reviving:
             await self._changed.wait()
             return
@@ -668,7 +675,7 @@ class ResumableStream(Stream):
     # --- the end ----------------------------------------------------------------------------------
 
     def acknowledge_eof(self) -> None:
-        """See `Stream.acknowledge_eof`. `attend` sends it, or `finish`."""
+        """See `Stream.acknowledge_eof`. `attend` or `finish` sends the ACK."""
         self.take_back()
         if self.machine.peer_end is not None and not self.machine.in_hand:
             self.machine.sink_ended()
@@ -680,7 +687,7 @@ class ResumableStream(Stream):
         return self.machine.peer_end is not None and self.machine.told == self.machine.received
 
     async def wait_acknowledged(self) -> None:
-        """See `Stream.wait_acknowledged`. Returns at once where the peer confirms nothing."""
+        """See `Stream.wait_acknowledged`. Returns at once if the peer sends no confirmations."""
         machine = self.machine
         while not (machine.end_acked or (machine.mode is Mode.PLAIN and not machine.confirms)):
             if machine.peer_end is not None and machine.peer_end.reset is not None:
@@ -688,7 +695,7 @@ class ResumableStream(Stream):
             await self._receive()
 
     async def finish(self) -> None:
-        """See `Stream.finish`: through any number of connections, for the grace each."""
+        """See `Stream.finish`. Uses any number of connections, and waits for each at most for the grace."""
         machine = self.machine
         machine.give_end()
         self.acknowledge_eof()
@@ -709,10 +716,10 @@ class ResumableStream(Stream):
                     pass  # harmless: each side already has everything
 
     async def leave(self) -> None:
-        """See `Stream.leave`. A client says so behind what it has given.
+        """See `Stream.leave`. A client sends a RESET that says that it leaves, after the data that it has given.
 
-        Where that takes too long, or the connection is lost, it says so by another one, whose HELLO wants to be missed
-        for no time at all.
+        If that takes too long, or the connection is lost, the client makes another connection, whose HELLO has a grace
+        of 0: the server is not to wait for it any longer.
         """
         machine = self.machine
         if not self._client or not machine.resumable or machine.over or self._failure is not None:
@@ -731,14 +738,14 @@ class ResumableStream(Stream):
                     machine.terms = machine.terms._replace(grace=0)
                     await self._revive()
             except (trio.BrokenResourceError, trio.ClosedResourceError):
-                pass  # the server will find out
+                pass  # the server ends the session once the grace is over
 
     def delivery_patience(self, code: int) -> float:
-        """See `Stream.delivery_patience`. A client that is away is waited for where its target has ended the tunnel."""
+        """See `Stream.delivery_patience`. If the target broke the tunnel, wait the grace for a client that is away."""
         return self.machine.grace if self.machine.resumable and code == ResetCode.TARGET else 0.0
 
     async def send_reason(self, why: str, code: int = 0) -> None:
-        """Break the tunnel off, after what was given; the peer learns it on this connection or on the next."""
+        """Break the tunnel off, after the data that was given. The peer gets the reason now, or when it is back."""
         self.take_back()
         self.machine.give_reset(code or (ResetCode.LEAVING if self._client else 0), why)
         self._ring()
@@ -746,11 +753,11 @@ class ResumableStream(Stream):
             await self._transmit()
 
     async def flush(self) -> None:
-        """After `send_reason`, wait until the peer has learnt it; else as the stream below."""
-        # A client that leaves has said so on this connection, and waits for nobody.
+        """After `send_reason` at the server, wait until the client has the reason. Otherwise flush the carrier."""
+        # Only the server waits. A client that leaves has said so on this connection, and makes no other one.
         said = self.machine.broken
         if self.attachment is None and said is not None and said.code == ResetCode.AWAY_TOO_LONG:
-            return  # its place is needed now; a client that comes back finds the tombstone
+            return  # the session was evicted: its place is needed now, and its client finds the tombstone
         if not self._client and self.machine.resumable and said is not None:
             while not self.machine.over and self._failure is None:
                 try:
@@ -758,7 +765,7 @@ class ResumableStream(Stream):
                         await self._await_return()
                     else:
                         await self._receive()
-                        self._ahead = b""  # nobody takes it any more
+                        self._ahead = b""  # drop the payload: no task receives it any more
                         await self._transmit()
                 except trio.BrokenResourceError:
                     return
@@ -766,7 +773,7 @@ class ResumableStream(Stream):
             await self.attachment.carrier.flush()
 
     def queue(self) -> Queue:
-        """As the connection's."""
+        """See `Stream.queue`: the queue of the present connection."""
         return self.attachment.carrier.queue() if self.attachment is not None else Queue()
 
     def reset_on_exit(self) -> None:
@@ -784,10 +791,10 @@ class ResumableStream(Stream):
             self._lose(self.attachment, "it was closed")
 
     async def aclose(self) -> None:
-        """End our direction and close. Where the peer has ended too, wait until each side has everything.
+        """End our direction and close. If the peer has ended too, first wait until each side has everything.
 
-        Whoever closes before the peer has ended leaves: the peer is told so, and waits for nobody. Raises
-        BrokenResourceError where the peer could not be told.
+        Closing before the peer has ended breaks the tunnel off, by a RESET: the peer is not to wait for us. Raises
+        BrokenResourceError if our end could not be sent.
         """
         machine = self.machine
         closed = False
@@ -815,7 +822,7 @@ class ResumableStream(Stream):
                     try:
                         await attachment.carrier.aclose()
                     except trio.BrokenResourceError:
-                        pass  # what matters was said in capsules
+                        pass  # harmless: all that matters was sent in capsules
                 else:
                     attachment.carrier.abort()
             self.fail("this stream was already closed")
@@ -826,6 +833,6 @@ def _duration(seconds: float) -> str:
 
 
 def _clock_drift() -> float:
-    """How far the clock that goes on while the machine sleeps is ahead of the one that does not, in seconds."""
+    """By how many seconds the clock that runs while the machine sleeps is ahead of the clock that stops."""
     boot = getattr(time, "CLOCK_BOOTTIME", None)
     return (time.time() if boot is None else time.clock_gettime(boot)) - time.monotonic()
