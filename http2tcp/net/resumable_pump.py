@@ -1,14 +1,15 @@
 """The Linux pumps of a tunnel that comes back: bulk is spliced, and tee(2) keeps what the peer has not acknowledged.
 
 Toward the peer: source → pipe, tee(pipe → a second pipe, which keeps the bytes), a header, pipe → connection. An ACK
-drops bytes from the second pipe. Where a connection is lost, what it keeps goes into the heap, and is sent again from
-there: that is rare, and leaves no order of pipes to get wrong.
+drops bytes from the second pipe. When a connection is lost, the bytes in the second pipe move into the heap, and are
+sent again from there: that is rare, and leaves no order of pipes to get wrong.
 
-From the peer: payload goes through a pipe to the sink. What is in that pipe is the session's: it reaches the sink
-whatever becomes of the connection.
+From the peer: payload goes through a pipe to the sink. The bytes in that pipe belong to the session: they reach the
+sink even if the connection is lost.
 
-The connection may change at any wait, and with it its descriptor, and whether it has one. So neither pump keeps a
-descriptor of a connection over a wait. Keystrokes, and connections that are no bare descriptors, are read and sent.
+During any wait, the session may get another connection, with another descriptor or none. So neither pump keeps a
+connection's descriptor across a wait. Keystrokes, and the data of connections without a plain descriptor (such as TLS),
+are read into memory and sent from there.
 """
 
 from __future__ import annotations
@@ -28,24 +29,26 @@ from http2tcp.net.splice_pump import UNSUPPORTED, Found, Pump, words
 from http2tcp.net.streams import CHUNK, Stream
 from http2tcp.protocol.resume_outgoing import Kept, KeptBytes
 
-# One read of interactive traffic. A read that fills it is what makes a flow bulky, and so does as much payload to come.
+# The size of a read of interactive traffic, in bytes. A flow is bulky once a read fills it, or once this much payload
+# of a capsule is still to come.
 SMALL = 64 * 1024
-# A flow that brings less at a time has gone quiet.
+# A flow that brings fewer bytes than this at a time has gone quiet.
 QUIET = 16 * 1024
-# What is asked of the kernel at a time. A pipe is bounded by its pieces, and one of a large packet has up to 32 KiB.
+# The most bytes to splice in one call. A pipe's capacity is a number of pieces, and a piece of a large packet has up to
+# 32 KiB, so this much may fit.
 _STEP = 2 * 1024 * 1024
-# What is read at a time from a pipe whose bytes go into the heap.
+# The most bytes to read at a time from a pipe into the heap.
 _PIECE = 1024 * 1024
 
 
 async def to_session(source: Stream, sink: Stream, flow: Flow) -> None:
-    """As `http2tcp.net.pump.copy`, from a descriptor to a session."""
+    """Like `http2tcp.net.pump.copy`, but from a descriptor to a session."""
     assert isinstance(sink, ResumableStream)
     await _ToSession(source, sink, _descriptor(source.source_fd()), flow).run()
 
 
 async def from_session(source: Stream, sink: Stream, flow: Flow) -> None:
-    """As `http2tcp.net.pump.copy`, from a session to a descriptor."""
+    """Like `http2tcp.net.pump.copy`, but from a session to a descriptor."""
     assert isinstance(source, ResumableStream)
     await _FromSession(source, _descriptor(sink.sink_fd()), flow).run()
 
@@ -60,31 +63,31 @@ def _descriptor(fd: int | None) -> int:
 
 
 class _Segment:
-    """Bytes that lie together."""
+    """Consecutive kept bytes that are in the same place: in one heap store, or in the pipe."""
 
     __slots__ = ("heap", "held")
 
     def __init__(self, heap: Kept | None, held: int) -> None:
-        #: None: they are in the pipe.
+        #: The store in the heap that has the bytes; None: they are in the pipe.
         self.heap = heap
         self.held = held
 
 
 class KeptInPipe:
-    """Kept bytes, of which those that came by tee(2) are in a pipe. It has a pipe only while bytes are in it."""
+    """Kept bytes. Those that came by tee(2) are in a pipe; it goes back to the pool when it is empty."""
 
     __slots__ = ("_pipe", "_segments")
 
     def __init__(self, before: Kept | None = None, held: int = 0) -> None:
-        """`before` keeps `held` bytes already."""
-        # In order. Two of a kind are never neighbours.
+        """`before` already keeps `held` bytes."""
+        # The segments, in order. Never two of the heap, or two of the pipe, in a row.
         self._segments: deque[_Segment] = deque()
         if before is not None and held:
             self._segments.append(_Segment(before, held))
         self._pipe: Pipe | None = None
 
     def append(self, data: bytes) -> None:
-        """Keep these behind the others."""
+        """Keep `data` behind the bytes that are already kept."""
         heap = self._segments[-1].heap if self._segments else None
         if heap is None:
             heap = KeptBytes()
@@ -93,22 +96,23 @@ class KeptInPipe:
         self._segments[-1].held += len(data)
 
     def ready(self) -> bool:
-        """Whether `append_from` has a pipe."""
+        """Get a pipe for `append_from`, if there is none yet. Return whether there is one now."""
         if self._pipe is None:
             self._pipe = pipes.take()
         return self._pipe is not None
 
     def append_from(self, pipe: Pipe) -> int:
-        """Keep what is at the front of this pipe, without taking it out: how many bytes; 0 where that cannot be.
+        """Keep the bytes at the front of `pipe`, without removing them. Return how many were kept; 0 if none could be.
 
-        Raises OSError where the system does not tee.
+        Raises OSError if the system does not support tee(2).
         """
         if not self.ready():
             return 0
         assert self._pipe is not None
         copied = tee(pipe.exit, self._pipe.entry, pipe.held)
         if not copied and self._pipe.held:
-            # A pipe has room for so many pieces, however small they are. What it has is copied, and it serves on.
+            # Our pipe is full: its capacity is a number of pieces, however small. Move its bytes into the heap, and try
+            # again.
             self.fold()
             return self.append_from(pipe)
         if copied:
@@ -136,19 +140,19 @@ class KeptInPipe:
         self.rest()
 
     def rest(self) -> None:
-        """Give an empty pipe back."""
+        """Give the pipe back if it is empty."""
         if self._pipe is not None and not self._pipe.held:
             pipes.give_back(self._pipe)
             self._pipe = None
 
     def read(self, offset: int, most: int) -> bytes:
-        """Up to `most` bytes from `offset` on. All of them go into the heap."""
+        """Return up to `most` bytes from `offset` on. This moves all kept bytes into the heap."""
         self.fold()
         heap = self._segments[0].heap if self._segments else None
         return b"" if heap is None else heap.read(offset, most)
 
     def fold(self) -> None:
-        """Put everything into the heap, and give the pipe back."""
+        """Move all kept bytes into the heap, and give the pipe back."""
         if self._pipe is None:
             return
         if not self._segments or self._segments[0].heap is None:
@@ -170,28 +174,28 @@ class KeptInPipe:
         self.rest()
 
     def close(self) -> None:
-        """Forget everything."""
+        """Forget all kept bytes, and give the pipe back."""
         self._segments.clear()
         if self._pipe is not None:
-            # The pool closes one that still holds bytes.
+            # The pool closes a pipe that still holds bytes.
             pipes.give_back(self._pipe)
             self._pipe = None
 
 
 def take(pipe: Pipe, most: int) -> bytes:
-    """Copy bytes out of a pipe."""
+    """Read up to `most` bytes out of a pipe."""
     data = os.read(pipe.exit, most)
     pipe.held -= len(data)
     return data
 
 
 def discard(pipe: Pipe, count: int) -> None:
-    """Drop so many from the front of a pipe, without a copy."""
+    """Drop the first `count` bytes of a pipe, without a copy if possible."""
     while count:
         try:
             gone = os.splice(pipe.exit, nowhere(), count, flags=os.SPLICE_F_NONBLOCK)
         except OSError:
-            # No descriptor is left for it, or this system's /dev is empty.
+            # /dev/null cannot be opened: no descriptor is left, or this system's /dev is empty. Read the bytes instead.
             gone = len(os.read(pipe.exit, min(count, CHUNK)))
         pipe.held -= gone
         count -= gone
@@ -199,18 +203,21 @@ def discard(pipe: Pipe, count: int) -> None:
 
 @functools.cache
 def nowhere() -> int:
-    """Where dropped bytes go: one descriptor, which the process keeps."""
+    """Return the descriptor of /dev/null, into which bytes are dropped. The process opens it once and keeps it."""
     return os.open(os.devnull, os.O_WRONLY | os.O_CLOEXEC)
 
 
 def tee(source: int, sink: int, count: int) -> int:
-    """Double the first `count` bytes of one pipe into another: how many; 0 where the other is full. Raises OSError."""
+    """Copy up to `count` bytes from the front of one pipe into another, without removing them.
+
+    Return how many were copied; 0 if the other pipe is full. Raises OSError.
+    """
     return _load_tee()(source, sink, count)
 
 
 @functools.cache
 def _load_tee() -> Callable[[int, int, int], int]:
-    # Python has no tee(2) of its own. Only the first bulky flow pays for this import.
+    # Python has no tee(2), so call it by ctypes. Imported here, so that only the first bulky flow pays for it.
     import ctypes
 
     function = getattr(ctypes.CDLL(None, use_errno=True), "tee", None)
@@ -239,16 +246,17 @@ class _ToSession(Pump):
     __slots__ = ("_from", "_going", "_pipe", "_session")
 
     def __init__(self, source: Stream, session: ResumableStream, fd: int, flow: Flow) -> None:
-        # The sink is whichever connection there is.
+        # `Pump` takes a sink, but here the sink is the session's present connection, which `_follow` looks up.
         super().__init__(fd, fd, flow)
         self._from = source
         self._session = session
-        # Bytes at the front of the pipe that are kept and not written yet.
+        # How many bytes at the front of the pipe the session has already counted, but which are not written yet.
         self._going = 0
+        # The pipe that `_empty` is sending; `_begin` and `_follow` use it.
         self._pipe: Pipe | None = None
 
     async def run(self) -> None:
-        """Until EOF."""
+        """Pump until the source's EOF. Raises SourceBroke or SinkBroke."""
         while True:
             data = await self._take_some()
             if data is None:
@@ -267,7 +275,7 @@ class _ToSession(Pump):
                 return
 
     async def _take_some(self) -> bytes | None:
-        """What has arrived; b"" at EOF, None where there is nothing after all."""
+        """Wait for bytes and read them; b"" at EOF, None if there are none after all."""
         if ahead := self._from.take_ahead():
             return ahead
         await self._wait()
@@ -280,14 +288,14 @@ class _ToSession(Pump):
             raise SourceBroke(words(error)) from error
 
     async def _tee_bulk(self) -> bool:
-        """Tee and splice until the source has gone quiet, or the connection is no descriptor; True at the EOF."""
+        """Tee and splice until the source goes quiet or this is no longer possible. Return whether it reached EOF."""
         pipe: Pipe | None = None
         machine = self._session.machine
         largest = 1
         try:
             while self._splices:
                 if not (room := self._room()):
-                    # Nothing is held while waiting.
+                    # Hold no pipe while waiting.
                     _give_back(pipe)
                     pipe = None
                     await self._wait_for_room()
@@ -318,7 +326,7 @@ class _ToSession(Pump):
             self._rest()
 
     def _room(self) -> int:
-        """How many bytes may go past the session now."""
+        """How many bytes may be spliced past the session now."""
         machine = self._session.machine
         if machine.wants_write or self._session.carrier_fd() is None:
             return 0
@@ -342,7 +350,7 @@ class _ToSession(Pump):
             kept.rest()
 
     async def _empty(self, pipe: Pipe) -> None:
-        """Send what is in the pipe. What cannot be sent this way becomes the session's, too."""
+        """Send the bytes in the pipe. Give the session those that cannot be spliced, so that it sends them."""
         self._pipe = pipe
         try:
             while pipe.held:
@@ -351,11 +359,11 @@ class _ToSession(Pump):
                 if pipe.held == before or self._going:
                     return
         finally:
-            # Even where this is cancelled: the tunnel may have to deliver what it took.
+            # Do this even after a cancel: the tunnel may still have to deliver the bytes that it took from the source.
             self._hand_over(pipe)
 
     def _begin(self, _: int) -> bytes:
-        """Keep what is in the pipe, as much as may be, and say what comes before it; b"" where it cannot go."""
+        """Keep the bytes in the pipe, as many as possible. Return the head to write before them; b"" if none can go."""
         session, machine, pipe = self._session, self._session.machine, self._pipe
         assert pipe is not None
         out = machine.out
@@ -376,7 +384,7 @@ class _ToSession(Pump):
         return machine.begin_data(count)
 
     async def _follow(self, attachment: Attachment, head: bytes) -> None:
-        """Write what `_begin` has given, and what it has announced. Raises BrokenResourceError."""
+        """Write the head that `_begin` returned, and the bytes that it announces. Raises BrokenResourceError."""
         pipe = self._pipe
         assert pipe is not None
         while self._going:
@@ -403,7 +411,7 @@ class _ToSession(Pump):
             self._going -= count
 
     def _hand_over(self, pipe: Pipe) -> None:
-        # The session has already counted these bytes.
+        # Drop the bytes that the session has already counted as given.
         discard(pipe, self._going)
         self._going = 0
         machine = self._session.machine
@@ -426,13 +434,13 @@ class _FromSession(Pump):
     __slots__ = ("_session",)
 
     def __init__(self, session: ResumableStream, sink: int, flow: Flow) -> None:
-        # The source is whichever connection there is.
+        # `Pump` takes a source, but here the source is the session's present connection: `_move_payload` sets it.
         super().__init__(sink, sink, flow)
         self._session = session
         session.sip = SMALL
 
     async def run(self) -> None:
-        """Until the peer's end."""
+        """Pump until the peer's end. Raises SourceBroke or SinkBroke."""
         session, flow = self._session, self._flow
         while True:
             flow.waits()
@@ -451,7 +459,7 @@ class _FromSession(Pump):
                 await self._move_payload()
 
     async def _move_payload(self) -> None:
-        """Splice the rest of this capsule's payload, as far as it comes without a pause."""
+        """Splice the rest of this capsule's payload, as long as more of it has already arrived."""
         session = self._session
         session.take_back()
         attachment = session.attachment
@@ -465,7 +473,7 @@ class _FromSession(Pump):
                 if fd is None or not left:
                     return
                 self._source = fd
-                # Nothing now, the end of the connection, or its break: the next read tells which.
+                # If this finds no bytes, the next read tells why: none has come yet, or the connection ended or broke.
                 try:
                     found = self._fill(pipe, min(left, _STEP))
                 except SourceBroke:
@@ -476,7 +484,7 @@ class _FromSession(Pump):
                 await session.take_past(attachment, count)
                 await self._empty(pipe)
                 if session.machine.wants_write:
-                    # An ACK is due. It does not wait behind what is still to come.
+                    # An ACK is due. Let the task that sends it run now, before more payload is moved.
                     await trio.lowlevel.checkpoint()
                 else:
                     await self._take_turns(count)
