@@ -242,7 +242,7 @@ class Resumable:
         self._ping_due = False
         # `out.acked` when this connection's last PING was sent; -1: none was.
         self._asked = -1
-        #: Positions of the peer's direction that are in memory or further.
+        #: Positions of the peer's direction that have arrived: in memory, or already in the sink.
         self.received = 0
         #: Positions of the peer's direction that the sink has taken.
         self.handed_on = 0
@@ -250,7 +250,7 @@ class Resumable:
         self.told = 0
         self.peer_end: End | None = None
         self._ack_due = False
-        # `received` when the peer's last PING came: an ACK is due once that much is handed on. -1: it was, or no PING.
+        # `received` when the peer's last PING came: an ACK is due once that much is handed on. -1: nothing to wait for.
         self._promised = -1
         #: Our RESET, if we broke the tunnel off after our FINAL_DATA: it has no position.
         self.last_words: Reset | None = None
@@ -343,7 +343,7 @@ class Resumable:
         return True
 
     def answer(self, server_nonce: bytes, client_nonce: bytes) -> Attempt:
-        """Answer a CHALLENGE with the client's next attempt, which makes older ones stale. Only while detached."""
+        """Make the attempt that answers a CHALLENGE. Older attempts become stale. Only while detached."""
         assert self.side is Side.CLIENT
         assert not self.attached
         from http2tcp.protocol.resume_proof import Attempt, Role
@@ -516,7 +516,7 @@ class Resumable:
             self.received += 1
         elif why is None:
             raise Violation("a second end came")
-        # A RESET after FINAL_DATA breaks the tunnel and has no position.
+        # A RESET from the peer after its FINAL_DATA breaks the tunnel, but has no position.
         self.peer_end = End(why)
         return None if why is None and self._broken_here else self.peer_end
 
@@ -583,7 +583,7 @@ class Resumable:
         return self.handed_on - self.told
 
     def acknowledge(self) -> None:
-        """Make an ACK due, if one is owed. Does nothing while detached: the next connection's HELLO says it."""
+        """Make an ACK due, if one is owed. Does nothing while detached: the next HELLO does the same."""
         self._ack_due = self._ack_due or (self.attached and self.owed > 0)
 
     def _judge(self) -> None:

@@ -26,7 +26,7 @@ class Kept(Protocol):
         """Forget the first `count` bytes."""
 
     def read(self, offset: int, most: int) -> bytes:
-        """Return up to `most` bytes from `offset` on. There may be more than are returned, but at least one is."""
+        """Return up to `most` bytes from `offset` on. May return fewer than there are, but at least one."""
 
 
 # Pieces smaller than this, in bytes, are joined, so that keystrokes do not take thirty times their size in memory.

@@ -21,7 +21,7 @@ class Role(Enum):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Claim:
-    """What a proof covers: the side that makes it, the session, the attempt, and how far that side has received."""
+    """What a proof covers: the side that makes it, the session, the attempt, and that side's `received` and `acked`."""
 
     role: Role
     session: str

@@ -160,7 +160,7 @@ class Hello(NamedTuple):
         return f"Hello({', '.join(shown)})"
 
     def capsule(self) -> bytes:
-        """The whole capsule."""
+        """Encode the HELLO as a whole capsule."""
         value = b""
         for key, name in _NUMBERS.items():
             if (number := getattr(self, name)) is not None:
