@@ -147,7 +147,8 @@ class Forbidden(Refusal):
 
     status = 403
     phrase = "Forbidden"
-    text = "this is not allowed"
+    # The client recognises this text, so both sides take it from here.
+    text = "this destination is not allowed"
     proxy_error = "http_request_denied"
 
     def __init__(self, text: str | None = None, *, proxy_error: str | None = None, rule: str = "") -> None:

@@ -32,7 +32,7 @@ class Admission(Protocol):
 
 def not_allowed(rule: str) -> Forbidden:
     """Return the refusal for a destination that the rules do not allow. Only the operator sees the rule, in the log."""
-    return Forbidden("this destination is not allowed", rule=rule)
+    return Forbidden(rule=rule)
 
 
 def too_slow(admission: Admission, seconds: float, *, named: bool) -> Refusal:

@@ -324,7 +324,7 @@ def test_an_operator_is_told_what_closes_a_destination(
         grant(*allow, deny=deny).admit(parse_destination(destination))
     assert why in refused.value.rule
     # The client is not.
-    assert str(refused.value) == "this destination is not allowed"
+    assert str(refused.value) == Forbidden.text
 
 
 def test_an_operator_is_told_which_rule_opens_or_closes_an_address() -> None:
