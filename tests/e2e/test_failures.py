@@ -291,7 +291,8 @@ def test_a_server_that_dies_under_a_login_is_told(site: Site, login: LoginTo, tm
         text = example(tmp_path / "nginx", https_site(port, upstream, site.certificates.good))
         with nginx(tmp_path / "nginx", text, port):
             endpoint = f"https://localhost:{port}/~http2tcp/"
-            client = site.client(endpoint, "--token-file", str(server.token_file), "--transport", "connect-tcp")
+            options = ("--transport", "connect-tcp", "--no-resume")
+            client = site.client(endpoint, "--token-file", str(server.token_file), *options)
             command = [*login(client).command("ssh", "target", "echo ready; read line")]
             with conversation(command, stderr=subprocess.PIPE) as ssh:
                 assert ssh.stdout is not None

@@ -80,7 +80,7 @@ def test_a_server_that_dies_is_told(site: Site, tmp_path: Path) -> None:
         port = free_port()
         replacements = http_site(port, f"http://127.0.0.1:{server.port}", site.certificates.good)
         with nginx(tmp_path / "nginx", example(tmp_path / "nginx", replacements), port):
-            more = ["--transport", "websocket", "--token-file", str(server.token_file)]
+            more = ["--transport", "websocket", "--no-resume", "--token-file", str(server.token_file)]
             command = site.client(f"http://localhost:{port}/~http2tcp/", *more, destination=site.sshd.address)
             with subprocess.Popen(
                 command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.PIPE, env=environment()
