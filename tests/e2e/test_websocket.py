@@ -169,7 +169,8 @@ def test_our_client_logs_in_through_websocat(site: Site, login: LoginTo, tmp_pat
 def test_an_input_that_ends_with_a_silent_target_behind_websocat_is_told(site: Site, tmp_path: Path) -> None:
     port = free_port()
     command = [program("websocat"), "-b", "-E", f"ws-l:127.0.0.1:{port}", f"tcp:{site.sshd.address}"]
-    patience = "import http2tcp.net.websocket as websocket; websocket.EOF_PATIENCE = 0.5"
+    shorter = "websocket._CLIENT_ENDS = websocket._CLIENT_ENDS._replace(eof_patience=0.5)"
+    patience = f"import http2tcp.net.websocket as websocket; {shorter}"
     client = [sys.executable, "-c", f"{patience}; from http2tcp.__main__ import main; main()"]
     client += ["-c", "-e", f"http://127.0.0.1:{port}/", "--transport", "websocket"]
     with running(command, tmp_path / "websocat.log", lambda: listens(port)):
