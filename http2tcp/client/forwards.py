@@ -62,7 +62,7 @@ def _fields(text: str) -> list[str]:
 
 
 def _local(fields: list[str]) -> Address | None:
-    """Return the address to listen on: a path, a loopback port, or a bind address and port. None: none of these."""
+    """Return the address to listen on: a path, a loopback port, or a bind address and port. None for other fields."""
     match fields:
         case [path] if _is_path(path):
             return parse_listen(_address(fields))

@@ -102,7 +102,7 @@ class Candidate(NamedTuple):
 
 
 class LookUpLimiter:
-    """Limits how many threads one owner's look-ups may use, of those that all look-ups share.
+    """All look-ups share one pool of threads. This class limits how many of them one owner's look-ups may use.
 
     A look-up of one family takes one thread and one place here, so a name takes two of each. A place is free again when
     its thread ends, not when the dial does: a cancelled dial leaves the resolver running in the thread.

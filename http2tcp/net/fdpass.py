@@ -45,7 +45,7 @@ class HeadReceiver:
 
 
 def is_unix_socket(fd: int) -> bool:
-    """Whether a descriptor can be sent over this one."""
+    """Whether `fd` is a socket over which another descriptor can be sent."""
     if not hasattr(socket, "SCM_RIGHTS") or not stat.S_ISSOCK(os.fstat(fd).st_mode):
         return False
     with socket.socket(fileno=os.dup(fd)) as sock:

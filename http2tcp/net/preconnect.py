@@ -26,7 +26,8 @@ LOOPBACK = ((socket.AF_INET, "127.0.0.1"), (socket.AF_INET6, "::1"))
 #: The families that a name is looked up in, one look-up each (RFC 8305, section 3). A resolver that drops the
 #: questions for one of them would hold up a look-up of both for many seconds.
 FAMILIES = (socket.AF_INET, socket.AF_INET6)
-# RFC 8305, section 3: how long, in seconds, the first answer waits for that of the preferred family.
+# RFC 8305, section 3: how many seconds the answer of the first family waits for the answer of the other. IPv6 addresses
+# do not wait if this machine prefers IPv6 for the name.
 RESOLUTION_DELAY = 0.05
 
 

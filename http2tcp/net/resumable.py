@@ -28,7 +28,7 @@ from http2tcp.protocol.resume_wire import Gap, Hello, Violation
 
 # For how many of its own keepalive intervals a peer may be silent before its connection is given up.
 _MISSED = 3
-# How long, in seconds, closing may try to send our end, and a broken tunnel its reason.
+# How many seconds it may take to send our end when the stream closes, or the reason when the tunnel breaks.
 _CLOSING = 1.0
 # How long a finished client waits for the server to close first, in seconds. If the client closed first, with bytes
 # unread, the kernel would reset the connection, and the reset could overtake the client's last ACK.
@@ -745,7 +745,7 @@ class ResumableStream(Stream):
         return self.machine.grace if self.machine.resumable and code == ResetCode.TARGET else 0.0
 
     async def send_reason(self, why: str, code: int = 0) -> None:
-        """Break the tunnel off, after the data that was given. The peer gets the reason now, or when it is back."""
+        """Send a RESET behind all data, to break the tunnel off. The peer gets the reason now, or when it is back."""
         self.take_back()
         self.machine.give_reset(code or (ResetCode.LEAVING if self._client else 0), why)
         self._ring()

@@ -54,7 +54,7 @@ _TCP_CLOSE = 7
 
 
 class Queue(NamedTuple):
-    """How far the delivery of what we sent has got, in bytes."""
+    """How many sent bytes the peer's kernel has and has not acknowledged."""
 
     #: Sent by us, and not yet acknowledged by the peer's kernel.
     kept: int = 0
@@ -166,7 +166,7 @@ class Stream(trio.abc.HalfCloseableStream):
         """Wait until the peer's kernel has everything that was sent. The caller sets a deadline."""
 
     def queue(self) -> Queue:
-        """How far the delivery of what we sent has got. All zeros if our kernel does not say."""
+        """How many sent bytes the peer's kernel has and has not acknowledged. All zeros if our kernel does not say."""
         return Queue()
 
     def reset_on_exit(self) -> None:

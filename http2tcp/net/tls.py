@@ -405,7 +405,7 @@ def what_broke(error: ssl.SSLError) -> str:
 
 def is_cut(error: ssl.SSLError) -> bool:
     """Whether the connection ended without a close_notify."""
-    # Before Python 3.11.4 the same error has another class, and this reason.
+    # Python before 3.11.4 raises another class of SSLError for such an end, with the reason below.
     return isinstance(error, ssl.SSLEOFError) or error.reason == "UNEXPECTED_EOF_WHILE_READING"
 
 

@@ -227,7 +227,7 @@ class TLSSocket(socket.socket):
         """
         session, records = self._session, self._records
         size = barren = fed = 0
-        # Ask only once: after a read below, nothing is left of its record, or `wanted` is reached.
+        # Ask for left-over payload only once: each read below takes the rest of its record, or reaches `wanted`.
         pending = session.pending()
         for _ in range(RECORDS):
             if pending:

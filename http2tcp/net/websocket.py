@@ -1,7 +1,7 @@
 """A WebSocket after its opening handshake, as a stream over any other.
 
 Binary messages carry the bytes; the boundaries of messages mean nothing. A Close ends both directions, and a stream
-that ends without one was cut. For half-close, capsules go into the messages (`http2tcp.net.capsules`).
+that ends without one was cut. To half-close, send capsules in the messages (`http2tcp.net.capsules`).
 """
 
 from __future__ import annotations

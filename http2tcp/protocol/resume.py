@@ -616,7 +616,7 @@ class Resumable:
             self.out.end = End(None)
 
     def give_reset(self, code: int, words: str) -> None:
-        """Break the tunnel off, after the data that was given. Nothing more is handed on, in either direction."""
+        """Break the tunnel off, by a RESET behind all data. Nothing more is handed on, in either direction."""
         if self.broken is not None or self.finished:
             return
         why = Reset(code, words)

@@ -104,7 +104,7 @@ class KeptBytes:
 class End(NamedTuple):
     """How a direction ends."""
 
-    #: None: it ended well, by FINAL_DATA, which stands for TCP's FIN.
+    #: The RESET that broke the direction off. None: it ended well, by FINAL_DATA, which stands for TCP's FIN.
     reset: Reset | None
 
 

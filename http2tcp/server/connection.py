@@ -61,7 +61,7 @@ logger = logging.getLogger("http2tcp.connection")
 # request's head, but always has at least _SHORTEST_LINGER seconds to read the refusal.
 _WITHOUT_TOKEN = (400, 401, 404, 407, 408, 426, 429, 431)
 _SHORTEST_LINGER = 0.1
-# Out of descriptors: how many seconds to wait until evicted connections have freed theirs.
+# How many seconds to wait, when no descriptor is free, until evicted connections have freed some.
 _EXHAUSTED_PAUSE = 0.1
 
 

@@ -308,7 +308,10 @@ def authorisation_hop(attempt: Attempt, *, with_token: bool, target: str) -> Hop
 
 
 def target_hop(attempt: Attempt, destination: Address | None, greeting: bytes | None) -> Hop:
-    """Make the line for the target. `greeting`: its first bytes; b"": it ended instead; None: it sent nothing yet."""
+    """Make the line for the target.
+
+    `greeting`: the target's first bytes; b"" if the target ended instead; None if it has sent nothing yet.
+    """
     text = target_name(destination)
     words = None if not greeting else _printable(greeting)
     facts = {"destination": None if destination is None else str(destination), "greeting": words}

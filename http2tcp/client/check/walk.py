@@ -51,7 +51,7 @@ async def check(settings: ClientSettings, report: Report) -> Verdict:
 
 
 class _Walk:
-    """One check. As the client's `Progress`, it collects the attempts, and reports what they show."""
+    """One run of `--check`. It is the client's `Progress`: it collects the attempts, and reports what they show."""
 
     def __init__(self, settings: ClientSettings, report: Report) -> None:
         if settings.fdpass and settings.transport is None:
