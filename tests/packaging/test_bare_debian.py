@@ -12,9 +12,10 @@ from pathlib import Path
 
 import pytest
 
+from tests.support.debian import bootstrap
 from tests.support.documented import Block, Machine, blocks
 from tests.support.machines import machine
-from tests.support.processes import environment, program, running
+from tests.support.processes import program, running
 
 from .conftest import ROOT, Built, run
 
@@ -40,10 +41,8 @@ def debian(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
         pytest.skip("only root can make a root")
     address, release = mirror()
     directory = tmp_path_factory.mktemp("debian") / "root"
-    command = [debootstrap, "--variant=minbase", "--include=python3,python3-venv", release, str(directory), address]
-    done = subprocess.run(command, capture_output=True, text=True, timeout=600, env=environment())
     try:
-        assert done.returncode == 0, done.stdout[-2000:] + done.stderr
+        bootstrap(debootstrap, directory, release, address, "python3,python3-venv", timeout=600)
         yield directory
     finally:
         # Not into what may still be mounted there.

@@ -19,6 +19,7 @@ from typing import Any
 
 import pytest
 
+from tests.support.debian import bootstrap
 from tests.support.processes import environment, program
 
 ROOT = Path(__file__).parents[2]
@@ -113,11 +114,8 @@ def _memory() -> Iterator[Path]:
 def _stand_in(directory: Path, debootstrap: str, run: Any) -> None:
     """Make the images that the examples start from."""
     debian = directory / "debian"
-    command = [debootstrap, "--variant=minbase", "--include=ca-certificates", "trixie", str(debian)]
-    done = subprocess.run(
-        [*command, "http://deb.debian.org/debian"], capture_output=True, timeout=_PATIENCE, env=environment()
-    )
-    assert done.returncode == 0, done.stdout[-4000:].decode()
+    mirror = "http://deb.debian.org/debian"
+    bootstrap(debootstrap, debian, "trixie", mirror, "ca-certificates", timeout=_PATIENCE)
     base = run("from", "scratch")
     run("copy", "--quiet", base, debian, "/")
     if _AUTHORITIES.exists():
