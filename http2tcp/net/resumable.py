@@ -21,7 +21,7 @@ import trio
 from http2tcp.net.capsules import told_by
 from http2tcp.net.last_look import last_look
 from http2tcp.net.send_lock import SendLock
-from http2tcp.net.streams import CHUNK, UNSAID_END, Bytes, Queue, Stream
+from http2tcp.net.streams import CHUNK, UNSAID_END, Bytes, Queue, Stream, check_size
 from http2tcp.protocol.capsule import KEEPALIVE, ResetCode
 from http2tcp.protocol.resume import ACK_WITHIN, LAPSE_AFTER, Mode, Resumable
 from http2tcp.protocol.resume_wire import Gap, Hello, Violation
@@ -272,8 +272,7 @@ class ResumableStream(Stream):
 
     async def receive_some(self, max_bytes: int | None = None) -> bytes:
         """Receive payload; b"" after the peer's end. Raises BrokenResourceError if the tunnel is broken for good."""
-        if max_bytes is not None and max_bytes < 1:
-            raise ValueError("max_bytes must be 1 or more")
+        check_size(max_bytes)
         self.take_back()
         while not self._ahead:
             if self.machine.peer_end is not None:
@@ -746,7 +745,7 @@ class ResumableStream(Stream):
 
     async def send_reason(self, why: str, code: int = 0) -> None:
         """Send a RESET behind all data, to break the tunnel off. The peer gets the reason now, or when it is back."""
-        self.take_back()
+        # Bytes that are still lent do not count as handed on: the pump may have been cancelled while it wrote them.
         self.machine.give_reset(code or (ResetCode.LEAVING if self._client else 0), why)
         self._ring()
         with trio.move_on_after(_CLOSING):
@@ -784,11 +783,14 @@ class ResumableStream(Stream):
     def abort(self) -> None:
         """Drop the session and its connection."""
         self.fail("another task closed this stream")
+        self._drop_pipe()
+        if self.attachment is not None:
+            self._lose(self.attachment, "it was closed")
+
+    def _drop_pipe(self) -> None:
         if self.piped is not None:
             self.piped.close()
             self.piped = None
-        if self.attachment is not None:
-            self._lose(self.attachment, "it was closed")
 
     async def aclose(self) -> None:
         """End our direction and close. If the peer has ended too, first wait until each side has everything.
@@ -812,9 +814,7 @@ class ResumableStream(Stream):
                     raise trio.BrokenResourceError(UNSAID_END)
             closed = True
         finally:
-            if self.piped is not None:
-                self.piped.close()
-                self.piped = None
+            self._drop_pipe()
             attachment, self.attachment = self.attachment, None
             if attachment is not None:
                 machine.detach(attachment.number)

@@ -17,6 +17,7 @@ from http2tcp.net.relay import End
 from http2tcp.net.resumable_pump import KeptInPipe, discard, take
 from http2tcp.net.stdio import StdioStream
 from http2tcp.net.streams import SocketStream
+from http2tcp.protocol.capsule import ResetCode
 from tests.support.cut_wires import Fate, Tunnel, both_relays, conversation, pair
 
 SEEDS = int(os.environ.get("RESUME_SEEDS", "1000"))
@@ -322,3 +323,23 @@ def test_kept_bytes_do_not_depend_on_where_they_lie(seed: int) -> None:
     kept.close()
     pipes.give_back(transit)
     assert_pipes_are_back()
+
+
+async def test_bytes_that_the_target_never_took_are_not_acknowledged_when_the_tunnel_breaks() -> None:
+    """The pump has them, and was cancelled in its write: the client must not be told that they were handed on."""
+    async with trio.open_nursery() as nursery:
+        tunnel = Tunnel(nursery, [])
+        await tunnel.open()
+        client, server = tunnel.client, tunnel.server
+        assert client is not None
+        assert server is not None
+        await client.send_all(b"lost")
+        assert await server.receive_some() == b"lost"
+        await server.send_reason("the target has broken", ResetCode.TARGET)
+        with pytest.raises(trio.BrokenResourceError):
+            await client.receive_some()
+        assert server.machine.handed_on == 0
+        assert client.machine.out.acked == 0
+        client.abort()
+        server.abort()
+        nursery.cancel_scope.cancel()
