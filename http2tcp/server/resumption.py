@@ -7,7 +7,6 @@ the session no longer uses that stream. Nothing here does I/O.
 
 from __future__ import annotations
 
-import re
 import secrets
 import time
 from collections import Counter, OrderedDict
@@ -41,8 +40,6 @@ ATTEMPTS = 8
 PATIENCE = 120.0
 # How many bytes every session may keep, however much the others keep.
 _OWN = 64 * 1024
-# The names that `--node` accepts.
-NODE = re.compile(r"[a-z0-9](?:[a-z0-9.-]{0,61}[a-z0-9])?")
 
 
 class Session(Protocol):

@@ -14,9 +14,8 @@ from http2tcp.net.relay import Outcome, Traffic, relay
 from http2tcp.net.resumable import ResumableStream
 from http2tcp.net.resume_handshake import AttemptRefused, read_first, receive_claim, resume
 from http2tcp.net.streams import SocketStream, Stream
-from http2tcp.protocol.capsule import reset
 from http2tcp.protocol.resume import Bounds, Resumable, Terms
-from http2tcp.protocol.resume_wire import KEY_SIZE, Hello, ResumeError, gone
+from http2tcp.protocol.resume_wire import KEY_SIZE, Hello, ResumeError
 
 # What the kernel gives at least; it doubles what is asked for.
 KERNEL = 2048
@@ -204,11 +203,3 @@ async def both_relays(tunnel: Tunnel, application: Stream, target: Stream) -> tu
         nursery.start_soon(run, "client", application, client)
         nursery.start_soon(run, "server", server, target)
     return outcomes["client"], outcomes["server"]
-
-
-def unknown() -> bytes:
-    """What a server says that does not know the session."""
-    return gone("", 0)
-
-
-__all__ = ["BOUNDS", "Fate", "Tunnel", "conversation", "pair", "reset", "unknown"]
